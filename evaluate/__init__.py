@@ -1,0 +1,1 @@
+"""What the boxes and the milliseconds are worth: localization protocols, latency, reports."""

@@ -1,0 +1,1 @@
+"""Inference backends: each turns image bytes into logits and feature maps."""

@@ -1,0 +1,84 @@
+"""Every error this package raises on purpose.
+
+::
+
+    WgapError
+    ├── ImageError             an image is missing, empty, cut short or not an image
+    ├── DataError              a dataset folder, list or label file is not what its layout promises
+    ├── CheckpointError        a weights file lacks keys, has wrong shapes, or is not a weights file
+    ├── BundleError            a bundle is incomplete or inconsistent
+    │   ├── ManifestError      wgap.json is missing, unreadable, or of a schema this version does not know
+    │   └── HashMismatchError  a file of the bundle is not the one the manifest describes
+    ├── FeatureError           feature maps, logits or weights hold NaN or infinity, or have the wrong shape
+    ├── BackendError           an inference backend refused a model or failed to run it
+    ├── MissingDependencyError an optional dependency is not installed
+    ├── OutputExistsError      the output is already there and overwriting was not asked for
+    └── CheckFailedError       a parity or golden check found a difference
+
+Each message says what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CheckFailedError",
+    "CheckpointError",
+    "DataError",
+    "FeatureError",
+    "HashMismatchError",
+    "ImageError",
+    "ManifestError",
+    "MissingDependencyError",
+    "OutputExistsError",
+    "WgapError",
+]
+
+
+class WgapError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ImageError(WgapError):
+    """An image is missing, empty, cut short or not an image."""
+
+
+class DataError(WgapError):
+    """A dataset folder, list or label file is not what its layout promises."""
+
+
+class CheckpointError(WgapError):
+    """A weights file lacks keys, has wrong shapes, or is not a weights file."""
+
+
+class BundleError(WgapError):
+    """A bundle is incomplete or inconsistent."""
+
+
+class ManifestError(BundleError):
+    """wgap.json is missing, unreadable, or of a schema this version does not know."""
+
+
+class HashMismatchError(BundleError):
+    """A file of the bundle is not the one the manifest describes."""
+
+
+class FeatureError(WgapError, ValueError):
+    """Feature maps, logits or weights hold NaN or infinity, or have the wrong shape."""
+
+
+class BackendError(WgapError):
+    """An inference backend refused a model or failed to run it."""
+
+
+class MissingDependencyError(WgapError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class OutputExistsError(WgapError):
+    """The output is already there and overwriting was not asked for."""
+
+
+class CheckFailedError(WgapError):
+    """A parity or golden check found a difference."""
