@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,12 +28,9 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -52,11 +49,11 @@ def atomic_dir(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} already exists; choose another place or pass --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     retired = temporary.with_name(temporary.name + "-old")
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         for file in sorted(temporary.rglob("*")):
             _sync(file)
         if path.exists():
@@ -72,8 +69,3 @@ def atomic_dir(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
 
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
