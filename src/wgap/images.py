@@ -1,0 +1,330 @@
+"""Images in: finding them, decoding them, resizing them. Training, evaluation and the runtime all read through here.
+
+Formats: JPEG, PNG, BMP, WebP and TIFF, told by their first bytes and never by their names. A file that is cut short is
+refused before anything decodes it, since some decoders fill the missing part with grey and say nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from wgap.errors import DataError, ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    RgbImage = NDArray[np.uint8]
+
+__all__ = ["MAX_PIXELS", "SUFFIXES", "decode", "find_images", "image_size", "resize"]
+
+MAX_PIXELS = 1 << 28
+"""Images of more pixels (268 million, 0.8 GB decoded) are refused from their header, before memory is asked for."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+"""Endings (any case) that make a file inside a searched folder an image."""
+
+_KINDS = "JPEG, PNG, BMP, WebP or TIFF"
+
+
+class _Header(NamedTuple):
+    """What the first bytes tell: stored width and height, and whether the picture may be rotated by its metadata."""
+
+    kind: str
+    width: int
+    height: int
+    orientation: int | None  # EXIF 1..8; None where only the decoder knows
+
+
+class _CutShortError(Exception):
+    """Raised by the header readers; becomes an ImageError that names the image."""
+
+
+def decode(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name: str | None = None) -> RgbImage:
+    """Decode one image.
+
+    Args:
+        source: a path, or the encoded bytes of the whole file.
+        name: what error messages call the image; by default its path, or ``<bytes>``.
+
+    Returns:
+        uint8[H, W, 3], RGB, C-contiguous. EXIF orientation is applied; 16 bits per channel become 8 (the high byte);
+        an alpha channel is ignored; grey is replicated to three channels.
+
+    Raises:
+        ImageError: the file is missing, a folder, unreadable, empty, cut short, corrupt, of more than ``MAX_PIXELS``
+            pixels, or not an image of a supported kind.
+    """
+    data, name = _read(source, name)
+    header = _checked_header(data, name)
+    import cv2
+    import numpy as np
+
+    try:
+        with _quiet(cv2, header.kind):
+            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise ImageError(f"{name}: the {header.kind} decoder refused it ({error}); is the file corrupt?") from error
+    if image is None:
+        raise ImageError(f"{name}: expected a whole {header.kind} image, but the file is cut short or corrupt")
+    decoded: RgbImage = image
+    return decoded
+
+
+def image_size(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> tuple[int, int]:
+    """(height, width) in pixels as :func:`decode` returns the image, EXIF orientation applied.
+
+    Reads the header alone for JPEG, BMP and most PNG files; kinds whose orientation only the decoder knows are decoded.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    data, name = _read(source, None)
+    header = _checked_header(data, name)
+    if header.orientation is None:
+        height, width = decode(data, name).shape[:2]
+        return int(height), int(width)
+    return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+
+
+def resize(image: RgbImage, height: int, width: int) -> RgbImage:
+    """Bilinear resize of uint8[H, W, 3] to uint8[height, width, 3]: half-pixel centres, edges clamped, no antialiasing.
+
+    This is the one resize of the package: native, the same bits in training, evaluation, Python and C++.
+    """
+    from wgap.runtime import _native
+
+    resized: RgbImage = _native.resize(image, height, width)
+    return resized
+
+
+def find_images(
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], missing: Literal["raise", "keep"] = "raise"
+) -> list[Path]:
+    """Expand files, folders and globs into image paths.
+
+    A folder gives every file below it, recursively, whose name ends in one of ``SUFFIXES`` and does not start with a
+    dot. A glob (``*``, ``?``, ``[...]``, ``**`` for any depth) gives every file it matches, whatever its ending. A file
+    named outright is taken as it is. Inputs keep their order, each expansion is sorted by path, and a file that several
+    inputs reach comes once, at its first place.
+
+    Args:
+        inputs: one or several paths or patterns.
+        missing: ``keep`` leaves a path that does not exist in the list, for a caller that reports each bad image on its
+            own; ``raise`` refuses it here.
+
+    Raises:
+        DataError: a folder without images, a glob that matches nothing, or (``missing="raise"``) a missing path.
+    """
+    if isinstance(inputs, str | os.PathLike):
+        inputs = [inputs]
+    found: dict[Path, Path] = {}
+    for entry in inputs:
+        for path in _expand(os.fspath(entry), missing):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _expand(entry: str, missing: Literal["raise", "keep"]) -> list[Path]:
+    path = Path(entry)
+    if path.is_dir():
+        images = sorted(p for p in path.rglob("*") if _is_image_name(p.relative_to(path)) and p.is_file())
+        if not images:
+            endings = " ".join(sorted(SUFFIXES))
+            raise DataError(f"{entry}: expected a folder with images in it, found none (looked for {endings})")
+        return images
+    if path.exists() or not glob.has_magic(entry):
+        if missing == "raise" and not path.exists():
+            raise DataError(f"{entry}: no such file or folder")
+        return [path]
+    matches = sorted(Path(p) for p in glob.glob(entry, recursive=True) if Path(p).is_file())  # noqa: PTH207  (absolute patterns)
+    if not matches:
+        raise DataError(f"{entry}: the pattern matches no file")
+    return matches
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _read(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name: str | None) -> tuple[Any, str]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        data: Any = source
+        name = name or "<bytes>"
+    else:
+        name = name or os.fspath(source)
+        try:
+            data = Path(source).read_bytes()
+        except FileNotFoundError:
+            raise ImageError(f"{name}: no such file") from None
+        except IsADirectoryError:
+            raise ImageError(f"{name}: expected an image file, got a folder") from None
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
+    if not len(data):
+        raise ImageError(f"{name}: expected an image, got an empty file (0 bytes)")
+    return data, name
+
+
+def _checked_header(data: Any, name: str) -> _Header:
+    try:
+        header = _header(data)
+    except (_CutShortError, struct.error, IndexError) as error:
+        detail = str(error) if isinstance(error, _CutShortError) else "its header ends early"
+        raise ImageError(f"{name}: the image is cut short or corrupt: {detail}") from None
+    if header is None:
+        start = bytes(data[:12])
+        raise ImageError(f"{name}: not an image: expected {_KINDS}, got a file that starts with {start!r}")
+    if header.width * header.height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {header.width} x {header.height} pixels exceed the limit of {MAX_PIXELS} pixels; "
+            "make the image smaller first"
+        )
+    return header
+
+
+def _header(data: Any) -> _Header | None:
+    start = bytes(data[:16])
+    if start.startswith(b"\xff\xd8"):
+        return _jpeg_header(data)
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png_header(data)
+    if start.startswith(b"BM"):
+        return _bmp_header(data)
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return _webp_header(data)
+    if start.startswith((b"II*\x00", b"MM\x00*")):
+        width, height, _ = _tiff_tags(data)
+        return _Header("TIFF", width, height, None)
+    return None
+
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither a stuffed byte, nor fill, nor a restart
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg_header(data: Any) -> _Header:
+    """Walk the segments to the end-of-image marker; what follows it (a second picture, a trailer) is ignored."""
+    position, width, height, orientation, scanned = 2, 0, 0, 1, False
+    while True:
+        match = _JPEG_MARKER.search(data, position)
+        if match is None:
+            raise _CutShortError("a JPEG without an end-of-image marker")
+        marker = data[match.end() - 1]
+        position = match.end()
+        if marker == 0xD9:
+            break
+        if marker in (0x01, 0xD8):  # markers without a segment
+            continue
+        (length,) = struct.unpack_from(">H", data, position)
+        if marker in _JPEG_FRAMES and not width:
+            height, width = struct.unpack_from(">HH", data, position + 3)
+        elif marker == 0xE1 and bytes(data[position + 2 : position + 8]) == b"Exif\0\0":
+            orientation = _exif_orientation(data[position + 8 : position + length])
+        scanned |= marker == 0xDA
+        position += length
+    if not (width and height and scanned):
+        raise _CutShortError("a JPEG without a picture in it")
+    return _Header("JPEG", width, height, orientation)
+
+
+def _exif_orientation(exif: Any) -> int:
+    try:
+        return _tiff_tags(exif)[2]
+    except (_CutShortError, struct.error):
+        return 1  # decoders, too, ignore metadata that they cannot read
+
+
+def _tiff_tags(data: Any) -> tuple[int, int, int]:
+    """(width, height, orientation) of the first directory; 0, 0, 1 where a tag is absent."""
+    order = "<" if bytes(data[:2]) == b"II" else ">"
+    (at,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, at)
+    values = {0x100: 0, 0x101: 0, 0x112: 1}
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag in values:
+            (values[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+    orientation = values[0x112] if 1 <= values[0x112] <= 8 else 1
+    return values[0x100], values[0x101], orientation
+
+
+def _png_header(data: Any) -> _Header:
+    """Walk the chunks and their checksums to IEND, so that the decoder never meets a damaged file."""
+    position, size, orientation = 8, (0, 0), 1
+    view = memoryview(data)
+    while True:
+        if position + 12 > len(view):
+            raise _CutShortError("a PNG without its IEND chunk")
+        length, kind = struct.unpack_from(">I4s", view, position)
+        end = position + 12 + length
+        if end > len(view):
+            raise _CutShortError(f"PNG chunk {kind!r} of {length} bytes runs past the end of the file")
+        (checksum,) = struct.unpack_from(">I", view, end - 4)
+        if zlib.crc32(view[position + 4 : end - 4]) != checksum:
+            raise _CutShortError(f"PNG chunk {kind!r} does not match its checksum")
+        if kind == b"IHDR":
+            size = struct.unpack_from(">II", view, position + 8)
+        elif kind == b"eXIf":
+            orientation = 0
+        elif kind == b"IEND":
+            break
+        position = end
+    return _Header("PNG", *size, orientation or None)
+
+
+def _bmp_header(data: Any) -> _Header:
+    (header_size,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", data, 18)
+    return _Header("BMP", abs(width), abs(height), 1)
+
+
+def _webp_header(data: Any) -> _Header:
+    (length,) = struct.unpack_from("<I", data, 4)
+    if length + 8 > len(data):
+        raise _CutShortError(f"a WebP of {length + 8} bytes has only {len(data)}")
+    kind = bytes(data[12:16])
+    if kind == b"VP8X":
+        low_w, high_w, low_h, high_h = struct.unpack_from("<HBHB", data, 24)
+        return _Header("WebP", 1 + low_w + (high_w << 16), 1 + low_h + (high_h << 16), None)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return _Header("WebP", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), None)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return _Header("WebP", width & 0x3FFF, height & 0x3FFF, None)
+
+
+_quiet_lock = threading.Lock()
+_quiet_state = {"inside": 0, "level": 0}
+
+
+@contextmanager
+def _quiet(cv2: Any, kind: str) -> Iterator[None]:
+    """Keep OpenCV from printing about a file that we report ourselves. The level is global: the last out restores it.
+
+    JPEG and PNG files have been checked to their end by now and need none of this.
+    """
+    if kind in ("JPEG", "PNG"):
+        yield
+        return
+    logging = cv2.utils.logging
+    with _quiet_lock:
+        if not _quiet_state["inside"]:
+            _quiet_state["level"] = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+        _quiet_state["inside"] += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_state["inside"] -= 1
+            if not _quiet_state["inside"]:
+                logging.setLogLevel(_quiet_state["level"])
