@@ -1,0 +1,113 @@
+"""What every layout becomes: classes, labelled paths, and boxes that stay closed until asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wgap.errors import DataError
+
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1), half-open, in pixels of the original image."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image.
+
+    Attributes:
+        path: the image file; not opened, not even looked for, until somebody decodes it.
+        label: index into :attr:`Dataset.classes`.
+    """
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a labelled image set.
+
+    Attributes:
+        root: the set's folder.
+        layout: the layout it was read as.
+        split: the split it is.
+        classes: class names; a label indexes them. The same list in every split of a set.
+        samples: the images, in the order of the set's own lists (sorted by path where there is no list).
+    """
+
+    root: Path
+    layout: str
+    split: str
+    classes: list[str]
+    samples: list[Sample]
+    read_boxes: Callable[[Sequence[Sample]], list[list[Box]]] = field(repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def boxes(self) -> list[list[Box]]:
+        """Ground-truth boxes, one non-empty list per sample: half-open, original pixels.
+
+        The box file is opened by this call and by nothing else: training must not come here.
+
+        Raises:
+            DataError: if the set has no boxes, a box is malformed or empty, or an image of the split has none.
+        """
+        return self.read_boxes(self.samples)
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers (from 1) and stripped texts of a UTF-8 list; blank lines are skipped.
+
+    Raises:
+        DataError: if the file is missing or not text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected this list, found nothing") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected a UTF-8 text file: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def bad_line(path: Path, number: int | None, expected: str, got: str) -> DataError:
+    """The error of one line of a list; no number where the file is not made of lines."""
+    return DataError(f"{path}{'' if number is None else f':{number}'}: expected {expected}, got {got!r}")
+
+
+def box_from_text(path: Path, number: int | None, values: Sequence[str]) -> Box:
+    """Corners (x0, y0, x1, y1) from their texts; refuses what is not a finite, non-empty box."""
+    try:
+        x0, y0, x1, y1 = (float(value) for value in values)
+    except ValueError:
+        raise bad_line(path, number, "four numbers x0 y0 x1 y1", ",".join(values)) from None
+    if not (0 <= x0 < x1 < float("inf") and 0 <= y0 < y1 < float("inf")):
+        raise bad_line(path, number, "a box with 0 <= x0 < x1 and 0 <= y0 < y1", ",".join(values))
+    return x0, y0, x1, y1
+
+
+def per_sample(samples: Sequence[Sample], boxes: dict[Path, list[Box]], source: Path) -> list[list[Box]]:
+    """Each sample's boxes; an image without any is an error, since it could not be scored."""
+    missing = [sample.path for sample in samples if sample.path not in boxes]
+    if missing:
+        raise DataError(f"{source}: no box for {missing[0]} ({len(missing)} of {len(samples)} images have none)")
+    return [boxes[sample.path] for sample in samples]
+
+
+def indexed(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """Name to position; refuses a name that is there twice."""
+    index = {name: i for i, name in enumerate(names)}
+    if len(index) != len(names):
+        twice = next(name for i, name in enumerate(names) if index[name] != i)
+        raise DataError(f"{path}: expected each class once, got {twice!r} twice")
+    return index

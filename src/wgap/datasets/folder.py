@@ -1,0 +1,108 @@
+"""One folder per class: ``root/train/CLASS/*.jpg`` and so on, or ``root/CLASS/*.jpg`` without splits."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from wgap.datasets.dataset import Box, Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
+from wgap.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+BOX_HEADER = ["image", "x0", "y0", "x1", "y1"]
+_SPLITS = ("train", "val", "test")
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Sub-folders, sorted by name, hidden ones left out."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Image files of a folder and the folders below it, sorted; other files are left alone."""
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
+
+
+def recognises(root: Path) -> bool:
+    """Whether some sub-folder (of a split, if there are splits) holds an image."""
+    splits = [root / s for s in _SPLITS if (root / s).is_dir()]
+    folders = [c for s in splits or [root] for c in class_folders(s)]
+    return any(p.suffix.lower() in IMAGE_SUFFIXES for f in folders for p in f.rglob("*"))
+
+
+def _class_names(root: Path, folders: list[Path]) -> list[str]:
+    """classes.txt (one name per line) if there, else the sorted folder names."""
+    file = root / "classes.txt"
+    if file.is_file():
+        names = [line for _, line in lines(file)]
+        if stray := next((f for f in folders if f.name not in names), None):
+            raise DataError(f"{stray}: expected a class of {file} ({len(names)} names), got {stray.name!r}")
+        return names
+    return sorted({f.name for f in folders})
+
+
+def open_split(root: Path, split: str) -> Dataset:
+    """Splits: the sub-folders train, val and test that exist, and ``all``. Without such sub-folders: train and all."""
+    present = [s for s in _SPLITS if (root / s).is_dir()]
+    if present:
+        if split != "all" and split not in present:
+            raise DataError(f"{root}: expected a folder {split!r}; the splits here are {', '.join(present)} (and all)")
+        wanted = [root / s for s in (present if split == "all" else [split])]
+        reference = root / "train" if "train" in present else None
+        names = _class_names(
+            root, class_folders(reference) if reference else [c for w in wanted for c in class_folders(w)]
+        )
+    else:
+        if split in ("val", "test"):
+            raise DataError(
+                f"{root}: split {split!r} asked for, but the classes lie directly in the folder, without train, val "
+                "or test folders; use --split all if every image is meant"
+            )
+        wanted = [root]
+        names = _class_names(root, class_folders(root))
+    index = indexed(root, names)
+    samples: list[Sample] = []
+    for part in wanted:
+        for folder in class_folders(part):
+            if folder.name not in index:
+                raise DataError(
+                    f"{folder}: expected one of the {len(names)} classes of {root / 'train'}, got {folder.name!r}"
+                )
+            found = images_below(folder)
+            if not found and split != "all":
+                raise DataError(f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
+            samples += [Sample(path, index[folder.name]) for path in found]
+
+    def read_boxes(wanted_samples: Sequence[Sample]) -> list[list[Box]]:
+        return per_sample(wanted_samples, _boxes(root, wanted), root / "boxes.csv")
+
+    return Dataset(root, "folder", split, names, samples, read_boxes)
+
+
+def _boxes(root: Path, parts: list[Path]) -> dict[Path, list[Box]]:
+    """``boxes.csv`` of the root and of the split folders: paths relative to the file, half-open pixels."""
+    files = [f for f in dict.fromkeys([root / "boxes.csv", *(p / "boxes.csv" for p in parts)]) if f.is_file()]
+    if not files:
+        raise DataError(
+            f"{root / 'boxes.csv'}: expected ground-truth boxes there, one `{','.join(BOX_HEADER)}` line per box "
+            "(half-open pixels, path relative to the file); found nothing"
+        )
+    found: dict[Path, list[Box]] = {}
+    for file in files:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.reader(stream)
+            if (header := next(rows, [])) != BOX_HEADER:
+                raise bad_line(file, 1, f"the header `{','.join(BOX_HEADER)}`", ",".join(header))
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != 5:
+                    raise bad_line(file, rows.line_num, f"`{','.join(BOX_HEADER)}`", ",".join(row))
+                box = box_from_text(file, rows.line_num, row[1:])
+                found.setdefault(file.parent / row[0], []).append(box)
+    return found
