@@ -6,6 +6,7 @@ Nothing here decodes an image or imports more than the standard library. Trainin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from wgap.datasets import cub, folder, ilsvrc, wsolevaluation
@@ -14,7 +15,12 @@ from wgap.errors import DataError
 
 __all__ = ["LAYOUTS", "SPLITS", "Box", "Dataset", "Sample", "open_dataset"]
 
-_READERS = {"cub": cub, "ilsvrc": ilsvrc, "wsolevaluation": wsolevaluation, "folder": folder}
+_READERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str], Dataset]]] = {
+    "cub": (cub.recognises, cub.open_split),
+    "ilsvrc": (ilsvrc.recognises, ilsvrc.open_split),
+    "wsolevaluation": (wsolevaluation.recognises, wsolevaluation.open_split),
+    "folder": (folder.recognises, folder.open_split),
+}
 
 LAYOUTS = ("auto", *_READERS)
 """Names accepted as ``layout``; ``auto`` takes the first of the others, in this order, whose marks are there."""
@@ -46,14 +52,14 @@ def open_dataset(root: Path | str, split: str = "train", layout: str = "auto") -
     if layout not in LAYOUTS:
         raise DataError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     if layout == "auto":
-        layout = next((name for name, reader in _READERS.items() if reader.recognises(root)), "")
+        layout = next((name for name, (recognises, _) in _READERS.items() if recognises(root)), "")
         if not layout:
             raise DataError(
                 f"{root}: no known layout: expected images.txt (cub), image_ids.txt (wsolevaluation), synset folders "
                 "such as train/n01440764 (ilsvrc), or one folder of images per class (folder). Name one with --layout "
                 "to see what exactly is missing"
             )
-    dataset = _READERS[layout].open_split(root, split)
+    dataset = _READERS[layout][1](root, split)
     if not dataset.samples:
         raise DataError(f"{root}: split {split!r} of layout {layout!r} holds no images")
     return dataset
