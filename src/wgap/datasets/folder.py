@@ -8,8 +8,9 @@ from pathlib import Path
 
 from wgap.datasets.dataset import Box, Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
 from wgap.errors import DataError
+from wgap.images import SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
 BOX_HEADER = ["image", "x0", "y0", "x1", "y1"]
 _SPLITS = ("train", "val", "test")
 
@@ -22,9 +23,7 @@ def class_folders(folder: Path) -> list[Path]:
 def images_below(folder: Path) -> list[Path]:
     """Image files of a folder and the folders below it, sorted; other files are left alone."""
     return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
     )
 
 
@@ -32,7 +31,7 @@ def recognises(root: Path) -> bool:
     """Whether some sub-folder (of a split, if there are splits) holds an image."""
     splits = [root / s for s in _SPLITS if (root / s).is_dir()]
     folders = [c for s in splits or [root] for c in class_folders(s)]
-    return any(p.suffix.lower() in IMAGE_SUFFIXES for f in folders for p in f.rglob("*"))
+    return any(p.suffix.lower() in SUFFIXES for f in folders for p in f.rglob("*"))
 
 
 def _class_names(root: Path, folders: list[Path]) -> list[str]:
@@ -75,7 +74,7 @@ def open_split(root: Path, split: str) -> Dataset:
                 )
             found = images_below(folder)
             if not found and split != "all":
-                raise DataError(f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
+                raise DataError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none")
             samples += [Sample(path, index[folder.name]) for path in found]
 
     def read_boxes(wanted_samples: Sequence[Sample]) -> list[list[Box]]:
