@@ -10,7 +10,6 @@ from wgap.datasets.dataset import Box, Dataset, Sample, bad_line, box_from_text,
 from wgap.errors import DataError
 from wgap.images import SUFFIXES
 
-
 BOX_HEADER = ["image", "x0", "y0", "x1", "y1"]
 _SPLITS = ("train", "val", "test")
 
