@@ -1,1 +1,67 @@
-"""Inference backends: each turns image bytes into logits and feature maps."""
+"""Inference backends: resized bytes in, logits and feature maps out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wgap.errors import BackendError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wgap.bundle import Bundle
+
+__all__ = ["BACKENDS", "Backend", "open_backend"]
+
+BACKENDS = {"onnxruntime": "wgap.runtime.backends.onnxruntime"}
+"""Name of each backend and the module whose ``open_bundle`` makes it; modules load on first use."""
+
+
+class Backend(Protocol):
+    """The forward pass of one bundle. Implementations are safe to call from several threads at once."""
+
+    name: str
+    """As in ``BACKENDS``."""
+
+    precision: str
+    """``fp32``, ``fp16`` or ``int8``: the file that was opened."""
+
+    version: str
+    """Version of the library underneath."""
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Forward one batch.
+
+        Args:
+            images: uint8[N, H, W, 3] RGB at the input size of the bundle, C-contiguous, N >= 1.
+
+        Returns:
+            logits float32[N, K] and features float32[N, C, h, w], C-contiguous, owned by the caller.
+
+        Raises:
+            BackendError: if the library fails to run the model.
+        """
+        ...
+
+
+def open_backend(name: str, bundle: Bundle, precision: str = "fp32", threads: int | None = None) -> Backend:
+    """The backend of that name over a bundle.
+
+    Args:
+        name: a key of ``BACKENDS``.
+        bundle: an opened bundle.
+        precision: which of the bundle's model files to run.
+        threads: threads of one forward pass; None leaves the choice to the library (all cores).
+
+    Raises:
+        BackendError: if the name is unknown or the library refuses the model.
+        BundleError: if the bundle has no such file, or its inputs and outputs are not those of the manifest.
+        MissingDependencyError: if the library is not installed.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; expected one of: {', '.join(sorted(BACKENDS))}")
+    module: Any = importlib.import_module(BACKENDS[name])
+    backend: Backend = module.open_bundle(bundle, precision, threads)
+    return backend
