@@ -36,3 +36,44 @@ def cub10_weights() -> Path:
 def imagenet_weights() -> Path:
     """The 13 convolutions of VGG16 trained on ImageNet, Caffe preprocessing."""
     return _needed(DATA / "weights" / "vgg16_imagenet.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WGAP-VGG16 of an eighth of the width with random weights, three classes, 64x64 input, as a bare state dict."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    from wgap.train.model import WgapVgg16
+
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("tiny")
+    model = WgapVgg16(3, width=0.125, input_size=64)
+    save_file(model.state_dict(), folder / "tiny.safetensors")
+    (folder / "classes.txt").write_text("disc\nring\ncross\n")
+    return folder / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of ``tiny_checkpoint``. Shared: copy it before changing it."""
+    from wgap.export.onnx import bundle_from_checkpoint
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    classes = tiny_checkpoint.with_name("classes.txt")
+    bundle_from_checkpoint(tiny_checkpoint, out, classes=classes, preprocessing="torchvision-rgb", input_size=64)
+    return out
+
+
+@pytest.fixture(scope="session")
+def cub10_bundle(cub10: Path, cub10_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the given cub10 weights. Shared: copy it before changing it."""
+    pytest.importorskip("torch")
+    from wgap.export.onnx import bundle_from_checkpoint
+
+    out = tmp_path_factory.mktemp("bundles") / "cub10"
+    names = [line.split()[1] for line in (cub10 / "classes.txt").read_text().splitlines()]
+    classes = out.with_name("classes.txt")
+    classes.write_text("\n".join(names) + "\n")
+    bundle_from_checkpoint(cub10_weights, out, classes=classes, preprocessing="caffe-bgr")
+    return out

@@ -68,4 +68,3 @@ def atomic_dir(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
-

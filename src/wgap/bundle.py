@@ -2,9 +2,9 @@
 
 ::
 
-    wgap.json                manifest: schema, model, preprocessing, postprocessing, every file with role, precision, sha256
-    model.onnx               bytes in (uint8 [N, H, W, 3] RGB, input ``image``), ``logits`` and ``features`` out, float32
-    classifier.safetensors   ``weight`` float32 [K, C] and ``bias`` float32 [K]: recombination needs them outside the graph
+    wgap.json                manifest: schema, model, preprocessing, postprocessing, each file's role, precision, sha256
+    model.onnx               input ``image`` uint8 [N, H, W, 3] RGB; outputs ``logits`` and ``features`` float32
+    classifier.safetensors   ``weight`` float32 [K, C], ``bias`` float32 [K]: recombination needs them outside the graph
     golden/                  inputs with the PyTorch reference's features, map, level and box, for ``wgap selftest``
 """
 
@@ -246,7 +246,7 @@ class Bundle:
         """Path of the file with that role and precision; raises as :meth:`file` does."""
         return self.root / self.file(role, precision).path
 
-    def classifier(self) -> tuple[memoryview, memoryview]:
+    def classifier(self) -> tuple[memoryview[float], memoryview[float]]:
         """Weight float32 [K, C] and bias float32 [K], as read-only memoryviews.
 
         Raises:
@@ -260,7 +260,7 @@ class Bundle:
         except SafetensorError as error:
             raise BundleError(f"{path} is not a safetensors file ({error}); export the bundle again") from error
         classes, channels = len(self.manifest.model.classes), self.manifest.model.feature_shape[0]
-        views = []
+        views: list[memoryview[float]] = []
         for name, shape in (("weight", [classes, channels]), ("bias", [classes])):
             tensor = tensors.get(name)
             if tensor is None or tensor["dtype"] != "F32" or list(tensor["shape"]) != shape:
@@ -270,7 +270,7 @@ class Bundle:
         return views[0], views[1]
 
     def golden(self) -> list[dict[str, Any]]:
-        """The golden cases in order, each a mapping from tensor name to a numpy array (see ``wgap.runtime.selftest``)."""
+        """The golden cases in order: tensor name to numpy array (see ``wgap.runtime.selftest``)."""
         from safetensors.numpy import load_file
 
         return [load_file(self.root / entry.path) for entry in self.manifest.files if entry.role == "golden"]

@@ -1,0 +1,51 @@
+# One command set for people and CI. Everything happens in .venv; nothing outside this folder is touched.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo-out
+ROOMS := train export runtime evaluate
+
+.PHONY: help setup demo test test-wheel lint format types bench clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## create .venv with the package (editable) and everything to develop it
+
+.venv/.ready: pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard runtime/src/*) $(wildcard runtime/include/wgap/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints-dev.txt torch==$$(sed -n 's/^torch==//p' constraints-dev.txt)
+	$(BIN)/pip install -q -c constraints-dev.txt -e '.[cpu,train,dev]'
+	touch $@
+
+demo: setup ## train, export, check, localize and evaluate on generated images; pictures and report.md in demo-out/
+	$(BIN)/wgap demo --out $(OUT) --force
+
+test: setup ## the test suite against the editable tree
+	$(BIN)/python -m pytest
+
+test-wheel: setup ## build the wheel and run the runtime tests against it, installed, away from the tree
+	$(BIN)/python tests/wheel.py
+
+lint: setup types ## ruff, clang-format and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.c' '*.inl')
+
+types: setup
+	rm -rf build/typed && mkdir -p build/typed/wgap
+	ln -s $(CURDIR)/src/wgap/* build/typed/wgap/
+	ln -s $(addprefix $(CURDIR)/,$(ROOMS)) build/typed/wgap/
+	MYPYPATH=build/typed $(BIN)/mypy -p wgap
+
+format: setup ## rewrite sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.c' '*.inl')
+
+bench: setup ## the kernel against OpenCV and PyTorch, interleaved
+	$(BIN)/python benchmarks/postprocess.py
+
+clean: ## remove what make made
+	rm -rf .venv build $(OUT)

@@ -1,0 +1,276 @@
+"""A checkpoint becomes a bundle: ONNX graph with in-graph normalisation, classifier, golden cases, manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wgap import __version__
+from wgap.atomic import atomic_dir
+from wgap.bundle import MANIFEST, Bundle, Manifest, ModelInfo, Postprocessing, describe_file, sha256_of, write_manifest
+from wgap.errors import CheckFailedError, MissingDependencyError, OutputExistsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wgap.train.checkpoint import LoadedModel
+
+OPSET = 20
+GOLDEN_IMAGES = 3
+_LOGITS_TOLERANCE = 1e-4
+"""Relative to the largest magnitude: between PyTorch and ONNX Runtime only the order of float32 sums differs."""
+
+
+def bundle_from_checkpoint(
+    checkpoint: Path | str,
+    out: Path | str,
+    *,
+    classes: Path | str | None = None,
+    preprocessing: str | None = None,
+    stride: int | None = None,
+    input_size: int | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Export a checkpoint of ``wgap train``, or a bare state dict, as a bundle.
+
+    Args:
+        checkpoint: ``.safetensors`` (or torchvision-style ``.pth``) with the network's weights.
+        out: the bundle folder to make; it appears whole or not at all.
+        classes: text file with one class name per line, in the order of the classifier's rows. Needed where the
+            checkpoint does not carry the names.
+        preprocessing: ``torchvision-rgb`` or ``caffe-bgr``. Needed where the checkpoint does not carry it.
+        stride: 16 or 8, for a bare state dict: the only part of the architecture its shapes do not tell.
+        input_size: side of the square network input in pixels; the checkpoint's own, else 224.
+        force: replace an existing bundle.
+
+    Returns:
+        The finished bundle, opened and verified.
+
+    Raises:
+        CheckpointError: if keys, shapes, the class list or the preprocessing do not fit.
+        OutputExistsError: if ``out`` exists and ``force`` is false, or is not a bundle.
+        CheckFailedError: if the graph's outputs differ from PyTorch's; no bundle is left then.
+    """
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        _require(package)
+    from wgap.train.checkpoint import load_model
+
+    out = Path(out)
+    if out.exists() and not force:
+        raise OutputExistsError(f"{out} already exists; choose another place or pass --force to replace it")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise OutputExistsError(f"{out} exists and is not a bundle (no {MANIFEST}); refusing to replace it")
+    loaded = load_model(
+        Path(checkpoint), classes=classes, preprocessing=preprocessing, stride=stride, input_size=input_size
+    )
+    source = {"checkpoint_sha256": sha256_of(Path(checkpoint)), "tools": _tools()}
+    with atomic_dir(out, overwrite=force) as folder:
+        write_onnx(loaded, folder / "model.onnx")
+        _write_classifier(loaded, folder / "classifier.safetensors")
+        cases = _write_golden(loaded, folder)
+        files = [
+            describe_file(folder, folder / "model.onnx", "onnx", "fp32", opset=OPSET, **source),
+            describe_file(folder, folder / "classifier.safetensors", "classifier", "fp32", **source),
+            *(describe_file(folder, path, "golden", **source) for path in cases),
+        ]
+        write_manifest(
+            folder, Manifest(_model_info(loaded), loaded.preprocessing, Postprocessing(), tuple(files), __version__)
+        )
+        _compare_with_golden(folder / "model.onnx", cases)
+    return Bundle.open(out)
+
+
+def write_onnx(loaded: LoadedModel, path: Path) -> None:
+    """Write the deployed graph: ``image`` uint8 [N, H, W, 3] RGB in, ``logits`` and ``features`` float32 out, N free.
+
+    Channel order, scale, mean and standard deviation are nodes of the graph, so that no caller can get them wrong.
+    The file is checked by onnx's checker with shape inference.
+    """
+    import logging
+    import warnings
+
+    import onnx
+    import torch
+
+    from wgap.train.model import normalise
+
+    class Deployed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = loaded.model
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, features = self.network(normalise(image, loaded.preprocessing))
+            return logits, features
+
+    deployed = Deployed().eval()
+    side = loaded.model.input_size
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            deployed,
+            (example,),
+            input_names=["image"],
+            output_names=["logits", "features"],
+            dynamic_shapes={"image": {0: torch.export.Dim("N", min=1, max=65535)}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    proto = program.model_proto
+    proto.doc_string = "WGAP: image bytes to logits and feature maps"
+    for node in proto.graph.node:  # exporter traces carry source paths of the exporting machine
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del proto.graph.metadata_props[:]
+    for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
+        del value.metadata_props[:]
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def state_from_onnx(path: Path) -> dict[str, NDArray[Any]]:
+    """The network's weights out of a bundle's graph: parameter name to array, as ``WgapVgg16`` names them."""
+    _require("onnx")
+    import numpy
+    import onnx
+    from onnx import numpy_helper
+
+    from wgap.train.model import CONVOLUTIONS
+
+    graph = onnx.load(str(path)).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    # By position, not by name: exporters merge equal tensors, such as biases that are all zero.
+    layers = [*(f"features.{number}" for number in CONVOLUTIONS), "neck", "classifier"]
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    head = [node for node in graph.node if node.op_type == "Gemm"]
+    names = [*layers[: len(convolutions)], "classifier"]
+    state = {}
+    for name, node in zip(names, [*convolutions, *head], strict=False):
+        weight = constants[node.input[1]]
+        state[f"{name}.weight"] = weight
+        # Exporters drop a bias that is all zero.
+        state[f"{name}.bias"] = (
+            constants[node.input[2]] if len(node.input) > 2 else numpy.zeros_like(weight, shape=len(weight))
+        )
+    return state
+
+
+def golden_images(count: int, side: int) -> NDArray[np.uint8]:
+    """Generated pictures for golden cases: uint8 [count, side, side, 3], the same on every machine.
+
+    Integer arithmetic only: a noisy background with one textured, brighter disc each, so that maps are not flat.
+    """
+    import numpy as np
+
+    y, x = np.mgrid[0:side, 0:side].astype(np.int64)
+    pictures = []
+    for case in range(count):
+        noise = (x * 7919 + y * 104729 + x * y * (31 + case)) % 61
+        cx, cy, radius = side * (2 + 3 * case) // 11 + side // 8, side * (7 - 2 * case) // 11, side * (3 + case) // 16
+        inside = (x - cx) ** 2 + (y - cy) ** 2 <= radius**2
+        stripes = ((x + (1 + case) * y) // (3 + case) % 2) * 90
+        channels = [np.where(inside, 120 + stripes // (1 + (c + case) % 3), 40 + 20 * c) + noise for c in range(3)]
+        pictures.append(np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8))
+    return np.stack(pictures)
+
+
+def _write_classifier(loaded: LoadedModel, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    head = loaded.model.classifier
+    save_file({"weight": head.weight.detach().float().contiguous(), "bias": head.bias.detach().float()}, path)
+
+
+def _write_golden(loaded: LoadedModel, folder: Path) -> list[Path]:
+    import torch
+    from safetensors.torch import save_file
+
+    from wgap.train.model import normalise
+    from wgap.train.reference import ReferenceBox, box_from_features
+
+    side = loaded.model.input_size
+    weight = loaded.model.classifier.weight.detach().float()
+    images = torch.from_numpy(golden_images(GOLDEN_IMAGES, side))
+    with torch.no_grad():
+        logits, features = loaded.model.eval()(normalise(images, loaded.preprocessing))
+    # The last case is a network that saw nothing: flat maps are degenerate, whatever the weights.
+    logits = torch.cat([logits, logits[:1]])
+    features = torch.cat([features, torch.zeros_like(features[:1])])
+    (folder / "golden").mkdir()
+    paths = []
+    for case in range(GOLDEN_IMAGES + 1):
+        class_id = int(logits[case].argmax())
+        found: ReferenceBox = box_from_features(features[case], weight[class_id], (side, side))
+        tensors = {
+            "logits": logits[case],
+            "features": features[case],
+            "map": found.map,
+            "level": torch.tensor([found.level], dtype=torch.int32),
+            "box": torch.tensor(found.box, dtype=torch.int32),
+            "class_id": torch.tensor([class_id], dtype=torch.int32),
+            "threshold": torch.tensor([found.threshold], dtype=torch.float64),
+            "degenerate": torch.tensor([found.degenerate], dtype=torch.uint8),
+        }
+        if case < GOLDEN_IMAGES:
+            tensors["image"] = images[case]
+        paths.append(folder / "golden" / f"case-{case}.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, paths[-1])
+    return paths
+
+
+def _compare_with_golden(graph: Path, cases: list[Path]) -> None:
+    """Run the graph once on the golden images, as one batch: what it says must be what PyTorch said."""
+    import numpy as np
+    import onnxruntime
+    from safetensors.numpy import load_file
+
+    golden = [case for case in map(load_file, cases) if "image" in case]
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    outputs = session.run(["logits", "features"], {"image": np.stack([case["image"] for case in golden])})
+    for name, got in zip(("logits", "features"), outputs, strict=True):
+        expected = np.stack([case[name] for case in golden])
+        worst = float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+        if not worst <= _LOGITS_TOLERANCE:
+            raise CheckFailedError(
+                f"the exported graph's {name} differ from PyTorch's by {worst:.1e} of their maximum, "
+                f"expected at most {_LOGITS_TOLERANCE:.0e}; no bundle was written"
+            )
+
+
+def _model_info(loaded: LoadedModel) -> ModelInfo:
+    model = loaded.model
+    return ModelInfo(
+        backbone="vgg16",
+        width=model.width,
+        stride=model.stride,
+        neck=model.neck_kind,
+        pooling=model.pooling,
+        classes=tuple(loaded.classes),
+        input_size=(model.input_size, model.input_size),
+        feature_shape=(
+            model.classifier.in_features,
+            model.input_size // model.stride,
+            model.input_size // model.stride,
+        ),
+    )
+
+
+def _tools() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+    return {"python": platform.python_version(), **versions}
+
+
+def _require(package: str) -> None:
+    try:
+        __import__(package)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"exporting needs {package}, which is not installed; install it with: pip install 'wgap[cpu,train]'"
+        ) from error

@@ -1,0 +1,51 @@
+"""``wgap check``: the PyTorch reference against the runtime, stage by stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images to compare on; default: the golden ones.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare features, logits, map, level and box with PyTorch; exit code 1 if a stage is beyond its limit."""
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from wgap.bundle import Bundle
+    from wgap.export.check import check_bundle
+    from wgap.images import find_images
+
+    errors = Console(stderr=True)
+    report = check_bundle(
+        Bundle.open(bundle),
+        None if images is None else find_images([images]),
+        progress=lambda cases: track(cases, "comparing", console=errors, disable=not errors.is_terminal),
+    )
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        table = Table("stage", "measured", "limit", "", "what", title=f"parity on {report.images} images")
+        for stage in report.stages:
+            table.add_row(
+                stage.name,
+                f"{stage.measured:.3g}",
+                f"{stage.limit:.3g}",
+                "ok" if stage.ok else "FAILED",
+                stage.note,
+                style="" if stage.ok else "bold red",
+            )
+        Console().print(table)
+        for name in report.differing:
+            typer.echo(f"box differs end to end: {name}")
+    if not report.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,62 @@
+"""What `import wgap` costs, where it comes from, and that the names it promises are there."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import wgap
+
+HEAVY = {"torch", "onnx", "onnxruntime", "cv2", "tensorrt", "numpy", "matplotlib", "safetensors"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after running a statement."""
+    program = f"import sys, json\n{statement}\nprint(json.dumps(sorted(m.split('.')[0] for m in sys.modules)))"
+    return set(json.loads(subprocess.check_output([sys.executable, "-c", program], text=True)))
+
+
+@pytest.mark.parametrize(
+    "statement", ["import wgap", "import wgap.cli", "import wgap.bundle, wgap.images, wgap.datasets"]
+)
+def test_importing_the_hall_loads_nothing_heavy(statement: str) -> None:
+    assert not loaded_by(statement) & HEAVY
+
+
+def test_importing_the_runtime_loads_no_framework() -> None:
+    heavy = {"torch", "onnx", "onnxruntime", "tensorrt", "cv2"}
+    assert not loaded_by("import wgap; wgap.Localizer; import wgap.runtime.postprocess") & heavy
+
+
+def test_every_module_imports_and_every_public_name_exists() -> None:
+    for module in pkgutil.walk_packages(wgap.__path__, "wgap."):
+        importlib.import_module(module.name)
+    for name in wgap.__all__:
+        assert getattr(wgap, name) is not None
+    assert set(wgap.__all__) <= set(dir(wgap))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = wgap.nothing
+
+
+def test_every_error_is_in_the_drawn_tree() -> None:
+    from wgap import errors
+
+    drawn = errors.__doc__ or ""
+    for name in errors.__all__:
+        assert f" {name} " in drawn or f"{name}\n" in drawn
+        assert issubclass(getattr(errors, name), errors.WgapError)
+
+
+def test_the_suite_runs_against_the_installation_it_was_told_to() -> None:
+    expected = os.environ.get("WGAP_EXPECT_PREFIX")
+    home = wgap.__file__
+    if expected is None:
+        assert not home.startswith(sys.prefix), "the editable install should serve the tree, not a copy"
+    else:
+        assert home.startswith(expected)

@@ -1,0 +1,47 @@
+"""Build the wheel, install it in an environment of its own, and run the suite against it, away from the tree.
+
+The new environment borrows third-party packages from the one that runs this script; the package itself comes from the
+wheel alone, which `tests/house/test_install.py` asserts through WGAP_EXPECT_PREFIX.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES = ("house", "kernel/test_parity.py", "runtime", "datasets")
+
+
+def main() -> int:
+    """Return pytest's exit code."""
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(work / "dist"), str(ROOT)]
+        subprocess.run([*build, f"-Cbuild-dir={work / 'build'}"], check=True, stdout=subprocess.DEVNULL)
+        (wheel,) = (work / "dist").glob("wgap-*.whl")
+        venv.create(work / "venv", with_pip=False)
+        python = work / "venv" / "bin" / "python"
+        site = next((work / "venv" / "lib").glob("python*/site-packages"))
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", str(wheel)]
+        subprocess.run(pip, check=True)
+        # A plain path line: packages there are importable, but its own .pth files (the editable install) are not read.
+        (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        shutil.copytree(ROOT / "tests", work / "tests")
+        shutil.copy(ROOT / "pyproject.toml", work)
+        data = os.environ.get("WGAP_DATA", str(ROOT.parent / "shared"))
+        environment = {**os.environ, "WGAP_EXPECT_PREFIX": str(site), "WGAP_DATA": data}
+        suites = [f"tests/{suite}" for suite in SUITES]
+        return subprocess.run(
+            [python, "-m", "pytest", "-q", *suites], cwd=work, env=environment, check=False
+        ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
