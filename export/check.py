@@ -95,8 +95,8 @@ def check_bundle(
     from wgap.images import decode, resize
     from wgap.runtime.backends import open_backend
     from wgap.runtime.postprocess import Classifier, postprocess
-    from wgap.train.model import normalise
     from wgap.train.reference import box_from_features
+    from wgap.train.views import normalise
 
     info, defaults = bundle.manifest.model, bundle.manifest.postprocessing
     height, width = info.input_size

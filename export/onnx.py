@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from wgap import __version__
 from wgap.atomic import atomic_dir
 from wgap.bundle import MANIFEST, Bundle, Manifest, ModelInfo, Postprocessing, describe_file, sha256_of, write_manifest
-from wgap.errors import CheckFailedError, MissingDependencyError, OutputExistsError
+from wgap.errors import CheckFailedError, CheckpointError, MissingDependencyError, OutputExistsError
+from wgap.preprocessing import preprocessing as preprocessing_named
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from wgap.train.checkpoint import LoadedModel
+    from wgap.train.model import Pooling
 
 OPSET = 20
 GOLDEN_IMAGES = 3
@@ -31,6 +33,7 @@ def bundle_from_checkpoint(
     classes: Path | str | None = None,
     preprocessing: str | None = None,
     stride: int | None = None,
+    pooling: Pooling | None = None,
     input_size: int | None = None,
     force: bool = False,
 ) -> Bundle:
@@ -42,7 +45,8 @@ def bundle_from_checkpoint(
         classes: text file with one class name per line, in the order of the classifier's rows. Needed where the
             checkpoint does not carry the names.
         preprocessing: ``torchvision-rgb`` or ``caffe-bgr``. Needed where the checkpoint does not carry it.
-        stride: 16 or 8, for a bare state dict: the only part of the architecture its shapes do not tell.
+        stride: 16 or 8, for a bare state dict, whose shapes do not tell; 16 if None.
+        pooling: ``wgap`` or ``gap``, likewise; ``wgap`` if None.
         input_size: side of the square network input in pixels; the checkpoint's own, else 224.
         force: replace an existing bundle.
 
@@ -63,9 +67,8 @@ def bundle_from_checkpoint(
         raise OutputExistsError(f"{out} already exists; choose another place or pass --force to replace it")
     if out.exists() and not (out / MANIFEST).is_file():
         raise OutputExistsError(f"{out} exists and is not a bundle (no {MANIFEST}); refusing to replace it")
-    loaded = load_model(
-        Path(checkpoint), classes=classes, preprocessing=preprocessing, stride=stride, input_size=input_size
-    )
+    names = None if classes is None else read_classes(Path(classes))
+    loaded = load_model(Path(checkpoint), names, preprocessing, stride=stride, pooling=pooling, input_size=input_size)
     source = {"checkpoint_sha256": sha256_of(Path(checkpoint)), "tools": _tools()}
     with atomic_dir(out, overwrite=force) as folder:
         write_onnx(loaded, folder / "model.onnx")
@@ -77,10 +80,39 @@ def bundle_from_checkpoint(
             *(describe_file(folder, path, "golden", **source) for path in cases),
         ]
         write_manifest(
-            folder, Manifest(_model_info(loaded), loaded.preprocessing, Postprocessing(), tuple(files), __version__)
+            folder,
+            Manifest(
+                _model_info(loaded),
+                preprocessing_named(loaded.preprocessing),
+                Postprocessing(),
+                tuple(files),
+                __version__,
+            ),
         )
         _compare_with_golden(folder / "model.onnx", cases)
     return Bundle.open(out)
+
+
+def read_classes(path: Path) -> list[str]:
+    """Class names out of a text file, one per line in the order of the classifier's rows.
+
+    Raises:
+        CheckpointError: if the file is missing, not text, names nothing, or names a class twice or not at all.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: expected a text file with one class name per line ({error})") from error
+    names = [line.strip() for line in lines]
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=1):
+        if not name or name in seen:
+            what = f"{name!r} a second time" if name else "an empty line"
+            raise CheckpointError(f"{path}, line {number}: expected a class name of its own, got {what}")
+        seen.add(name)
+    if not names:
+        raise CheckpointError(f"{path}: expected one class name per line, got an empty file")
+    return names
 
 
 def write_onnx(loaded: LoadedModel, path: Path) -> None:
@@ -95,7 +127,7 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
     import onnx
     import torch
 
-    from wgap.train.model import normalise
+    from wgap.train.views import normalise
 
     class Deployed(torch.nn.Module):
         def __init__(self) -> None:
@@ -103,9 +135,10 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
             self.network = loaded.model
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits, features = self.network(normalise(image, loaded.preprocessing))
+            logits, features = self.network(normalise(image, steps))
             return logits, features
 
+    steps = preprocessing_named(loaded.preprocessing)
     deployed = Deployed().eval()
     side = loaded.model.input_size
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
@@ -192,14 +225,14 @@ def _write_golden(loaded: LoadedModel, folder: Path) -> list[Path]:
     import torch
     from safetensors.torch import save_file
 
-    from wgap.train.model import normalise
     from wgap.train.reference import ReferenceBox, box_from_features
+    from wgap.train.views import normalise
 
     side = loaded.model.input_size
     weight = loaded.model.classifier.weight.detach().float()
     images = torch.from_numpy(golden_images(GOLDEN_IMAGES, side))
     with torch.no_grad():
-        logits, features = loaded.model.eval()(normalise(images, loaded.preprocessing))
+        logits, features = loaded.model.eval()(normalise(images, preprocessing_named(loaded.preprocessing)))
     # The last case is a network that saw nothing: flat maps are degenerate, whatever the weights.
     logits = torch.cat([logits, logits[:1]])
     features = torch.cat([features, torch.zeros_like(features[:1])])
@@ -254,11 +287,7 @@ def _model_info(loaded: LoadedModel) -> ModelInfo:
         pooling=model.pooling,
         classes=tuple(loaded.classes),
         input_size=(model.input_size, model.input_size),
-        feature_shape=(
-            model.classifier.in_features,
-            model.input_size // model.stride,
-            model.input_size // model.stride,
-        ),
+        feature_shape=model.feature_shape,
     )
 
 

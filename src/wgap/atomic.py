@@ -29,8 +29,11 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
+    temporary.touch()
+    mode = temporary.stat().st_mode & 0o777
     try:
         yield temporary
+        temporary.chmod(mode)  # some writers make their files private
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -55,6 +58,8 @@ def atomic_dir(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                file.chmod(temporary.stat().st_mode & 0o666)  # some writers make their files private
             _sync(file)
         if path.exists():
             path.rename(retired)

@@ -86,16 +86,26 @@ def test_asking_for_what_is_not_there_lists_what_is(copy: Path) -> None:
         Bundle.open(copy).path("onnx", "int8")
 
 
+def write_half(target: Path) -> None:
+    with atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+
+
+def write_half_a_folder(target: Path) -> None:
+    with atomic_dir(target) as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError("stop")
+
+
 def test_writes_are_whole_or_absent(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old")
-    with pytest.raises(RuntimeError, match="stop"), atomic_file(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("stop")
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half(target)
     assert target.read_text() == "old"
-    with pytest.raises(RuntimeError, match="stop"), atomic_dir(tmp_path / "folder") as folder:
-        (folder / "half").write_text("x")
-        raise RuntimeError("stop")
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half_a_folder(tmp_path / "folder")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt"]
     with atomic_dir(tmp_path / "folder") as folder:
         (folder / "whole").write_text("x")

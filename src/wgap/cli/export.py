@@ -17,6 +17,7 @@ def export(
         str | None, typer.Option(help="torchvision-rgb or caffe-bgr; belongs to the weights.")
     ] = None,
     stride: Annotated[int | None, typer.Option(help="16 or 8; a bare state dict does not tell.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="wgap or gap; a bare state dict does not tell.")] = None,
     input_size: Annotated[int | None, typer.Option(help="Side of the network input in pixels.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
@@ -30,6 +31,7 @@ def export(
         classes=classes,
         preprocessing=preprocessing,
         stride=stride,
+        pooling=pooling,
         input_size=input_size,
         force=force,
     )
