@@ -1,0 +1,198 @@
+"""How long one image takes, stage by stage, and the whole way through :class:`wgap.Localizer`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+from wgap.bundle import Bundle
+from wgap.errors import BundleError, DataError
+from wgap.images import decode, resize
+from wgap.runtime.localizer import Localizer
+
+__all__ = ["STAGES", "BatchLatency", "LatencyReport", "StageLatency", "measure_latency"]
+
+STAGES = ("decode", "resize", "forward", "postprocess", "total")
+"""``total`` is a call of the localizer on encoded bytes, timed on its own; the others its parts, one by one."""
+
+
+@dataclass(frozen=True)
+class StageLatency:
+    """Milliseconds per batch of one stage: percentiles, mean and minimum over the timed iterations."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    min_ms: float
+
+
+@dataclass(frozen=True)
+class BatchLatency:
+    """One batch size: a latency for each of ``STAGES``, and images per second (batch over the median total)."""
+
+    batch: int
+    stages: dict[str, StageLatency]
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """What ``wgap bench`` measured, with everything it depends on.
+
+    Attributes:
+        image: what was decoded: source, encoded bytes, width, height.
+        settings: backend, precision, threads (None: the backend's choice, every core), warm-up and timed iterations.
+        machine: CPU model, cores this process may use, the instruction set the kernel picked.
+        versions: of wgap, Python and the libraries underneath.
+        batches: one entry per batch size.
+    """
+
+    image: dict[str, Any]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    batches: tuple[BatchLatency, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, ready for JSON."""
+        return asdict(self)
+
+
+def measure_latency(
+    bundle: Bundle,
+    image: Path | None = None,
+    *,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    batches: Sequence[int] = (1, 8),
+    threads: int | None = None,
+    iterations: int = 50,
+    warmup: int = 5,
+    progress: Callable[[Iterable[int]], Iterable[int]] = lambda rounds: rounds,
+) -> LatencyReport:
+    """Time a bundle's stages on one image.
+
+    Each iteration times the parts (decode, resize, forward, postprocess) and then a whole call of the localizer, so
+    that drift of the machine meets all of them alike. Reading the file is not timed.
+
+    Args:
+        bundle: an opened bundle.
+        image: the image file; None takes a JPEG made from the bundle's first golden image.
+        backend: the inference backend.
+        precision: which of the bundle's models.
+        batches: batch sizes, the same image repeated.
+        threads: of the forward pass and the kernel; None leaves it to the backend.
+        iterations: timed iterations per batch size.
+        warmup: untimed iterations before them.
+        progress: wraps the iterations of each batch size, for a progress bar.
+
+    Raises:
+        ImageError: the image cannot be decoded.
+        BundleError: no image was given and the bundle has no golden one.
+        DataError: iterations, warm-up or a batch size are out of range.
+    """
+    if iterations < 1 or warmup < 0 or not batches or min(batches) < 1:
+        raise DataError("expected at least one iteration, a warm-up of 0 or more, and batch sizes of 1 or more")
+    encoded, source = (_golden_jpeg(bundle), "golden image as JPEG") if image is None else _file(image)
+    height, width = decode(encoded, source).shape[:2]
+    results, localizer = [], None
+    for batch in batches:
+        localizer = Localizer(bundle, backend, precision=precision, threads=threads, batch_size=batch)
+        times = _times(localizer, [encoded] * batch, progress(range(warmup + iterations)))
+        stages = {stage: _summary([row[n] for row in times[warmup:]]) for n, stage in enumerate(STAGES)}
+        results.append(BatchLatency(batch, stages, 1000 * batch / stages["total"].p50_ms))
+    assert localizer is not None
+    return LatencyReport(
+        image={"source": source, "bytes": len(encoded), "width": int(width), "height": int(height)},
+        settings={
+            "backend": localizer.backend.name,
+            "precision": localizer.backend.precision,
+            "threads": threads,
+            "warmup": warmup,
+            "iterations": iterations,
+        },
+        machine={"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": _kernel_target()},
+        versions=_versions(localizer),
+        batches=tuple(results),
+    )
+
+
+def _times(localizer: Localizer, encoded: list[bytes], rounds: Iterable[int]) -> list[tuple[int, ...]]:
+    """Nanoseconds per iteration, in the order of ``STAGES``."""
+    import numpy as np
+
+    size = localizer.bundle.manifest.model.input_size
+    times = []
+    for _ in rounds:
+        start = perf_counter_ns()
+        images = [decode(data) for data in encoded]
+        decoded = perf_counter_ns()
+        resized = np.stack([resize(pixels, *size) for pixels in images])
+        ready = perf_counter_ns()
+        logits, features = localizer.backend.run(resized)
+        forwarded = perf_counter_ns()
+        localizer.boxes(logits, features)
+        boxed = perf_counter_ns()
+        for _result in localizer(encoded):
+            pass
+        end = perf_counter_ns()
+        times.append((decoded - start, ready - decoded, forwarded - ready, boxed - forwarded, end - boxed))
+    return times
+
+
+def _summary(nanoseconds: list[int]) -> StageLatency:
+    import numpy as np
+
+    ms = np.asarray(nanoseconds) / 1e6
+    p50, p90, p99 = (float(p) for p in np.percentile(ms, (50, 90, 99)))
+    return StageLatency(p50, p90, p99, float(ms.mean()), float(ms.min()))
+
+
+def _file(path: Path) -> tuple[bytes, str]:
+    decode(path)  # says what is wrong with it, by name
+    return path.read_bytes(), str(path)
+
+
+def _golden_jpeg(bundle: Bundle) -> bytes:
+    import cv2
+
+    for case in bundle.golden():
+        if "image" in case:
+            encoded: bytes = cv2.imencode(".jpg", case["image"][..., ::-1])[1].tobytes()
+            return encoded
+    raise BundleError(f"{bundle.root} has no golden image to time; pass one with --image")
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _kernel_target() -> str:
+    from wgap.runtime import _native
+
+    return str(_native.target())
+
+
+def _versions(localizer: Localizer) -> dict[str, str]:
+    import cv2
+    import numpy as np
+
+    return {
+        "wgap": metadata.version("wgap"),
+        "python": platform.python_version(),
+        localizer.backend.name: localizer.backend.version,
+        "opencv": str(cv2.__version__),
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,325 @@
+"""Images in, classes and boxes out: decoding, resizing, the forward pass and the kernel behind one callable."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
+
+from wgap.bundle import Bundle
+from wgap.errors import DataError, FeatureError, ImageError, WgapError
+from wgap.images import decode, resize
+from wgap.runtime.backends import Backend, open_backend
+from wgap.runtime.localization import Failure, Localization
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wgap.runtime.postprocess import ClassBox
+
+__all__ = ["Failure", "Localization", "Localizer"]
+
+Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
+"""A path, the bytes of an image file, or a decoded image uint8[H, W, 3] RGB (any object NumPy can view as one)."""
+
+
+class _Prepared(NamedTuple):
+    """One image at the network's input size, or the reason why it is not."""
+
+    image: str | None  # its path
+    label: str  # what messages call it
+    size: tuple[int, int]  # original (height, width)
+    class_id: int | None
+    pixels: Any  # uint8[H, W, 3], or None
+    error: WgapError | None
+
+
+class Localizer:
+    """Localizes objects with a bundle.
+
+    ::
+
+        localizer = Localizer("bundle/")
+        for result in localizer(["a.jpg", "b.jpg"]):
+            print(result.class_name, result.score, result.box)
+
+    One localizer may be called from several threads at once: nothing in it changes after construction, and results do
+    not depend on batch size or threads beyond what the backend's own float32 sums do.
+
+    Args:
+        bundle: a bundle folder, or one already opened (then taken as verified).
+        backend: ``onnxruntime``.
+        precision: which of the bundle's model files to run.
+        threads: threads of the forward pass and of the kernel; None lets the backend take every core.
+        top_k: how many classes to localize per image, when no class is given.
+        map: ``recombined`` (Eq. 3), ``positive`` or ``signed``; None takes the manifest's.
+        threshold: ``adaptive`` (Sec. 4.3) or ``fixed:ETA`` with ETA in [0, 1); None takes the manifest's.
+        batch_size: images per forward pass. 1 has the lowest latency and, on a CPU, nearly the highest throughput.
+        verify: compare every file of the bundle with its hash before anything is loaded.
+
+    Raises:
+        BundleError: the bundle is incomplete, inconsistent, or one of its files was changed (HashMismatchError).
+        BackendError: the backend is unknown or refuses the model.
+        DataError: an option is out of range.
+        MissingDependencyError: the backend's library is not installed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str],
+        backend: str = "onnxruntime",
+        *,
+        precision: str = "fp32",
+        threads: int | None = None,
+        top_k: int = 1,
+        map: Literal["recombined", "positive", "signed"] | None = None,  # noqa: A002  (the method's word for it)
+        threshold: str | None = None,
+        batch_size: int = 1,
+        verify: bool = True,
+    ) -> None:
+        from wgap.runtime.postprocess import Classifier
+
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify=verify)
+        info, defaults = self.bundle.manifest.model, self.bundle.manifest.postprocessing
+        self.classes: tuple[str, ...] = info.classes
+        self.map = defaults.map if map is None else map
+        self.threshold = defaults.threshold if threshold is None else threshold
+        self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
+        self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
+        self.threads = None if threads is None else _in_range("threads", threads, 1, 4096)
+        self.backend: Backend = open_backend(backend, self.bundle, precision, self.threads)
+        self._classifier = Classifier(self.bundle.classifier()[0])
+        self._input_size = info.input_size
+        self._class_ids = {name: index for index, name in enumerate(self.classes)}
+
+    @overload
+    def __call__(
+        self,
+        images: Image | Iterable[Image],
+        classes: int | str | Iterable[int | str] | None = ...,
+        heatmap: bool = ...,
+        *,
+        on_error: Literal["raise"] = ...,
+    ) -> Iterator[Localization]: ...
+    @overload
+    def __call__(
+        self,
+        images: Image | Iterable[Image],
+        classes: int | str | Iterable[int | str] | None = ...,
+        heatmap: bool = ...,
+        *,
+        on_error: Literal["yield"],
+    ) -> Iterator[Localization | Failure]: ...
+    def __call__(
+        self,
+        images: Image | Iterable[Image],
+        classes: int | str | Iterable[int | str] | None = None,
+        heatmap: bool = False,
+        *,
+        on_error: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Localization | Failure]:
+        """Localize images, lazily: one result per image, in order.
+
+        Args:
+            images: one image, a batch uint8[N, H, W, 3], or any iterable of images; a generator is consumed one batch
+                at a time. Arrays are RGB.
+            classes: the class to localize, by id or name, for all images or one per image (``GT-known``); None takes
+                the top-1, or the ``top_k`` best.
+            heatmap: also return the normalised map of each result.
+            on_error: ``yield`` puts a :class:`Failure` in the place of an image that cannot be localized and goes on;
+                ``raise`` raises its error when the iteration reaches it.
+
+        Raises:
+            ImageError: an image is missing, damaged, or not uint8[H, W, 3].
+            FeatureError: the network gave NaN or infinity for an image; the message names it.
+            DataError: a class is unknown, or there are fewer classes than images.
+            BackendError: the forward pass failed.
+        """
+        if on_error not in ("raise", "yield"):
+            raise DataError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
+        return self._results(_each(images), self._each_class(classes), heatmap, on_error == "raise")
+
+    def one(self, image: Image, class_: int | str | None = None, heatmap: bool = False) -> Localization:
+        """Localize one image; arguments and errors as in :meth:`__call__`."""
+        item = self._prepare(0, image, None if class_ is None else self._class_id(class_))
+        found = self._localize([item], heatmap)[0]
+        if isinstance(found, Failure):
+            raise found.error
+        return found
+
+    def _results(
+        self, images: Iterator[Image], class_ids: Iterator[int | None], heatmap: bool, raising: bool
+    ) -> Iterator[Localization | Failure]:
+        numbered = enumerate(images)
+        while batch := list(islice(numbered, self.batch_size)):
+            items = [self._prepare(index, image, _following(class_ids, index)) for index, image in batch]
+            for result in self._localize(items, heatmap):
+                if raising and isinstance(result, Failure):
+                    raise result.error
+                yield result
+
+    def _prepare(self, index: int, image: Image, class_id: int | None) -> _Prepared:
+        """Decode and resize one image; the only work outside the graph before it."""
+        path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        label = f"image {index}" if path is None else path
+        try:
+            pixels = _pixels(image, label)
+            height, width = int(pixels.shape[0]), int(pixels.shape[1])
+            if (height, width) != self._input_size:
+                pixels = resize(pixels, *self._input_size)
+        except WgapError as error:
+            return _Prepared(path, label, (0, 0), class_id, None, error)
+        return _Prepared(path, label, (height, width), class_id, pixels, None)
+
+    def _localize(self, items: Sequence[_Prepared], heatmap: bool) -> list[Localization | Failure]:
+        """The forward pass and the kernel on the images of one batch that could be prepared."""
+        import numpy as np
+
+        good = [item for item in items if item.error is None]
+        found: Iterator[Localization | Failure] = iter(())
+        if good:
+            batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
+            found = iter(self._results_of(good, *self.backend.run(batch), heatmap))
+        return [next(found) if item.error is None else Failure(item.image, item.error) for item in items]
+
+    def boxes(
+        self,
+        logits: NDArray[np.float32],
+        features: NDArray[np.float32],
+        classes: Sequence[int] | None = None,
+        heatmap: bool = False,
+    ) -> list[list[ClassBox]]:
+        """The kernel alone: what a backend returned to boxes in map pixels, with this localizer's settings.
+
+        Args:
+            logits: float32[N, K].
+            features: float32[N, C, h, w].
+            classes: N class ids, or None for the top-1 (or the ``top_k`` best).
+            heatmap: also return the normalised maps.
+
+        Returns:
+            for each image its classes, best first.
+
+        Raises:
+            FeatureError: NaN or infinity in features or logits, or shapes that do not fit the bundle.
+        """
+        from wgap.runtime.postprocess import postprocess
+
+        return postprocess(
+            features,
+            logits,
+            self._classifier,
+            size=self._input_size,
+            classes=classes,
+            top_k=1 if classes is not None else self.top_k,
+            map=self.map,
+            threshold=self.threshold,
+            heatmaps=heatmap,
+            threads=self.threads,
+        )
+
+    def _results_of(
+        self, items: Sequence[_Prepared], logits: NDArray[np.float32], features: NDArray[np.float32], heatmap: bool
+    ) -> list[Localization | Failure]:
+        """Kernel results of one batch as records; an image with NaN or infinity fails alone."""
+        given = [item.class_id for item in items if item.class_id is not None]
+        try:
+            found = self.boxes(logits, features, given or None, heatmap)
+        except FeatureError as error:
+            if len(items) == 1:
+                return [Failure(items[0].image, FeatureError(f"{items[0].label}: {error}"))]
+            rows = range(len(items))
+            return [self._results_of([items[n]], logits[n : n + 1], features[n : n + 1], heatmap)[0] for n in rows]
+        scores = _softmax(logits)
+        return [self._record(item, row, *boxes) for item, row, boxes in zip(items, scores, found, strict=True)]
+
+    def _record(self, item: _Prepared, scores: NDArray[np.float64], best: ClassBox, *others: ClassBox) -> Localization:
+        (height, width), (map_height, map_width) = item.size, self._input_size
+        x0, y0, x1, y1 = best.box
+        return Localization(
+            class_id=best.class_id,
+            class_name=self.classes[best.class_id],
+            score=float(scores[best.class_id]),
+            box=(x0 * width / map_width, y0 * height / map_height, x1 * width / map_width, y1 * height / map_height),
+            threshold=best.threshold,
+            level=best.level,
+            degenerate=best.degenerate,
+            heatmap=best.heatmap,
+            others=tuple(self._record(item, scores, other) for other in others),
+            image=item.image,
+        )
+
+    def _each_class(self, classes: int | str | Iterable[int | str] | None) -> Iterator[int | None]:
+        if classes is None or isinstance(classes, int | str):
+            return repeat(None if classes is None else self._class_id(classes))
+        return map(self._class_id, classes)
+
+    def _class_id(self, given: int | str) -> int:
+        """The index of a class given by index or by name."""
+        if isinstance(given, str):
+            if given in self._class_ids:
+                return self._class_ids[given]
+        elif 0 <= (class_id := operator.index(given)) < len(self.classes):
+            return class_id
+        names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+        raise DataError(f"no class {given!r}; expected a name ({names}) or an id of 0..{len(self.classes) - 1}")
+
+
+def _each(images: Image | Iterable[Image]) -> Iterator[Image]:
+    """One image, a batch or an iterable as an iterator of images."""
+    if isinstance(images, str | os.PathLike | bytes | bytearray):
+        return iter((images,))
+    if _is_array(images):
+        import numpy as np
+
+        array = np.asarray(images)
+        return iter(array if array.ndim == 4 else (array,))
+    if not isinstance(images, Iterable):
+        raise ImageError(f"expected a path, an image, a batch or an iterable of them, got {type(images).__name__}")
+    return iter(images)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, memoryview) or hasattr(value, "__array_interface__") or hasattr(value, "__array__")
+
+
+def _pixels(image: Image, label: str) -> NDArray[np.uint8]:
+    """One image as C-contiguous uint8[H, W, 3], decoded if need be."""
+    if isinstance(image, str | os.PathLike | bytes | bytearray):
+        return decode(image, label)
+    import numpy as np
+
+    array = np.asarray(image)
+    if array.ndim == 1 and array.dtype == np.uint8:
+        return decode(array.data, label)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        got = f"{array.dtype}{list(array.shape)}" if array.ndim else type(image).__name__
+        raise ImageError(
+            f"{label}: expected a path, the bytes of an image file, or RGB pixels uint8[H, W, 3], got {got}; "
+            "convert to 0..255 bytes, three channels, channels last"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _following(class_ids: Iterator[int | None], index: int) -> int | None:
+    try:
+        return next(class_ids)
+    except StopIteration:
+        raise DataError(f"expected one class per image, got {index} classes and more images than that") from None
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    import numpy as np
+
+    raised: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def _in_range(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise DataError(f"{name} must be in {low}..{high}, got {value}")
+    return value

@@ -1,0 +1,66 @@
+"""``wgap bench``: how long one image takes, stage by stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    image: Annotated[Path | None, typer.Option(help="Image file; default: a JPEG of a golden image.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
+    threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
+    iterations: Annotated[int, typer.Option(help="Timed iterations per batch size.")] = 50,
+    warmup: Annotated[int, typer.Option(help="Untimed iterations before them.")] = 5,
+    backend: Annotated[str, typer.Option(help="Inference backend.")] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Time decoding, resizing, forward pass, postprocessing and the whole of it for BUNDLE."""
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from wgap.bundle import Bundle
+    from wgap.errors import DataError
+    from wgap.evaluate.latency import measure_latency
+
+    try:
+        batches = [int(size) for size in batch.split(",")]
+    except ValueError:
+        raise DataError(f"--batch expects whole numbers separated by commas, such as 1,8; got {batch!r}") from None
+    errors = Console(stderr=True)
+    report = measure_latency(
+        Bundle.open(bundle),
+        image,
+        backend=backend,
+        precision=precision,
+        batches=batches,
+        threads=threads,
+        iterations=iterations,
+        warmup=warmup,
+        progress=lambda rounds: track(rounds, "timing", console=errors, transient=True, disable=not errors.is_terminal),
+    )
+    if as_json:
+        typer.echo(json.dumps({"bundle": str(bundle), **report.to_json()}))
+        return
+    settings, machine = report.settings, report.machine
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    typer.echo(
+        f"{machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel_target']}\n{versions}\n"
+        f"{settings['backend']} {settings['precision']}, threads {settings['threads'] or 'all'}, "
+        f"{settings['warmup']} + {settings['iterations']} iterations, "
+        f"image {report.image['width']}x{report.image['height']} ({report.image['source']})"
+    )
+    table = Table("batch", "stage", "p50 ms", "p90 ms", "p99 ms", "mean ms", "min ms")
+    for entry in report.batches:
+        for stage, t in entry.stages.items():
+            figures = (f"{v:.3f}" for v in (t.p50_ms, t.p90_ms, t.p99_ms, t.mean_ms, t.min_ms))
+            table.add_row(str(entry.batch), stage, *figures, end_section=stage == "total")
+    Console().print(table)
+    for entry in report.batches:
+        typer.echo(f"batch {entry.batch}: {entry.images_per_second:.1f} images/s")

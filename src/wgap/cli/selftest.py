@@ -1,0 +1,39 @@
+"""``wgap selftest``: the bundle's golden cases on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def selftest(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    backend: Annotated[str, typer.Option(help="Backend to test.")] = "onnxruntime",
+    threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Run BUNDLE's golden cases here, without PyTorch; exit code 1 if a stage differs beyond its limit."""
+    from wgap.bundle import Bundle
+    from wgap.runtime.selftest import selftest as run
+
+    report = run(Bundle.open(bundle), backend, threads)
+    if as_json:
+        typer.echo(json.dumps({"bundle": str(bundle), **report.to_json()}))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        title = f"{bundle} on {report.backend} {report.backend_version}"
+        table = Table("case", "stage", "difference", "limit", "", title=title)
+        for check in report.checks:
+            verdict, style = ("ok", "") if check.ok else (f"FAILED {check.note}".rstrip(), "bold red")
+            row = (str(check.case), check.stage, f"{check.measured:.3g}", f"{check.limit:g}", verdict)
+            table.add_row(*row, style=style)
+        Console().print(table)
+        passed = sum(check.ok for check in report.checks)
+        typer.echo(f"{passed} of {len(report.checks)} checks passed")
+    if not report.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,258 @@
+"""Images in any form, one record each, in order, with boxes in their own pixels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wgap import Localization, Localizer
+from wgap.errors import DataError, FeatureError, ImageError
+from wgap.images import decode
+from wgap.runtime.localizer import Failure
+
+WHITE = np.full((64, 64, 3), 255, np.uint8)
+BLACK = np.zeros((64, 64, 3), np.uint8)
+
+
+def blot(channel: int = 0, rows: tuple[int, int] = (16, 40), columns: tuple[int, int] = (24, 48)) -> np.ndarray:
+    """White, with a rectangle that is dark in one channel: the object of that class for the hand-made network."""
+    image = WHITE.copy()
+    image[slice(*rows), slice(*columns), channel] = 0
+    return image
+
+
+@pytest.fixture(scope="module")
+def glass(glass_bundle: Path) -> Localizer:
+    return Localizer(glass_bundle)
+
+
+def test_a_blot_is_found_where_it_is(glass: Localizer) -> None:
+    found = glass.one(blot(1))
+    assert (found.class_id, found.class_name) == (1, "green")
+    x0, y0, x1, y1 = found.box
+    assert 20 <= x0 <= 24 < 48 <= x1 <= 52
+    assert 12 <= y0 <= 16 < 40 <= y1 <= 44
+    assert found.threshold == found.level / 20
+    assert not found.degenerate
+    assert found.score == pytest.approx(1.0, abs=1e-6)
+
+
+def test_boxes_come_in_pixels_of_the_original(glass: Localizer) -> None:
+    small = glass.one(blot())
+    large = glass.one(np.repeat(np.repeat(blot(), 3, axis=0), 5, axis=1))
+    assert large.box == tuple(v * s for v, s in zip(small.box, (5, 3, 5, 3), strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_every_form_of_the_same_images_gives_the_same_records(
+    tiny_bundle: Path, pictures: Path, batch_size: int
+) -> None:
+    localizer = Localizer(tiny_bundle, batch_size=batch_size)
+    paths = [pictures / "a.jpg", pictures / "b.png", pictures / "below" / "a.jpeg"]
+    expected = [localizer.one(path) for path in paths]
+    assert [r.image for r in expected] == [str(p) for p in paths]
+    nameless = [Localization(**{**vars(r), "image": None}) for r in expected]
+    arrays = [decode(path) for path in paths]
+    assert same(localizer(paths), expected)
+    assert same(localizer(map(str, paths)), expected)
+    assert same(localizer([path.read_bytes() for path in paths]), nameless)
+    assert same(localizer(arrays), nameless)
+    assert same(localizer(array[..., ::-1][..., ::-1] for array in arrays), nameless)  # a generator of views
+    assert same(localizer(paths[0]), expected[:1])
+    assert same(localizer(memoryview(arrays[2])), nameless[2:])
+    stack = np.stack([arrays[2]] * 3)
+    assert same(localizer(stack), [nameless[2]] * 3)
+    assert list(localizer([])) == []
+
+
+def same(results: Iterator[Localization], expected: list[Localization]) -> bool:
+    """Equal but for the last bits of the score, which batches may add up in another order."""
+    found = list(results)
+    scores = [r.score for r in found] == pytest.approx([r.score for r in expected], rel=1e-5)
+    without = [{**vars(r), "score": 0} for r in found] == [{**vars(r), "score": 0} for r in expected]
+    return bool(scores and without)
+
+
+def test_a_generator_is_consumed_one_batch_at_a_time(glass_bundle: Path) -> None:
+    taken = []
+
+    def images() -> Iterator[np.ndarray]:
+        for number in range(7):
+            taken.append(number)
+            yield blot(number % 3)
+
+    results = Localizer(glass_bundle, batch_size=3)(images())
+    assert taken == []
+    assert next(results).class_id == 0
+    assert taken == [0, 1, 2]
+    assert [r.class_id for r in results] == [1, 2, 0, 1, 2, 0]
+
+
+def test_a_given_class_is_localized_whatever_the_network_thinks(glass: Localizer) -> None:
+    both = np.minimum(blot(0, (0, 16), (0, 32)), blot(2, (40, 64), (40, 64)))
+    red, blue = glass.one(both, "red"), glass.one(both, 2)
+    assert (red.class_id, blue.class_id) == (0, 2)
+    assert red.box[2] < blue.box[0]
+    assert [r.class_id for r in glass([both, both], ["blue", 0])] == [2, 0]
+    assert [r.class_id for r in glass([both, both], classes="blue")] == [2, 2]
+    for wrong in ("purple", 3, -1):
+        with pytest.raises(DataError, match=r"no class .*red, green, blue.* 0\.\.2"):
+            glass.one(both, wrong)
+    with pytest.raises(DataError, match="one class per image, got 1"):
+        list(glass([both, both], classes=[0]))
+
+
+def test_top_k_gives_the_other_classes_in_order(glass_bundle: Path) -> None:
+    image = np.minimum(blot(2), blot(0, (0, 16), (0, 8)))
+    best = Localizer(glass_bundle, top_k=3).one(image)
+    assert [best.class_id, *(o.class_id for o in best.others)] == [2, 0, 1]
+    assert best.score > best.others[0].score > best.others[1].score
+    assert best.others[0].box == Localizer(glass_bundle).one(image, 0).box
+    assert len(best.to_json()["others"]) == 2
+    assert Localizer(glass_bundle, top_k=3).one(image, "red").others == ()
+
+
+def test_the_heat_map_comes_only_when_asked_for(glass: Localizer) -> None:
+    assert glass.one(blot()).heatmap is None
+    heatmap = glass.one(blot(), heatmap=True).heatmap
+    assert heatmap is not None
+    assert heatmap.shape == (64, 64)
+    assert heatmap.dtype == np.float32
+    assert heatmap.max() == 1
+    assert heatmap[28, 36] == 1
+    assert heatmap[0, 0] == 0
+
+
+def test_a_flat_map_gives_the_whole_image_and_says_so(glass: Localizer) -> None:
+    found = glass.one(np.full((30, 50, 3), 255, np.uint8), heatmap=True)
+    assert found.degenerate
+    assert (found.box, found.threshold, found.level) == ((0, 0, 50, 30), 0, -1)
+    assert found.heatmap is not None
+    assert not found.heatmap.any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_features_that_are_not_numbers_are_an_error_of_that_image_alone(glass_bundle: Path, batch_size: int) -> None:
+    localizer = Localizer(glass_bundle, batch_size=batch_size)
+    with pytest.raises(FeatureError, match="image 0: "):
+        localizer.one(BLACK)
+    results = list(localizer([blot(0), BLACK, blot(2), WHITE], on_error="yield"))
+    assert isinstance(results[1], Failure)
+    assert isinstance(results[1].error, FeatureError)
+    assert "image 1: " in str(results[1].error)
+    assert [r.class_id for r in results if isinstance(r, Localization)] == [0, 2, 0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_bad_image_raises_in_its_turn_or_yields_in_its_place(
+    glass_bundle: Path, pictures: Path, batch_size: int
+) -> None:
+    localizer = Localizer(glass_bundle, batch_size=batch_size)
+    images = [pictures / "a.jpg", pictures / "gone.jpg", pictures / "b.png"]
+    results = localizer(images)
+    assert next(results).image == str(images[0])
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such file"):
+        next(results)
+    first, failure, last = localizer(images, on_error="yield")
+    assert isinstance(failure, Failure)
+    assert failure.to_json() == {"image": str(images[1]), "error": f"{images[1]}: no such file"}
+    assert [r.image for r in (first, last)] == [str(images[0]), str(images[2])]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [BLACK[..., 0], BLACK.astype(np.float32), BLACK.transpose(2, 0, 1), BLACK[:0], np.dstack([BLACK, BLACK])],
+    ids=["grey", "float", "channels first", "no pixels", "six channels"],
+)
+def test_an_array_that_is_no_rgb_image_is_refused(glass: Localizer, array: np.ndarray) -> None:
+    with pytest.raises(ImageError, match=r"image 0: expected .* uint8\[H, W, 3\]"):
+        glass.one(array)
+    with pytest.raises(ImageError, match="image 1: "):
+        list(glass([BLACK + 1, array]))
+
+
+def test_something_else_is_refused(glass: Localizer) -> None:
+    with pytest.raises(ImageError, match="expected a path, an image, a batch"):
+        glass(3)  # type: ignore[call-overload]
+    with pytest.raises(ImageError, match="got NoneType"):
+        glass.one(None)  # type: ignore[arg-type]
+
+
+def test_the_manifest_sets_map_and_threshold_and_the_caller_overrides(
+    glass_bundle: Path, tmp_path: Path, rewrite: Callable[..., None]
+) -> None:
+    root = shutil.copytree(glass_bundle, tmp_path / "bundle")
+
+    def update(manifest: dict[str, Any]) -> None:
+        manifest["postprocessing"] = {"map": "signed", "threshold": "fixed:0.5"}
+
+    rewrite(root, update)
+    localizer = Localizer(root)
+    assert (localizer.map, localizer.threshold) == ("signed", "fixed:0.5")
+    found = localizer.one(blot())
+    assert (found.threshold, found.level) == (0.5, -1)
+    assert found.box == (24, 16, 48, 40)  # half the height of a linear ramp is the middle of a cell's edge
+    assert Localizer(root, map="recombined", threshold="adaptive").one(blot()) == Localizer(glass_bundle).one(blot())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 0},
+        {"top_k": 4},
+        {"batch_size": 0},
+        {"threads": 0},
+        {"map": "cam"},
+        {"threshold": "fixed:1"},
+        {"threshold": "0.2"},
+        {"threshold": "fixed:nan"},
+    ],
+    ids=str,
+)
+def test_an_option_out_of_range_is_refused_on_construction(glass_bundle: Path, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(DataError, match=name):
+        Localizer(glass_bundle, **options)
+
+
+def test_four_threads_get_what_one_gets(tiny_bundle: Path, pictures: Path) -> None:
+    localizer = Localizer(tiny_bundle, top_k=2)
+    images = [decode(p) for p in (pictures / "a.jpg", pictures / "b.png", pictures / "below" / "a.jpeg")] * 10
+    serial = [localizer.one(image, heatmap=True) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        parallel = list(pool.map(lambda image: localizer.one(image, heatmap=True), images))
+        streams = list(pool.map(lambda _: list(localizer(images)), range(4)))
+    assert parallel == serial
+    for one, other in zip(parallel, serial, strict=True):
+        assert one.heatmap is not None
+        assert other.heatmap is not None
+        assert np.array_equal(one.heatmap, other.heatmap)
+    assert all(stream == serial for stream in streams)
+
+
+def test_a_record_is_these_keys_and_plain_numbers(glass: Localizer, pictures: Path) -> None:
+    record = glass.one(pictures / "a.jpg").to_json()
+    assert list(record) == ["image", "class_id", "class_name", "score", "box", "threshold", "degenerate"]
+    assert json.loads(json.dumps(record)) == record
+    assert all(isinstance(v, float) for v in record["box"])
+
+
+def test_real_photographs_localize(cub10_bundle: Path, cub10: Path) -> None:
+    paths = sorted((cub10 / "images").glob("*/*.jpg"))[::100]
+    results = list(Localizer(cub10_bundle, batch_size=2)(paths))
+    assert len(results) == len(paths)
+    right = 0
+    for path, result in zip(paths, results, strict=True):
+        height, width = decode(path).shape[:2]
+        x0, y0, x1, y1 = result.box
+        assert 0 <= x0 < x1 <= width
+        assert 0 <= y0 < y1 <= height
+        right += result.class_name == path.parent.name
+    assert right >= len(paths) - 1
