@@ -1,0 +1,35 @@
+# The kernel as one object library, shared by the C++ libraries, the Python module and the tests.
+
+# Our own sources only: nanobind's are not held to these.
+add_library(wgap_warnings INTERFACE)
+target_compile_options(wgap_warnings INTERFACE -Wall -Wextra -Wpedantic -Werror)
+if(WGAP_SANITIZE)
+  add_compile_options(-fsanitize=${WGAP_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${WGAP_SANITIZE})
+endif()
+
+add_library(wgap_core OBJECT
+  runtime/src/c_api.cpp
+  runtime/src/kernel_baseline.cpp
+  runtime/src/targets.cpp
+  runtime/src/workspace.cpp)
+set_target_properties(wgap_core PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_include_directories(wgap_core PUBLIC
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include> PRIVATE runtime/src)
+target_compile_definitions(wgap_core PRIVATE WGAP_VERSION_STRING="${PROJECT_VERSION}")
+target_link_libraries(wgap_core PRIVATE wgap_warnings PUBLIC Threads::Threads)
+# No contraction of a*b+c: the same bits on every instruction set. The other two change no value; they let loops with
+# rounding and comparisons become vector code.
+set(WGAP_ARITHMETIC -ffp-contract=off -fno-math-errno -fno-trapping-math)
+target_compile_options(wgap_core PRIVATE ${WGAP_ARITHMETIC})
+# Vectorised loops are the product, also in builds that are otherwise slow on purpose.
+target_compile_options(wgap_core PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O3>)
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  target_sources(wgap_core PRIVATE runtime/src/kernel_avx2.cpp runtime/src/kernel_avx512.cpp)
+  target_compile_definitions(wgap_core PRIVATE WGAP_X86)
+  set_source_files_properties(runtime/src/kernel_avx2.cpp PROPERTIES
+    COMPILE_OPTIONS "-mavx2;-mbmi;-mtune=haswell")
+  set_source_files_properties(runtime/src/kernel_avx512.cpp PROPERTIES
+    COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mbmi;-mtune=skylake-avx512;-mprefer-vector-width=512")
+endif()

@@ -1,0 +1,8 @@
+# The Python module wgap.runtime._native, linked statically against the core.
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(nanobind CONFIG REQUIRED)
+nanobind_add_module(_native NB_STATIC runtime/src/bindings.cpp)
+target_link_libraries(_native PRIVATE wgap_core)
+target_compile_definitions(_native PRIVATE WGAP_STATIC)
+set_source_files_properties(runtime/src/bindings.cpp PROPERTIES COMPILE_OPTIONS "-Wall;-Wextra;-Wpedantic;-Werror")
+install(TARGETS _native LIBRARY DESTINATION wgap/runtime COMPONENT python)

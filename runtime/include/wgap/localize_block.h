@@ -1,0 +1,671 @@
+// One feature map to one box: recombine, upsample, threshold levels, largest component. The only copy of this arithmetic.
+//
+// A *block* of threads works on one image and one class together. The same source serves every device; what differs is
+// the Block, which offers
+//
+//   int rank(), int size()                  this thread's number and how many there are
+//   void sync()                             barrier; orders all memory accesses of the block
+//   add, min, max, load, store              atomic on the integers below, relaxed order; min returns the old value
+//   static constexpr int kTileRows          rows upsampled between two barriers
+//   static constexpr int kCopies            copies of the level sums, to spread contention or break dependency chains
+//   static u64 greater(row, bound, n)       bit i = row[i] > bound, n <= 64
+//   static u64 steps(row, stride, n, low)   bit i = low[i] < row[i], low[i] the smallest of the four neighbours
+//   static int nearest(float)               round to nearest even, 0 <= value < 2^24
+//
+// Contract: train/reference.py is followed bit for bit. Compile without contraction of a*b+c (-ffp-contract=off,
+// --fmad=false), without fast-math. Decisions are taken on integers whose sums are exact in any order, so that the
+// result depends neither on the number of threads nor on the device. Nothing here allocates, throws or prints, and no
+// standard header is included: NVRTC has none.
+#pragma once
+
+#include "wgap/problem.h"
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define WGAP_HD __host__ __device__ inline
+#define WGAP_INDEPENDENT
+#define WGAP_RESTRICT __restrict__
+#else
+#define WGAP_HD __attribute__((always_inline)) inline
+#define WGAP_RESTRICT __restrict__
+#if defined(__clang__)
+#define WGAP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define WGAP_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+#endif
+
+// Every translation unit that is compiled for another instruction set names its own namespace: the linker must never
+// merge an inline function compiled for AVX-512 with the same one compiled for any x86-64.
+#ifndef WGAP_TARGET_NAMESPACE
+#define WGAP_TARGET_NAMESPACE portable
+#endif
+
+namespace wgap {
+inline namespace WGAP_TARGET_NAMESPACE {
+
+// Bilinear taps along one axis: output i blends source lower[i] and upper[i].
+struct Taps {
+  int* lower;
+  int* upper;
+  float* blend;
+};
+
+// What the threads of a block share besides arrays.
+struct State {
+  int logit_bits, low_bits;  // largest magnitudes, as float bits
+  int map_highest, map_lowest;
+  u64 best_class;
+  u64 best_component;
+  int box[4];
+  int mask_bound;
+  float lane_sum[kExpLanes];
+};
+
+struct Scratch {
+  State* state;
+  u64* level_sums;       // [kCopies][kLevels + 1]
+  Taps rows, columns;
+  float* exps;           // [classes]
+  float* low;            // [height, width]
+  float* wide;           // [height, map_width]
+  int* fixed_point;      // ring of kTileRows + 1 rows of map_width
+  u8* index;             // [map_height] rows `index_stride` apart, border of 255 all around
+  int index_stride;
+  int run_stride;        // most runs a row can have
+  int* run_start;        // [map_height, run_stride]; run_end, parent, area alike
+  int* run_end;
+  u32* parent;
+  u32* area;
+  int* run_count;        // [map_height]
+};
+
+WGAP_HD int float_bits(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_int(x);
+#else
+  int bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits;
+#endif
+}
+
+WGAP_HD float float_from_bits(int bits) {
+#if defined(__CUDA_ARCH__)
+  return __int_as_float(bits);
+#else
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+#endif
+}
+
+// Integers in the order of the floats they come from (its own inverse): maxima become integer atomics.
+WGAP_HD int ordered(int bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+WGAP_HD int larger(int a, int b) { return a > b ? a : b; }
+WGAP_HD int smaller(int a, int b) { return a < b ? a : b; }
+
+// f(i) for every i < n, shared out among the block. The calls must not depend on each other.
+template <class Block, class F>
+WGAP_HD void each(const Block& block, int n, F f) {
+  const int step = block.size();
+  WGAP_INDEPENDENT
+  for (int i = block.rank(); i < n; i += step) f(i);
+}
+
+// f(row)(column) for every place of a grid. f(row) gathers what a row needs, so that the inner loop is plain.
+template <class Block, class F>
+WGAP_HD void each_row(const Block& block, int first, int last, int columns, F f) {
+  if (block.size() == 1) {
+    for (int row = first; row < last; ++row) {
+      const auto at = f(row);
+      WGAP_INDEPENDENT
+      for (int column = 0; column < columns; ++column) at(column);
+    }
+  } else {
+    const int places = (last - first) * columns;
+    for (int i = block.rank(); i < places; i += block.size()) f(first + i / columns)(i % columns);
+  }
+}
+
+// ---- scratch memory -------------------------------------------------------------------------------------------------
+
+// Hands out 64-byte aligned pieces of one allocation; with no base it only counts.
+struct Carver {
+  u8* base;
+  u64 used;
+  template <class T>
+  WGAP_HD T* take(u64 count) {
+    T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (count * sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+// Lays scratch memory out for a shape. base must be 64-byte aligned, or null to learn the size in bytes.
+template <class Block>
+WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch) {
+  Carver carver{static_cast<u8*>(base), 0};
+  const u64 H = s.map_height, W = s.map_width, h = s.height;
+  scratch->index_stride = static_cast<int>(W < 64 ? W + 1 : (W + 64) / 64 * 64);
+  scratch->run_stride = static_cast<int>((W + 1) / 2);
+  const u64 index_bytes = (H + 2) * scratch->index_stride + 192;
+  const u64 runs = H * scratch->run_stride;
+  scratch->state = carver.take<State>(1);
+  scratch->level_sums = carver.take<u64>(Block::kCopies * (kLevels + 1));
+  scratch->rows = {carver.take<int>(H), carver.take<int>(H), carver.take<float>(H)};
+  scratch->columns = {carver.take<int>(W), carver.take<int>(W), carver.take<float>(W)};
+  scratch->exps = carver.take<float>(s.classes);
+  scratch->low = carver.take<float>(h * s.width);
+  scratch->wide = carver.take<float>(h * W);
+  scratch->fixed_point = carver.take<int>((Block::kTileRows + 1) * W);
+  u8* index = carver.take<u8>(index_bytes);
+  scratch->index = index ? index + 64 + scratch->index_stride : nullptr;
+  scratch->run_start = carver.take<int>(runs);
+  scratch->run_end = carver.take<int>(runs);
+  scratch->parent = carver.take<u32>(runs);
+  scratch->area = carver.take<u32>(runs);
+  scratch->run_count = carver.take<int>(H);
+  return carver.used;
+}
+
+// Half-pixel centres, edges clamped; whole numbers up to the last division (reference: _taps).
+template <class Block>
+WGAP_HD void fill_taps(Block& block, int in, int out, const Taps& taps) {
+  each(block, out, [=](int i) {
+    i64 centre = (2 * static_cast<i64>(i) + 1) * in - out;  // source coordinate times 2 * out
+    if (centre < 0) centre = 0;
+    const i64 lower = centre / (2 * static_cast<i64>(out));
+    const int clamped = static_cast<int>(lower < in - 1 ? lower : in - 1);
+    taps.lower[i] = clamped;
+    taps.upper[i] = smaller(clamped + 1, in - 1);
+    taps.blend[i] = static_cast<float>(centre % (2 * static_cast<i64>(out))) / static_cast<float>(2 * static_cast<i64>(out));
+  });
+}
+
+// Once per shape: what does not change between images. The border of `index` is never written again.
+template <class Block>
+WGAP_HD void prepare_block(Block& block, const Shape& s, const Scratch& scratch) {
+  fill_taps(block, s.height, s.map_height, scratch.rows);
+  fill_taps(block, s.width, s.map_width, scratch.columns);
+  u8* const index = scratch.index - scratch.index_stride - 64;
+  const i64 bytes = (static_cast<i64>(s.map_height) + 2) * scratch.index_stride + 192;
+  for (i64 i = block.rank(); i < bytes; i += block.size()) index[i] = 255;
+  block.sync();
+}
+
+// ---- the steps ------------------------------------------------------------------------------------------------------
+
+// exp(x) for x <= 0 with the same bits everywhere (Cephes' polynomial, relative error below 2e-7).
+WGAP_HD float exp_of_negative(float x) {
+  x = x > -87.0f ? x : -87.0f;
+  const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const float n = (x * 1.44269504f + rounder) - rounder;
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return p * float_from_bits((static_cast<int>(n) + 127) << 23);
+}
+
+// Which class, and its softmax probability. False if a logit is not finite.
+template <class Block>
+WGAP_HD bool choose_class(Block& block, const Problem& problem, const Scratch& scratch, Result* result) {
+  State* const state = scratch.state;
+  const float* const WGAP_RESTRICT logits = problem.logits;
+  const int K = problem.shape.classes;
+  int bits = 0;
+  for (int k = block.rank(); k < K; k += block.size()) bits = larger(bits, float_bits(logits[k]) & 0x7fffffff);
+  block.max(&state->logit_bits, bits);
+  block.sync();
+  if (block.load(&state->logit_bits) >= kInfinityBits) return false;
+
+  // Order of the classes as one integer: the logit above, the complement of the index below. Adding 0 makes -0 equal 0.
+  const auto order = [=](int k) {
+    const u32 key = static_cast<u32>(ordered(float_bits(logits[k] + 0.0f))) ^ 0x80000000u;
+    return (static_cast<u64>(key) << 32) | static_cast<u32>(~k);
+  };
+  const auto logit_of = [](u64 key) {
+    return float_from_bits(ordered(static_cast<int>(static_cast<u32>(key >> 32) ^ 0x80000000u)));
+  };
+  float peak = 0.0f;
+  int chosen = problem.class_id;
+  u64 bound = ~0ULL;
+  for (int pass = 0; pass <= (problem.class_id >= 0 ? 0 : problem.class_rank); ++pass) {
+    u64 best = 0;
+    for (int k = block.rank(); k < K; k += block.size()) {
+      const u64 key = order(k);
+      best = key < bound && key > best ? key : best;
+    }
+    block.max(&state->best_class, best);
+    block.sync();
+    bound = block.load(&state->best_class);
+    block.sync();
+    if (block.rank() == 0) state->best_class = 0;
+    block.sync();
+    if (pass == 0) peak = logit_of(bound);
+    if (problem.class_id < 0) chosen = static_cast<int>(~static_cast<u32>(bound));
+  }
+
+  float* const WGAP_RESTRICT exps = scratch.exps;
+  each(block, K, [=](int k) { exps[k] = exp_of_negative(logits[k] - peak); });
+  block.sync();
+  each(block, kExpLanes, [=](int lane) {
+    float sum = 0.0f;
+    for (int k = lane; k < K; k += kExpLanes) sum += exps[k];
+    state->lane_sum[lane] = sum;
+  });
+  block.sync();
+  if (block.rank() == 0) {
+    float sum = 0.0f;
+    for (int lane = 0; lane < kExpLanes; ++lane) sum += state->lane_sum[lane];
+    result->class_id = chosen;
+    result->logit = logits[chosen];
+    result->score = exps[chosen] / sum;
+  }
+  // Every thread needs the class; all of them computed it.
+  if (block.rank() == 0) state->mask_bound = chosen;
+  block.sync();
+  return true;
+}
+
+WGAP_HD float map_weight(float w, int map) {
+  if (map == kSigned) return w;
+  if (map == kPositive) return w > 0.0f ? w : 0.0f;
+  return float_from_bits(float_bits(w) & 0x7fffffff);
+}
+
+// Class activation map at feature resolution (Eq. 3): one rounded product and sum per channel, in channel order.
+// False if a feature is not finite or the sum too large: both survive in the sums, so features need no pass of their own.
+template <class Block>
+WGAP_HD bool recombine(Block& block, const Problem& problem, const float* weight, const Scratch& scratch) {
+  const int C = problem.shape.channels;
+  const int places = problem.shape.height * problem.shape.width;
+  const int map = problem.map;
+  float* const WGAP_RESTRICT low = scratch.low;
+  constexpr int kTogether = 8;  // channels per visit of the sums
+  int c = 0;
+  each(block, places, [=](int p) { low[p] = 0.0f; });
+  for (; c + kTogether <= C; c += kTogether) {
+    float w[kTogether];
+    for (int i = 0; i < kTogether; ++i) w[i] = map_weight(weight[c + i], map);
+    const float* const WGAP_RESTRICT f = problem.features + static_cast<i64>(c) * places;
+    const i64 step = places;
+    each(block, places, [=](int p) {
+      float sum = low[p];
+      sum += w[0] * f[p];
+      sum += w[1] * f[p + step];
+      sum += w[2] * f[p + 2 * step];
+      sum += w[3] * f[p + 3 * step];
+      sum += w[4] * f[p + 4 * step];
+      sum += w[5] * f[p + 5 * step];
+      sum += w[6] * f[p + 6 * step];
+      sum += w[7] * f[p + 7 * step];
+      low[p] = sum;
+    });
+  }
+  for (; c < C; ++c) {
+    const float w = map_weight(weight[c], map);
+    const float* const WGAP_RESTRICT f = problem.features + static_cast<i64>(c) * places;
+    each(block, places, [=](int p) { low[p] += w * f[p]; });
+  }
+  int bits = 0;
+  for (int p = block.rank(); p < places; p += block.size()) bits = larger(bits, float_bits(low[p]) & 0x7fffffff);
+  block.max(&scratch.state->low_bits, bits);
+  block.sync();
+  return block.load(&scratch.state->low_bits) <= kLargestBits;
+}
+
+WGAP_HD float blend_between(float a, float b, float t) { return a + t * (b - a); }
+
+// Stretches the rows to the map's width; the columns follow row by row in `quantise_rows`.
+template <class Block>
+WGAP_HD void widen(Block& block, const Shape& s, const Scratch& scratch) {
+  const int w = s.width, W = s.map_width;
+  const Taps taps = scratch.columns;
+  const float* const low = scratch.low;
+  float* const wide = scratch.wide;
+  each_row(block, 0, s.height, W, [=](int row) {
+    const float* const WGAP_RESTRICT from = low + static_cast<i64>(row) * w;
+    float* const WGAP_RESTRICT to = wide + static_cast<i64>(row) * W;
+    const int* const WGAP_RESTRICT lower = taps.lower;
+    const int* const WGAP_RESTRICT upper = taps.upper;
+    const float* const WGAP_RESTRICT blend = taps.blend;
+    return [=](int x) { to[x] = blend_between(from[lower[x]], from[upper[x]], blend[x]); };
+  });
+  block.sync();
+}
+
+// Exact extremes of the upsampled map without upsampling it: a + t * (b - a) is monotone in t, rounding included, so that
+// in each column only the first and last output row of every source interval can hold them.
+template <class Block>
+WGAP_HD void find_extremes(Block& block, const Shape& s, const Scratch& scratch) {
+  const int H = s.map_height, W = s.map_width;
+  int highest = -0x7fffffff - 1, lowest = 0x7fffffff;
+  const Taps taps = scratch.rows;
+  for (int y = 0; y < H; ++y) {
+    if (y > 0 && y + 1 < H && taps.lower[y - 1] == taps.lower[y] && taps.lower[y + 1] == taps.lower[y]) continue;
+    const float* const WGAP_RESTRICT above = scratch.wide + static_cast<i64>(taps.lower[y]) * W;
+    const float* const WGAP_RESTRICT below = scratch.wide + static_cast<i64>(taps.upper[y]) * W;
+    const float t = taps.blend[y];
+    for (int x = block.rank(); x < W; x += block.size()) {
+      const int key = ordered(float_bits(blend_between(above[x], below[x], t)));
+      highest = larger(highest, key);
+      lowest = smaller(lowest, key);
+    }
+  }
+  block.max(&scratch.state->map_highest, highest);
+  block.min(&scratch.state->map_lowest, lowest);
+  block.sync();
+}
+
+struct Scale {
+  float base, span, scale;
+};
+
+// Rows [first, last) of the map in fixed point, and each pixel's index: how many levels' masks hold it, or, for a fixed
+// threshold, whether its mask does.
+template <class Block>
+WGAP_HD void quantise_rows(Block& block, const Problem& problem, const Scratch& scratch, Scale scale, int first, int last) {
+  const int W = problem.shape.map_width;
+  const int fixed = problem.fixed;
+  const Scratch s = scratch;
+  each_row(block, first, last, W, [=](int y) {
+    const float* const WGAP_RESTRICT above = s.wide + static_cast<i64>(s.rows.lower[y]) * W;
+    const float* const WGAP_RESTRICT below = s.wide + static_cast<i64>(s.rows.upper[y]) * W;
+    const float t = s.rows.blend[y];
+    int* const WGAP_RESTRICT fixed_point = s.fixed_point + static_cast<i64>(y % (Block::kTileRows + 1)) * W;
+    u8* const WGAP_RESTRICT index = s.index + static_cast<i64>(y) * s.index_stride;
+    return [=](int x) {
+      float value = (blend_between(above[x], below[x], t) - scale.base) * scale.scale;
+      value = value > 0.0f ? value : 0.0f;
+      value = value < static_cast<float>(kOne) ? value : static_cast<float>(kOne);
+      const int rounded = Block::nearest(value);
+      fixed_point[x] = rounded;
+      const int levels = (rounded + ((1 << kLevelShift) - 1)) >> kLevelShift;
+      index[x] = static_cast<u8>(fixed < 0 ? levels : rounded > fixed);
+    };
+  });
+}
+
+// Rows [first, last) of the optional float map, u = (M - base) / span.
+template <class Block>
+WGAP_HD void write_heatmap(Block& block, const Problem& problem, const Scratch& scratch, Scale scale) {
+  const int W = problem.shape.map_width;
+  const Scratch s = scratch;
+  float* const heatmap = problem.heatmap;
+  each_row(block, 0, problem.shape.map_height, W, [=](int y) {
+    const float* const WGAP_RESTRICT above = s.wide + static_cast<i64>(s.rows.lower[y]) * W;
+    const float* const WGAP_RESTRICT below = s.wide + static_cast<i64>(s.rows.upper[y]) * W;
+    const float t = s.rows.blend[y];
+    float* const WGAP_RESTRICT to = heatmap + static_cast<i64>(y) * W;
+    return [=](int x) {
+      const float u = (blend_between(above[x], below[x], t) - scale.base) / scale.span;
+      to[x] = u > 0.0f ? u : 0.0f;
+    };
+  });
+}
+
+// Adds the edge pixels of rows [first, last) to the level sums. With m the smallest of a pixel's neighbours, a pixel of
+// index n is an edge pixel exactly for the levels m..n-1: two entries of a difference array, count and sum in one u64.
+template <class Block>
+WGAP_HD void add_edges(Block& block, const Shape& s, const Scratch& scratch, int first, int last) {
+  const int W = s.map_width;
+  const int chunks = (W + 63) / 64;
+  u64* const sums = scratch.level_sums;
+  for (int i = block.rank(); i < (last - first) * chunks; i += block.size()) {
+    const int y = first + i / chunks, x = i % chunks * 64;
+    const u8* const index = scratch.index + static_cast<i64>(y) * scratch.index_stride + x;
+    const int* const value = scratch.fixed_point + static_cast<i64>(y % (Block::kTileRows + 1)) * W + x;
+    alignas(64) u8 low[64];
+    u64 bits = Block::steps(index, scratch.index_stride, smaller(64, W - x), low);
+    int copy = block.rank();
+    while (bits) {
+      const int at = Block::first_bit(bits);
+      bits &= bits - 1;
+      const u64 pixel = (1ULL << kCountShift) + static_cast<u64>(value[at]);
+      u64* const mine = sums + copy++ % Block::kCopies * (kLevels + 1);
+      block.add(mine + low[at], pixel);
+      block.add(mine + index[at], ~pixel + 1);
+    }
+  }
+}
+
+// The two-stage rule (Sec. 4.3): the smallest level whose |V_l - V_(l-1)| exceeds the mean of all twenty.
+template <class Block>
+WGAP_HD int choose_level(const u64* level_sums, double* edge_mean) {
+  u64 total = 0;
+  bool known[kLevels + 1];
+  for (int l = 0; l <= kLevels; ++l) {
+    for (int copy = 0; copy < Block::kCopies; ++copy) total += level_sums[copy * (kLevels + 1) + l];
+    const u64 count = total >> kCountShift, sum = total & ((1ULL << kCountShift) - 1);
+    known[l] = count != 0;
+    edge_mean[l] = known[l] ? static_cast<double>(sum) / static_cast<double>(count) / kOne : __builtin_nan("");
+  }
+  double difference[kLevels + 1];
+  double mean = 0.0;
+  for (int l = 1; l <= kLevels; ++l) {
+    const double d = edge_mean[l] - edge_mean[l - 1];
+    difference[l] = known[l] && known[l - 1] ? (d < 0.0 ? -d : d) : 0.0;
+    mean += difference[l];
+  }
+  mean /= kLevels;
+  for (int l = 1; l <= kLevels; ++l)
+    if (difference[l] > mean) return l;
+  return kFallbackLevel;
+}
+
+// ---- largest component ----------------------------------------------------------------------------------------------
+
+// Runs of mask pixels of one row, left to right.
+template <class Block>
+WGAP_HD void find_runs(const Shape& s, const Scratch& scratch, int y, int bound) {
+  const int W = s.map_width;
+  const i64 slot = static_cast<i64>(y) * scratch.run_stride;
+  int* const start = scratch.run_start + slot;
+  int* const end = scratch.run_end + slot;
+  int runs = 0;
+  u64 inside = 0;  // was the previous pixel in the mask
+  for (int x = 0; x < W; x += 64) {
+    const u64 mask = Block::greater(scratch.index + static_cast<i64>(y) * scratch.index_stride + x, bound, smaller(64, W - x));
+    u64 turns = mask ^ (mask << 1 | inside);
+    while (turns) {
+      const int at = x + Block::first_bit(turns);
+      turns &= turns - 1;
+      if (inside) {
+        end[runs++] = at;
+      } else {
+        start[runs] = at;
+      }
+      inside ^= 1;
+    }
+  }
+  if (inside) end[runs++] = W;
+  for (int i = 0; i < runs; ++i) {
+    scratch.parent[slot + i] = static_cast<u32>(slot + i);
+    scratch.area[slot + i] = 0;
+  }
+  scratch.run_count[y] = runs;
+}
+
+template <class Block>
+WGAP_HD u32 root_of(Block& block, u32* parent, u32 run) {
+  u32 next = block.load(parent + run);
+  while (next != run) {
+    run = next;
+    next = block.load(parent + run);
+  }
+  return run;
+}
+
+// Joins two runs' components; the smaller index stays root, whatever the order in which threads arrive.
+template <class Block>
+WGAP_HD void join(Block& block, u32* parent, u32 a, u32 b) {
+  for (;;) {
+    a = root_of(block, parent, a);
+    b = root_of(block, parent, b);
+    if (a == b) return;
+    if (a < b) {
+      const u32 other = a;
+      a = b;
+      b = other;
+    }
+    const u32 old = block.min(parent + a, b);
+    if (old == a) return;
+    a = old;  // another thread hung a below old meanwhile: old and b still have to meet
+  }
+}
+
+// Joins the runs of row y with the runs of row y - 1 they touch, diagonals included.
+template <class Block>
+WGAP_HD void join_rows(Block& block, const Scratch& scratch, int y) {
+  const i64 here = static_cast<i64>(y) * scratch.run_stride, above = here - scratch.run_stride;
+  const int n = scratch.run_count[y], m = scratch.run_count[y - 1];
+  for (int i = 0, j = 0; i < n && j < m;) {
+    const int end = scratch.run_end[here + i], end_above = scratch.run_end[above + j];
+    if (scratch.run_start[here + i] <= end_above && scratch.run_start[above + j] <= end)
+      join(block, scratch.parent, static_cast<u32>(here + i), static_cast<u32>(above + j));
+    if (end < end_above) {
+      ++i;
+    } else {
+      ++j;
+    }
+  }
+}
+
+// Box of the largest 8-connected component of index > bound. A component's root is its first run in raster order, which
+// settles ties in area.
+template <class Block>
+WGAP_HD void largest_component(Block& block, const Shape& s, const Scratch& scratch, int bound) {
+  State* const state = scratch.state;
+  const int H = s.map_height;
+  for (int y = block.rank(); y < H; y += block.size()) find_runs<Block>(s, scratch, y, bound);
+  block.sync();
+  for (int y = block.rank(); y < H; y += block.size())
+    if (y > 0) join_rows(block, scratch, y);
+  block.sync();
+  for (int y = block.rank(); y < H; y += block.size()) {
+    const i64 slot = static_cast<i64>(y) * scratch.run_stride;
+    for (int i = 0; i < scratch.run_count[y]; ++i) {
+      const u32 root = root_of(block, scratch.parent, static_cast<u32>(slot + i));
+      block.store(scratch.parent + slot + i, root);
+      block.add(scratch.area + root, static_cast<u32>(scratch.run_end[slot + i] - scratch.run_start[slot + i]));
+    }
+  }
+  block.sync();
+  u64 best = 0;
+  for (int y = block.rank(); y < H; y += block.size()) {
+    const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
+    for (int i = 0; i < scratch.run_count[y]; ++i) {
+      const u64 key = (static_cast<u64>(scratch.area[slot + i]) << 32) | static_cast<u32>(~(slot + i));
+      best = key > best ? key : best;
+    }
+  }
+  block.max(&state->best_component, best);
+  block.sync();
+  const u32 root = ~static_cast<u32>(block.load(&state->best_component));
+  int box[4] = {0x7fffffff, 0x7fffffff, 0, 0};
+  for (int y = block.rank(); y < H; y += block.size()) {
+    const i64 slot = static_cast<i64>(y) * scratch.run_stride;
+    for (int i = 0; i < scratch.run_count[y]; ++i) {
+      if (scratch.parent[slot + i] != root) continue;
+      box[0] = smaller(box[0], scratch.run_start[slot + i]);
+      box[1] = smaller(box[1], y);
+      box[2] = larger(box[2], scratch.run_end[slot + i]);
+      box[3] = larger(box[3], y + 1);
+    }
+  }
+  for (int i = 0; i < 2; ++i) block.min(&state->box[i], box[i]);
+  for (int i = 2; i < 4; ++i) block.max(&state->box[i], box[i]);
+  block.sync();
+}
+
+// ---- the whole ------------------------------------------------------------------------------------------------------
+
+template <class Block>
+WGAP_HD void clear(Block& block, const Scratch& scratch) {
+  if (block.rank() == 0) {
+    State* const state = scratch.state;
+    state->logit_bits = state->low_bits = 0;
+    state->map_highest = -0x7fffffff - 1;
+    state->map_lowest = 0x7fffffff;
+    state->best_class = state->best_component = 0;
+    state->box[0] = state->box[1] = 0x7fffffff;
+    state->box[2] = state->box[3] = 0;
+  }
+  each(block, Block::kCopies * (kLevels + 1), [=](int i) { scratch.level_sums[i] = 0; });
+  block.sync();
+}
+
+// Features and logits of one image to the box of one class. Scratch is laid out and prepared for problem.shape; one
+// block at a time may use it. All of the block's threads call this; the result is complete when all have returned.
+template <class Block>
+WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch& scratch, Result* result) {
+  const Shape& shape = problem.shape;
+  const int H = shape.map_height;
+  State* const state = scratch.state;
+  const bool leader = block.rank() == 0;
+  clear(block, scratch);
+  if (!choose_class(block, problem, scratch, result)) {
+    if (leader) result->outcome = kBadLogits;
+    return;
+  }
+  const float* const weight = problem.weight + static_cast<i64>(state->mask_bound) * shape.channels;
+  if (!recombine(block, problem, weight, scratch)) {
+    if (leader) result->outcome = kBadFeatures;
+    return;
+  }
+  widen(block, shape, scratch);
+  find_extremes(block, shape, scratch);
+  const float base = problem.map == kSigned ? float_from_bits(ordered(block.load(&state->map_lowest))) : 0.0f;
+  const float span = float_from_bits(ordered(block.load(&state->map_highest))) - base;
+  if (leader) {
+    result->outcome = kDone;
+    for (int l = 0; l <= kLevels; ++l) result->edge_mean[l] = __builtin_nan("");
+  }
+  if (span < kFlattest) {
+    if (problem.heatmap)
+      each_row(block, 0, H, shape.map_width, [=](int y) {
+        float* const to = problem.heatmap + static_cast<i64>(y) * shape.map_width;
+        return [=](int x) { to[x] = 0.0f; };
+      });
+    if (leader) {
+      result->degenerate = 1;
+      result->level = -1;
+      result->threshold = 0.0;
+      result->box[0] = result->box[1] = 0;
+      result->box[2] = shape.map_width;
+      result->box[3] = H;
+    }
+    return;
+  }
+  const Scale scale{base, span, static_cast<float>(kOne) / span};
+  if (problem.heatmap) write_heatmap(block, problem, scratch, scale);
+  for (int y = 0; y < H; y += Block::kTileRows) {
+    const int last = smaller(y + Block::kTileRows, H);
+    quantise_rows(block, problem, scratch, scale, y, last);
+    block.sync();
+    if (problem.fixed < 0) {
+      add_edges(block, shape, scratch, larger(y - 1, 0), last == H ? H : last - 1);
+      block.sync();
+    }
+  }
+  if (leader) {
+    result->degenerate = 0;
+    const int level = problem.fixed < 0 ? choose_level<Block>(scratch.level_sums, result->edge_mean) : -1;
+    state->mask_bound = level < 0 ? 0 : level;
+    result->level = level;
+    result->threshold = level < 0 ? problem.fixed_eta : static_cast<double>(level) / kLevels;
+  }
+  block.sync();
+  largest_component(block, shape, scratch, state->mask_bound);
+  if (leader)
+    for (int i = 0; i < 4; ++i) result->box[i] = state->box[i];
+}
+
+}  // namespace WGAP_TARGET_NAMESPACE
+}  // namespace wgap

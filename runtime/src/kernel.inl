@@ -1,0 +1,38 @@
+// One instruction set's kernel. The including file names WGAP_TARGET_NAMESPACE, WGAP_TARGET_SYMBOL, WGAP_TARGET_NAME and
+// WGAP_TARGET_SUPPORTED, and is compiled with that set's flags. No standard library templates here: their instances
+// would be shared with translation units that must run on older machines.
+#include "resize.h"
+#include "serial_block.h"
+#include "targets.h"
+
+namespace wgap {
+namespace {
+
+bool supported() { return WGAP_TARGET_SUPPORTED; }
+
+std::size_t scratch_bytes(const Shape& shape) {
+  Scratch scratch;
+  return static_cast<std::size_t>(lay_out<SerialBlock>(shape, nullptr, &scratch));
+}
+
+void prepare(const Shape& shape, void* memory) {
+  Scratch scratch;
+  lay_out<SerialBlock>(shape, memory, &scratch);
+  SerialBlock block;
+  prepare_block(block, shape, scratch);
+}
+
+void localize(const Problem& problem, void* memory, Result* result) {
+  Scratch scratch;
+  lay_out<SerialBlock>(problem.shape, memory, &scratch);
+  SerialBlock block;
+  localize_block(block, problem, scratch, result);
+}
+
+}  // namespace
+
+extern const Target WGAP_TARGET_SYMBOL;
+const Target WGAP_TARGET_SYMBOL = {WGAP_TARGET_NAME, supported, scratch_bytes, prepare,
+                                   localize,         resize_bytes, resize_image};
+
+}  // namespace wgap
