@@ -1,0 +1,245 @@
+"""Weights in and out of files, without ever executing what is in them.
+
+A checkpoint is a ``.safetensors`` file: the state dict, and under the header key ``wgap`` a JSON object with the
+architecture, the preprocessing's name, the classes and the input size. A bare state dict is read too; what it does not
+say (classes, preprocessing, stride) the caller must.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wgap.atomic import atomic_file
+from wgap.errors import CheckpointError
+from wgap.preprocessing import preprocessing as preprocessing_named
+from wgap.train.model import Neck, Pooling, WgapVgg16, arch_from_state
+
+METADATA_KEY = "wgap"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in evaluation mode and everything needed to use it.
+
+    Attributes:
+        model: float32, on the CPU, in evaluation mode.
+        classes: K names in logit order.
+        preprocessing: name from :mod:`wgap.preprocessing`.
+        input_size: side of the square input in pixels.
+        metadata: the file's ``wgap`` metadata; empty for a bare state dict.
+    """
+
+    model: WgapVgg16
+    classes: list[str]
+    preprocessing: str
+    input_size: int
+    metadata: dict[str, Any]
+
+
+def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a ``.safetensors`` or ``.pth``/``.pt`` file of tensors.
+
+    Returns:
+        The state dict with floating point tensors as float32 (float16 and bfloat16 storage included), and the ``wgap``
+        metadata (empty if the file has none).
+
+    Raises:
+        CheckpointError: the file is missing, cut short, of another kind, or a pickle of anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a weights file (.safetensors, .pth or .pt), found none")
+    if path.suffix == ".safetensors":
+        state, metadata = _read_safetensors(path)
+    elif path.suffix in (".pth", ".pt"):
+        state, metadata = _read_torch(path), {}
+    else:
+        raise CheckpointError(f"{path}: expected a file that ends in .safetensors, .pth or .pt")
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, metadata
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); was the download cut short?") from error
+    if METADATA_KEY not in header:
+        return state, {}
+    try:
+        metadata = json.loads(header[METADATA_KEY])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its {METADATA_KEY!r} metadata is not JSON ({error})") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
+        raise CheckpointError(f"{path}: checkpoint format {found!r}; this version reads format {FORMAT}")
+    return state, metadata
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it holds more than tensors, and opening it would run code from it "
+            f"({str(error).splitlines()[0]}); save the state dict alone, best as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole PyTorch weights file ({error}); was the download cut short?") from error
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        inside = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path}: expected a state dict (names to tensors), got {inside}")
+    return {str(k): v for k, v in content.items()}
+
+
+def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Every way in which ``found`` differs from ``expected`` in keys and shapes, one line each; empty if none."""
+    lines = []
+    if missing := [k for k in expected if k not in found]:
+        lines.append(f"missing: {', '.join(missing)}")
+    if unexpected := [k for k in found if k not in expected]:
+        lines.append(f"unexpected: {', '.join(unexpected)}")
+    lines += [
+        f"{k}: expected shape {list(expected[k].shape)}, got {list(found[k].shape)}"
+        for k in expected
+        if k in found and found[k].shape != expected[k].shape
+    ]
+    return lines
+
+
+def initialise(model: WgapVgg16, path: Path | str) -> dict[str, Any]:
+    """Load pretrained convolutions into ``model``; its classifier stays as it was initialised.
+
+    torchvision's VGG16 files and this package's checkpoints both serve. Their classifier is left out, and so is a neck
+    that ``model`` does not have; a neck that both have is loaded.
+
+    Returns:
+        The file's ``wgap`` metadata (empty if it has none).
+
+    Raises:
+        CheckpointError: listing every missing or unexpected key and every shape that differs.
+    """
+    state, metadata = read_weights(path)
+    has_neck = "neck.weight" in state and model.neck is not None
+    expected = {k: v for k, v in model.state_dict().items() if k.startswith("features.") or (has_neck and k.startswith("neck."))}
+    wanted = {k: v for k, v in state.items() if not k.startswith("classifier.") and (has_neck or not k.startswith("neck."))}
+    if wrong := differences(wanted, expected):
+        raise CheckpointError(_listing(f"{path} does not hold the convolutions of this network (width {model.width:g})", wrong))
+    model.load_state_dict(wanted, strict=False)
+    return metadata
+
+
+def save(model: WgapVgg16, path: Path | str, *, classes: Sequence[str], preprocessing: str, **extra: Any) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        model: its parameters are stored as they are (float32).
+        path: a ``.safetensors`` file; replaced if it exists.
+        classes: K names in logit order.
+        preprocessing: name from :mod:`wgap.preprocessing`.
+        extra: further JSON values for the metadata.
+
+    Raises:
+        CheckpointError: if the number of classes or the preprocessing is wrong.
+    """
+    _check_classes(classes, model.num_classes, path)
+    metadata = {
+        "format": FORMAT,
+        "arch": model.arch(),
+        "preprocessing": preprocessing_named(preprocessing).name,
+        "classes": list(classes),
+        "input_size": model.input_size,
+        **extra,
+    }
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_file(path) as temporary:
+        save_file(state, temporary, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def load_model(
+    path: Path | str,
+    classes: Sequence[str] | None = None,
+    preprocessing: str | None = None,
+    *,
+    stride: int | None = None,
+    pooling: Pooling | None = None,
+    input_size: int | None = None,
+) -> LoadedModel:
+    """Load a checkpoint, or a bare state dict with the facts that it does not carry.
+
+    Args:
+        path: ``.safetensors`` (or a ``.pth`` state dict).
+        classes: K class names; needed where the file has no metadata, and never at odds with it.
+        preprocessing: name from :mod:`wgap.preprocessing`; the same holds.
+        stride: 16 or 8. A bare state dict is taken for 16 unless told otherwise.
+        pooling: a bare state dict is taken for ``wgap`` unless told otherwise.
+        input_size: side of the square input in pixels, 224 unless told otherwise.
+
+    Raises:
+        CheckpointError: the file is not a whole WGAP-VGG16 (every differing key and shape is listed), facts are missing,
+            or they contradict the file.
+    """
+    state, metadata = read_weights(path)
+    told = {"classes": None if classes is None else list(classes), "preprocessing": preprocessing}
+    told_arch = {"stride": stride, "pooling": pooling, "input_size": input_size}
+    if metadata:
+        arch = dict(metadata["arch"])
+        for name, value, stored in [
+            *((k, v, metadata[k]) for k, v in told.items()),
+            *((k, v, arch[k]) for k, v in told_arch.items()),
+        ]:
+            if value is not None and value != stored:
+                raise CheckpointError(f"{path} says {name} = {stored!r}, but {value!r} was asked for; leave the option out")
+        told = {k: metadata[k] for k in told}
+    else:
+        arch = arch_from_state({k: tuple(v.shape) for k, v in state.items()})
+        arch |= {k: v for k, v in told_arch.items() if v is not None}
+        if lacking := [k for k, v in told.items() if v is None]:
+            raise CheckpointError(
+                f"{path} is a bare state dict and does not say its {' and '.join(lacking)}: give "
+                f"{' and '.join('--classes FILE (one name a line)' if k == 'classes' else '--preprocessing NAME' for k in lacking)}"
+            )
+    model = _model(arch, path)
+    if wrong := differences(state, model.state_dict()):
+        raise CheckpointError(_listing(f"{path} is not the network it looks like ({_describe(arch)})", wrong))
+    model.load_state_dict(state)
+    names = cast("list[str]", told["classes"])
+    _check_classes(names, model.num_classes, path)
+    return LoadedModel(
+        model.eval(), names, preprocessing_named(cast(str, told["preprocessing"])).name, model.input_size, metadata
+    )
+
+
+def _model(arch: dict[str, Any], path: Path | str) -> WgapVgg16:
+    try:
+        return WgapVgg16(**arch)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} describes a network that cannot be built: {error}") from error
+
+
+def _describe(arch: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in arch.items())
+
+
+def _listing(title: str, lines: list[str]) -> str:
+    return "\n  ".join([f"{title}:", *lines])
+
+
+def _check_classes(classes: Sequence[str], expected: int, path: Path | str) -> None:
+    if len(classes) != expected:
+        raise CheckpointError(f"{path}: the classifier has {expected} classes, but {len(classes)} class names were given")
+
+
+__all__ = ["LoadedModel", "Neck", "differences", "initialise", "load_model", "read_weights", "save"]
