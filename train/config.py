@@ -1,0 +1,162 @@
+"""Everything a training run can be told, as one dataclass: the command line and Python share it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wgap.errors import CheckpointError
+from wgap.preprocessing import PREPROCESSING
+from wgap.train.model import BLOCK_ENDS, Neck, Pooling
+
+Optimizer = Literal["sgd", "adamw"]
+
+FREE_TO_CHANGE = frozenset(
+    {"out", "data", "cache_dir", "workers", "max_bad", "resume", "force", "devices", "accelerator"}
+)
+"""Fields a resumed run may set anew: where things lie and how fast they go, not what comes out."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        data: dataset root; see :mod:`wgap.datasets` for the layouts.
+        out: run folder; receives ``run.json``, ``metrics.jsonl``, ``last.pt`` and ``model.safetensors``.
+        layout: dataset layout, or ``auto``.
+        init: ``.safetensors`` or ``.pth`` file with VGG16's convolutions; None trains from scratch.
+        preprocessing: name from :mod:`wgap.preprocessing`. None takes the one ``init`` carries (``torchvision-rgb``
+            when training from scratch).
+        pooling: ``wgap`` or ``gap``.
+        neck: ``none`` or ``conv1024``.
+        stride: 16 or 8 input pixels per feature position.
+        width: channel multiplier.
+        input_size: side of the square input in pixels.
+        epochs: passes over images x max(views, 1).
+        batch_size: images per optimizer step, over all processes together.
+        lr: peak learning rate of pretrained layers; every layer's when training from scratch.
+        new_layer_rate: factor on ``lr`` for the neck and classifier beside pretrained layers.
+        optimizer: ``sgd`` (momentum) or ``adamw``.
+        momentum: of SGD.
+        weight_decay: on every parameter.
+        freeze_through: ``block1`` ... ``block5``: that block and all before it stay as they are. None trains everything.
+        views: fixed augmentations per image; 0 draws a fresh one each epoch.
+        cache: keep the frozen part's outputs on disk; needs ``freeze_through`` and ``views``.
+        cache_dir: where; None means ``out/frozen``.
+        seed: of initialisation, order and augmentation.
+        workers: processes that decode images; 0 decodes in the training process.
+        val_split: split to measure accuracy on after each epoch (``val``, or ``test``); None measures none. It never
+            decides anything.
+        max_bad: unreadable images to skip before giving up.
+        precision: ``auto`` (mixed on a GPU, float32 on the CPU) or a Lightning Fabric name.
+        accelerator: ``auto``, ``cpu`` or ``cuda``.
+        devices: processes on this machine; under torchrun, torchrun's number counts instead.
+        resume: continue the run in ``out``.
+        force: replace the run in ``out``.
+    """
+
+    data: Path
+    out: Path
+    layout: str = "auto"
+    init: Path | None = None
+    preprocessing: str | None = None
+    pooling: Pooling = "wgap"
+    neck: Neck = "none"
+    stride: int = 16
+    width: float = 1.0
+    input_size: int = 224
+    epochs: int = 10
+    batch_size: int = 32
+    lr: float = 1e-3
+    new_layer_rate: float = 10.0
+    optimizer: Optimizer = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    freeze_through: str | None = None
+    views: int = 0
+    cache: bool = True
+    cache_dir: Path | None = None
+    seed: int = 0
+    workers: int = 0
+    val_split: str | None = None
+    max_bad: int = 10
+    precision: str = "auto"
+    accelerator: str = "auto"
+    devices: int = 1
+    resume: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where values contradict each other or mean nothing."""
+        for name, least in (("epochs", 1), ("batch_size", 1), ("views", 0), ("workers", 0), ("max_bad", 0), ("devices", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        for name in ("lr", "new_layer_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"weight_decay {self.weight_decay}, momentum {self.momentum}; expected >= 0 and a number in [0, 1)"
+            )
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; expected sgd or adamw")
+        if self.preprocessing is not None and self.preprocessing not in PREPROCESSING:
+            raise ValueError(f"preprocessing is {self.preprocessing!r}; expected one of {', '.join(PREPROCESSING)}")
+        if self.freeze_through is not None and self.freeze_through not in BLOCK_ENDS:
+            raise ValueError(f"freeze_through is {self.freeze_through!r}; expected one of {', '.join(BLOCK_ENDS)}")
+        if self.freeze_through is not None and self.init is None:
+            raise ValueError("freeze_through without initial weights would freeze random layers; give --init FILE")
+        if self.caching and self.views == 0:
+            raise ValueError(
+                "a frozen cache holds fixed augmentations, and views is 0: give --views N (6 is usual), or --no-cache "
+                "to compute the frozen part anew for fresh augmentations each epoch"
+            )
+        if self.resume and self.force:
+            raise ValueError("resume continues a run and force replaces it; choose one")
+
+    @property
+    def caching(self) -> bool:
+        """Whether frozen outputs are kept on disk."""
+        return self.cache and self.freeze_through is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, paths as text."""
+        values = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: if a field is unknown, as in a file from a newer version.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown training options {', '.join(unknown)}; was this run made by a newer version?")
+        paths = {"data", "out", "init", "cache_dir"}
+        return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
+
+
+def check_same_run(config: TrainConfig, run_file: Path) -> None:
+    """Refuse to resume a run under options that would change its result.
+
+    Raises:
+        CheckpointError: naming every option that differs.
+    """
+    try:
+        stored = json.loads(run_file.read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{run_file}: nothing to resume here ({error}); start the run without --resume") from error
+    new = config.to_json()
+    wrong = [
+        f"{name} was {stored.get(name)!r}, now {new[name]!r}"
+        for name in new
+        if name not in FREE_TO_CHANGE and stored.get(name) != new[name]
+    ]
+    if wrong:
+        raise CheckpointError(f"{run_file.parent} was trained with other options: {'; '.join(wrong)}; give the same ones")
