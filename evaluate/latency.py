@@ -129,7 +129,7 @@ def _times(localizer: Localizer, encoded: list[bytes], rounds: Iterable[int]) ->
     import numpy as np
 
     size = localizer.bundle.manifest.model.input_size
-    times = []
+    times: list[tuple[int, ...]] = []
     for _ in rounds:
         start = perf_counter_ns()
         images = [decode(data) for data in encoded]
@@ -180,9 +180,9 @@ def _cpu_model() -> str:
 
 
 def _kernel_target() -> str:
-    from wgap.runtime import _native
+    from wgap.runtime.postprocess import active_target
 
-    return str(_native.target())
+    return active_target()
 
 
 def _versions(localizer: Localizer) -> dict[str, str]:

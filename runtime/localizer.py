@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, overload
 
 from wgap.bundle import Bundle
 from wgap.errors import DataError, FeatureError, ImageError, WgapError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wgap.runtime.postprocess import ClassBox
+    from wgap.runtime.postprocess import BoxRecord, Map
 
 __all__ = ["Failure", "Localization", "Localizer"]
 
@@ -54,7 +54,7 @@ class Localizer:
         bundle: a bundle folder, or one already opened (then taken as verified).
         backend: ``onnxruntime``.
         precision: which of the bundle's model files to run.
-        threads: threads of the forward pass and of the kernel; None lets the backend take every core.
+        threads: of the forward pass and of the kernel; None lets the backend take every core, the kernel one.
         top_k: how many classes to localize per image, when no class is given.
         map: ``recombined`` (Eq. 3), ``positive`` or ``signed``; None takes the manifest's.
         threshold: ``adaptive`` (Sec. 4.3) or ``fixed:ETA`` with ETA in [0, 1); None takes the manifest's.
@@ -76,7 +76,7 @@ class Localizer:
         precision: str = "fp32",
         threads: int | None = None,
         top_k: int = 1,
-        map: Literal["recombined", "positive", "signed"] | None = None,  # noqa: A002  (the method's word for it)
+        map: Map | None = None,  # noqa: A002  (the method's word for it)
         threshold: str | None = None,
         batch_size: int = 1,
         verify: bool = True,
@@ -86,8 +86,8 @@ class Localizer:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify=verify)
         info, defaults = self.bundle.manifest.model, self.bundle.manifest.postprocessing
         self.classes: tuple[str, ...] = info.classes
-        self.map = defaults.map if map is None else map
-        self.threshold = defaults.threshold if threshold is None else threshold
+        self.map = cast("Map", map or defaults.map)  # the kernel judges it below
+        self.threshold = threshold or defaults.threshold
         self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
         self.threads = None if threads is None else _in_range("threads", threads, 1, 4096)
@@ -95,6 +95,16 @@ class Localizer:
         self._classifier = Classifier(self.bundle.classifier()[0])
         self._input_size = info.input_size
         self._class_ids = {name: index for index, name in enumerate(self.classes)}
+        self._check_options(info.feature_shape[0])
+
+    def _check_options(self, channels: int) -> None:
+        """Let the kernel judge map and threshold now, on a flat map, rather than at the first image."""
+        import numpy as np
+
+        try:
+            self.boxes(np.zeros((1, len(self.classes)), np.float32), np.zeros((1, channels, 1, 1), np.float32))
+        except ValueError as error:
+            raise DataError(str(error)) from error
 
     @overload
     def __call__(
@@ -192,7 +202,7 @@ class Localizer:
         features: NDArray[np.float32],
         classes: Sequence[int] | None = None,
         heatmap: bool = False,
-    ) -> list[list[ClassBox]]:
+    ) -> list[list[BoxRecord]]:
         """The kernel alone: what a backend returned to boxes in map pixels, with this localizer's settings.
 
         Args:
@@ -219,7 +229,7 @@ class Localizer:
             map=self.map,
             threshold=self.threshold,
             heatmaps=heatmap,
-            threads=self.threads,
+            threads=self.threads or 1,
         )
 
     def _results_of(
@@ -231,25 +241,26 @@ class Localizer:
             found = self.boxes(logits, features, given or None, heatmap)
         except FeatureError as error:
             if len(items) == 1:
-                return [Failure(items[0].image, FeatureError(f"{items[0].label}: {error}"))]
+                return [Failure(items[0].image, FeatureError(f"{items[0].label}: {_cause(error)}"))]
             rows = range(len(items))
             return [self._results_of([items[n]], logits[n : n + 1], features[n : n + 1], heatmap)[0] for n in rows]
-        scores = _softmax(logits)
-        return [self._record(item, row, *boxes) for item, row, boxes in zip(items, scores, found, strict=True)]
+        return [self._record(item, *records) for item, records in zip(items, found, strict=True)]
 
-    def _record(self, item: _Prepared, scores: NDArray[np.float64], best: ClassBox, *others: ClassBox) -> Localization:
+    def _record(self, item: _Prepared, best: BoxRecord, *others: BoxRecord) -> Localization:
+        import numpy as np
+
         (height, width), (map_height, map_width) = item.size, self._input_size
         x0, y0, x1, y1 = best.box
         return Localization(
             class_id=best.class_id,
             class_name=self.classes[best.class_id],
-            score=float(scores[best.class_id]),
+            score=best.score,
             box=(x0 * width / map_width, y0 * height / map_height, x1 * width / map_width, y1 * height / map_height),
             threshold=best.threshold,
             level=best.level,
             degenerate=best.degenerate,
-            heatmap=best.heatmap,
-            others=tuple(self._record(item, scores, other) for other in others),
+            heatmap=None if best.heatmap is None else np.asarray(best.heatmap),
+            others=tuple(self._record(item, other) for other in others),
             image=item.image,
         )
 
@@ -278,7 +289,7 @@ def _each(images: Image | Iterable[Image]) -> Iterator[Image]:
 
         array = np.asarray(images)
         return iter(array if array.ndim == 4 else (array,))
-    if not isinstance(images, Iterable):
+    if not isinstance(images, Iterable) or isinstance(images, memoryview):
         raise ImageError(f"expected a path, an image, a batch or an iterable of them, got {type(images).__name__}")
     return iter(images)
 
@@ -312,11 +323,9 @@ def _following(class_ids: Iterator[int | None], index: int) -> int | None:
         raise DataError(f"expected one class per image, got {index} classes and more images than that") from None
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    import numpy as np
-
-    raised: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
+def _cause(error: FeatureError) -> str:
+    """The kernel's message without its own name for the image, which is its place in the batch."""
+    return str(error).removeprefix("image 0 of the batch: ")
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> int:

@@ -101,9 +101,9 @@ def resize(image: RgbImage, height: int, width: int) -> RgbImage:
 
     This is the one resize of the package: native, the same bits in training, evaluation, Python and C++.
     """
-    from wgap.runtime import _native
+    from wgap.runtime.postprocess import resize as native_resize
 
-    resized: RgbImage = _native.resize(image, height, width)
+    resized: RgbImage = native_resize(image, height, width)
     return resized
 
 

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
     from wgap.runtime.localizer import Failure, Localization, Localizer
+    from wgap.runtime.postprocess import Map
 
 RESULTS = "results.jsonl"
 
@@ -52,7 +53,7 @@ def localize(
         precision=precision,
         threads=threads,
         top_k=top_k,
-        map=map_,  # type: ignore[arg-type]  (checked there)
+        map=cast("Map | None", map_),
         threshold=threshold,
         batch_size=batch_size,
     )
