@@ -140,7 +140,7 @@ def check_bundle(
                 threshold=defaults.threshold, heatmaps=heatmaps,
             )[0][0]  # fmt: skip
 
-        kernel = run(expected_features.numpy(), expected_logits.numpy(), heatmaps=True)
+        kernel = run(expected_features.contiguous().numpy(), expected_logits.numpy(), heatmaps=True)
         worst["map"] = max(
             worst["map"], float((torch.from_numpy(np.array(kernel.heatmap)) - reference.map).abs().max())
         )
