@@ -29,7 +29,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   target_sources(wgap_core PRIVATE runtime/src/kernel_avx2.cpp runtime/src/kernel_avx512.cpp)
   target_compile_definitions(wgap_core PRIVATE WGAP_X86)
   set_source_files_properties(runtime/src/kernel_avx2.cpp PROPERTIES
-    COMPILE_OPTIONS "-mavx2;-mbmi;-mtune=haswell")
+    COMPILE_OPTIONS "-mavx2;-mbmi;-mpopcnt;-mtune=haswell")
   set_source_files_properties(runtime/src/kernel_avx512.cpp PROPERTIES
-    COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mbmi;-mtune=skylake-avx512;-mprefer-vector-width=512")
+    COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vbmi2;-mbmi;-mpopcnt;-mtune=icelake-server;-mprefer-vector-width=512")
 endif()

@@ -4,7 +4,12 @@
 #include "wgap/localize_block.h"
 
 #if defined(__SSE2__)
+// GCC 12 warns of its own header's deliberately undefined values.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace wgap {
@@ -23,25 +28,64 @@ struct CpuLanes {
 #endif
   }
 
+  static constexpr int kMostWords = 64;
+
+  // The positions are listed first, without a branch per bit, and then visited in one predictable loop.
+  template <class F>
+  static WGAP_HD void for_bits(const u64* words, int count, F f) {
+    u16 list[kMostWords * 64 + 64];
+    int found = 0;
+    for (int word = 0; word < count; ++word) found = list_bits(words[word], word * 64, list, found);
+#pragma GCC unroll 4
+    for (int i = 0; i < found; ++i) f(list[i], i);
+  }
+
+  // Appends base + index of every set bit; may write up to 64 entries more than it counts.
+#if defined(__AVX512VBMI2__)
+  static WGAP_HD int list_bits(u64 bits, int base, u16* list, int count) {
+    const int found = __builtin_popcountll(bits);
+    alignas(64) static constexpr u8 kOrder[64] = {
+        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+        32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+    const __m512i order = _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kOrder));
+    const __m512i from = _mm512_set1_epi16(static_cast<short>(base));
+    _mm512_storeu_si512(list + count, _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(order)), from));
+    if (found > 32)
+      _mm512_storeu_si512(list + count + 32,
+                          _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_maskz_extracti64x4_epi64(0xf, order, 1)), from));
+    return count + found;
+  }
+#else
+  static WGAP_HD int list_bits(u64 bits, int base, u16* list, int count) {
+    const int found = __builtin_popcountll(bits);
+    u16* out = list + count;
+    for (int written = 0; written < found; written += 4) {
+      for (int i = 0; i < 4; ++i) {
+        out[written + i] = static_cast<u16>(base + __builtin_ctzll(bits | 1ULL << 63));
+        bits &= bits - 1;
+      }
+    }
+    return count + found;
+  }
+#endif
+
   // All bits below n.
   static WGAP_HD u64 below(int n) { return ~0ULL >> (64 - n); }
 
+  // Bytes past n are read (the index has a border) and their bits dropped.
 #if defined(__AVX512BW__)
   static WGAP_HD u64 greater(const u8* row, int bound, int n) {
-    const __m512i v = _mm512_maskz_loadu_epi8(below(n), row);
-    return _mm512_cmpgt_epu8_mask(v, _mm512_set1_epi8(static_cast<char>(bound)));
+    return _mm512_cmpgt_epu8_mask(_mm512_loadu_si512(row), _mm512_set1_epi8(static_cast<char>(bound))) & below(n);
   }
 
   static WGAP_HD u64 steps(const u8* row, int stride, int n, u8* low) {
-    const u64 lanes = below(n);
-    const auto at = [=](const u8* p) { return _mm512_maskz_loadu_epi8(lanes, p); };
+    const auto at = [](const u8* p) { return _mm512_loadu_si512(p); };
     const __m512i m = _mm512_min_epu8(_mm512_min_epu8(at(row - stride), at(row + stride)),
                                       _mm512_min_epu8(at(row - 1), at(row + 1)));
     _mm512_storeu_si512(low, m);
-    return _mm512_cmplt_epu8_mask(m, at(row));
+    return _mm512_cmplt_epu8_mask(m, at(row)) & below(n);
   }
 #elif defined(__AVX2__)
-  // Bytes past n are read (the index has a border) and their bits dropped.
   static WGAP_HD u64 greater(const u8* row, int bound, int n) {
     const __m256i limit = _mm256_set1_epi8(static_cast<char>(bound));
     u64 bits = 0;
@@ -114,12 +158,15 @@ struct CpuLanes {
 };
 
 struct SerialBlock : CpuLanes {
-  static constexpr int kTileRows = 4;  // keeps the fixed-point rows in the first-level cache
+  static constexpr int kTileRows = 12;  // keeps the window in the first-level caches, and lists of edge pixels long
   static constexpr int kCopies = 4;    // neighbouring pixels hit the same level: hides the store-to-load latency
+
+  static constexpr int kSpan = kMostWords;
 
   static constexpr int rank() { return 0; }
   static constexpr int size() { return 1; }
   static constexpr void sync() {}
+  static constexpr void mark(Stage) {}
 
   template <class T>
   static WGAP_HD void add(T* at, T value) {
@@ -142,6 +189,25 @@ struct SerialBlock : CpuLanes {
   template <class T>
   static WGAP_HD void store(T* at, T value) {
     *at = value;
+  }
+};
+
+// The same, with a clock at every mark: where the time goes.
+struct ProfilingBlock : SerialBlock {
+  u64 last = ticks();
+  u64 spent[kStages] = {};
+
+  static WGAP_HD u64 ticks() {
+#if defined(__x86_64__)
+    return __builtin_ia32_rdtsc();
+#else
+    return static_cast<u64>(__builtin_readcyclecounter());
+#endif
+  }
+  WGAP_HD void mark(Stage stage) {
+    const u64 now = ticks();
+    spent[stage] += now - last;
+    last = now;
   }
 };
 

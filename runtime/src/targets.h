@@ -23,6 +23,8 @@ struct Target {
   // Fills what does not change between images; once after allocation or a change of shape.
   void (*prepare)(const Shape&, void* scratch);
   void (*localize)(const Problem&, void* scratch, Result*);
+  // The same, with the clock ticks spent in each Stage.
+  void (*profile)(const Problem&, void* scratch, Result*, u64* ticks);
   // Bytes of scratch memory for a resize.
   std::size_t (*resize_bytes)(int channels, const ImageView& from, int height, int width);
   void (*resize)(int channels, const ImageView& from, std::uint8_t* to, std::ptrdiff_t to_row_bytes, int height,

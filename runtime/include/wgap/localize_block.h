@@ -10,7 +10,9 @@
 //   static constexpr int kCopies            copies of the level sums, to spread contention or break dependency chains
 //   static u64 greater(row, bound, n)       bit i = row[i] > bound, n <= 64
 //   static u64 steps(row, stride, n, low)   bit i = low[i] < row[i], low[i] the smallest of the four neighbours
-//   static int nearest(float)               round to nearest even, 0 <= value < 2^24
+//   static for_bits(words, count, f)        f(bit, ordinal) for every set bit of count words, in ascending order
+//   static int nearest(float)               round to nearest even if |value| < 2^24; else any number of the same sign
+//   void mark(Stage)                        what ran since the last mark belongs to this stage; normally empty
 //
 // Contract: train/reference.py is followed bit for bit. Compile without contraction of a*b+c (-ffp-contract=off,
 // --fmad=false), without fast-math. Decisions are taken on integers whose sums are exact in any order, so that the
@@ -61,21 +63,28 @@ struct State {
   float lane_sum[kExpLanes];
 };
 
+// A row's unbroken stretch of mask pixels, [start, end).
+struct Run {
+  int start, end;
+  u32 parent;  // an earlier run of the same component, or itself: the root
+  u32 area;    // of the component, at its root
+};
+
 struct Scratch {
   State* state;
-  u64* level_sums;       // [kCopies][kLevels + 1]
+  u64* level_sums;       // [kCopies][2][kLevelSlots]
   Taps rows, columns;
   float* exps;           // [classes]
   float* low;            // [height, width]
   float* wide;           // [height, map_width]
-  int* fixed_point;      // ring of kTileRows + 1 rows of map_width
+  int words;             // 64-pixel words in a row of the map
+  int* fixed_point;      // window on the map: the last row of the tile before and kTileRows more, words * 64 apart
+  u8* lowest;            // smallest neighbouring index, same places
+  u64* edges;            // one bit for each of those places: is its index above the smallest neighbour's
   u8* index;             // [map_height] rows `index_stride` apart, border of 255 all around
   int index_stride;
-  int run_stride;        // most runs a row can have
-  int* run_start;        // [map_height, run_stride]; run_end, parent, area alike
-  int* run_end;
-  u32* parent;
-  u32* area;
+  int run_stride;        // room for runs in a row
+  Run* runs;             // [map_height, run_stride]
   int* run_count;        // [map_height]
 };
 
@@ -148,23 +157,25 @@ WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch) {
   Carver carver{static_cast<u8*>(base), 0};
   const u64 H = s.map_height, W = s.map_width, h = s.height;
   scratch->index_stride = static_cast<int>(W < 64 ? W + 1 : (W + 64) / 64 * 64);
-  scratch->run_stride = static_cast<int>((W + 1) / 2);
+  // An odd number of cache lines, so that the rows' first runs do not crowd into a few cache sets.
+  scratch->run_stride = static_cast<int>(W <= 8 ? (W + 1) / 2 : ((W + 1) / 2 + 3) / 4 * 4 | 4);
   const u64 index_bytes = (H + 2) * scratch->index_stride + 192;
   const u64 runs = H * scratch->run_stride;
   scratch->state = carver.take<State>(1);
-  scratch->level_sums = carver.take<u64>(Block::kCopies * (kLevels + 1));
+  scratch->level_sums = carver.take<u64>(Block::kCopies * 2 * kLevelSlots);
   scratch->rows = {carver.take<int>(H), carver.take<int>(H), carver.take<float>(H)};
   scratch->columns = {carver.take<int>(W), carver.take<int>(W), carver.take<float>(W)};
   scratch->exps = carver.take<float>(s.classes);
   scratch->low = carver.take<float>(h * s.width);
   scratch->wide = carver.take<float>(h * W);
-  scratch->fixed_point = carver.take<int>((Block::kTileRows + 1) * W);
+  scratch->words = static_cast<int>((W + 63) / 64);
+  const u64 window = static_cast<u64>(smaller(Block::kTileRows, s.map_height) + 1) * scratch->words;
+  scratch->fixed_point = carver.take<int>(window * 64);
+  scratch->lowest = carver.take<u8>(window * 64);
+  scratch->edges = carver.take<u64>(window);
   u8* index = carver.take<u8>(index_bytes);
   scratch->index = index ? index + 64 + scratch->index_stride : nullptr;
-  scratch->run_start = carver.take<int>(runs);
-  scratch->run_end = carver.take<int>(runs);
-  scratch->parent = carver.take<u32>(runs);
-  scratch->area = carver.take<u32>(runs);
+  scratch->runs = carver.take<Run>(runs);
   scratch->run_count = carver.take<int>(H);
   return carver.used;
 }
@@ -367,32 +378,41 @@ struct Scale {
   float base, span, scale;
 };
 
-// Rows [first, last) of the map in fixed point, and each pixel's index: how many levels' masks hold it, or, for a fixed
-// threshold, whether its mask does.
-template <class Block>
+// How an index follows from a fixed-point value: (value + add) >> shift. Adaptive: ceil(value / 2^19), how many levels'
+// masks hold the pixel. Fixed threshold: 1 if the value exceeds it.
+struct Indexing {
+  int add, shift;
+};
+
+WGAP_HD Indexing indexing_of(int fixed) {
+  if (fixed < 0) return {(1 << kLevelShift) - 1, kLevelShift};
+  return {(1 << 30) - 1 - fixed, 30};
+}
+
+// Rows [first, last) of the map in fixed point, into the window from its row 1 on, and each pixel's index.
+// kPlain: the base is zero and no value is below it, as for every recombined map of features after a ReLU.
+template <bool kPlain, class Block>
 WGAP_HD void quantise_rows(Block& block, const Problem& problem, const Scratch& scratch, Scale scale, int first, int last) {
   const int W = problem.shape.map_width;
-  const int fixed = problem.fixed;
+  const Indexing to_index = indexing_of(problem.fixed);
   const Scratch s = scratch;
   each_row(block, first, last, W, [=](int y) {
     const float* const WGAP_RESTRICT above = s.wide + static_cast<i64>(s.rows.lower[y]) * W;
     const float* const WGAP_RESTRICT below = s.wide + static_cast<i64>(s.rows.upper[y]) * W;
     const float t = s.rows.blend[y];
-    int* const WGAP_RESTRICT fixed_point = s.fixed_point + static_cast<i64>(y % (Block::kTileRows + 1)) * W;
+    int* const WGAP_RESTRICT fixed_point = s.fixed_point + static_cast<i64>(y - first + 1) * s.words * 64;
     u8* const WGAP_RESTRICT index = s.index + static_cast<i64>(y) * s.index_stride;
     return [=](int x) {
-      float value = (blend_between(above[x], below[x], t) - scale.base) * scale.scale;
-      value = value > 0.0f ? value : 0.0f;
-      value = value < static_cast<float>(kOne) ? value : static_cast<float>(kOne);
-      const int rounded = Block::nearest(value);
+      const float value = blend_between(above[x], below[x], t);
+      const int nearest = Block::nearest((kPlain ? value : value - scale.base) * scale.scale);
+      const int rounded = smaller(kPlain ? nearest : larger(nearest, 0), kOne);
       fixed_point[x] = rounded;
-      const int levels = (rounded + ((1 << kLevelShift) - 1)) >> kLevelShift;
-      index[x] = static_cast<u8>(fixed < 0 ? levels : rounded > fixed);
+      index[x] = static_cast<u8>((rounded + to_index.add) >> to_index.shift);
     };
   });
 }
 
-// Rows [first, last) of the optional float map, u = (M - base) / span.
+// The optional float map, u = (M - base) / span.
 template <class Block>
 WGAP_HD void write_heatmap(Block& block, const Problem& problem, const Scratch& scratch, Scale scale) {
   const int W = problem.shape.map_width;
@@ -410,38 +430,61 @@ WGAP_HD void write_heatmap(Block& block, const Problem& problem, const Scratch& 
   });
 }
 
-// Adds the edge pixels of rows [first, last) to the level sums. With m the smallest of a pixel's neighbours, a pixel of
-// index n is an edge pixel exactly for the levels m..n-1: two entries of a difference array, count and sum in one u64.
+// Marks the edge pixels of `rows` rows: from row y of the map and row `held` of the window on. With m the smallest of a
+// pixel's neighbours, a pixel of index n is an edge pixel exactly for the levels m..n-1.
 template <class Block>
-WGAP_HD void add_edges(Block& block, const Shape& s, const Scratch& scratch, int first, int last) {
-  const int W = s.map_width;
-  const int chunks = (W + 63) / 64;
-  u64* const sums = scratch.level_sums;
-  for (int i = block.rank(); i < (last - first) * chunks; i += block.size()) {
-    const int y = first + i / chunks, x = i % chunks * 64;
-    const u8* const index = scratch.index + static_cast<i64>(y) * scratch.index_stride + x;
-    const int* const value = scratch.fixed_point + static_cast<i64>(y % (Block::kTileRows + 1)) * W + x;
-    alignas(64) u8 low[64];
-    u64 bits = Block::steps(index, scratch.index_stride, smaller(64, W - x), low);
-    int copy = block.rank();
-    while (bits) {
-      const int at = Block::first_bit(bits);
-      bits &= bits - 1;
-      const u64 pixel = (1ULL << kCountShift) + static_cast<u64>(value[at]);
-      u64* const mine = sums + copy++ % Block::kCopies * (kLevels + 1);
-      block.add(mine + low[at], pixel);
-      block.add(mine + index[at], ~pixel + 1);
-    }
+WGAP_HD void find_edges(Block& block, const Shape& s, const Scratch& scratch, int y, int held, int rows) {
+  const int W = s.map_width, words = scratch.words;
+  const Scratch to = scratch;
+  each_row(block, 0, rows, words, [=](int row) {
+    const i64 place = (static_cast<i64>(held) + row) * words;
+    const u8* const index = to.index + static_cast<i64>(y + row) * to.index_stride;
+    u64* const edges = to.edges + place;
+    u8* const lowest = to.lowest + place * 64;
+    return [=](int word) {
+      const int x = word * 64;
+      edges[word] = Block::steps(index + x, to.index_stride, smaller(64, W - x), lowest + x);
+    };
+  });
+  block.sync();
+}
+
+// Adds those pixels to the level sums, count and sum in one u64: at level m directly, and at the levels m+1..n-1, which a
+// smooth map hardly has, as two entries of a difference array.
+template <class Block>
+WGAP_HD void add_edges(Block& block, const Scratch& scratch, int held, int rows) {
+  const i64 first = static_cast<i64>(held) * scratch.words, last = first + static_cast<i64>(rows) * scratch.words;
+  const i64 stride = static_cast<i64>(block.size()) * Block::kSpan;
+  for (i64 word = first + static_cast<i64>(block.rank()) * Block::kSpan; word < last; word += stride) {
+    const int count = static_cast<int>(last - word < Block::kSpan ? last - word : Block::kSpan);
+    const int* const WGAP_RESTRICT value = scratch.fixed_point + word * 64;
+    const u8* const WGAP_RESTRICT lowest = scratch.lowest + word * 64;
+    u64* const WGAP_RESTRICT sums = scratch.level_sums;
+    Block::for_bits(scratch.edges + word, count, [=, &block](int at, int ordinal) {
+      const int v = value[at], m = lowest[at];
+      const u64 pixel = (1ULL << kCountShift) | static_cast<u32>(v);
+      u64* const at_level = sums + (ordinal + block.rank()) % Block::kCopies * (2 * kLevelSlots);
+      block.add(at_level + m, pixel);
+      if (v <= (m + 1) << kLevelShift) return;
+      u64* const onwards = at_level + kLevelSlots;
+      block.add(onwards + m + 1, pixel);
+      block.add(onwards + ((v + ((1 << kLevelShift) - 1)) >> kLevelShift), ~pixel + 1);
+    });
   }
 }
 
 // The two-stage rule (Sec. 4.3): the smallest level whose |V_l - V_(l-1)| exceeds the mean of all twenty.
 template <class Block>
 WGAP_HD int choose_level(const u64* level_sums, double* edge_mean) {
-  u64 total = 0;
+  u64 onwards = 0;
   bool known[kLevels + 1];
   for (int l = 0; l <= kLevels; ++l) {
-    for (int copy = 0; copy < Block::kCopies; ++copy) total += level_sums[copy * (kLevels + 1) + l];
+    u64 total = 0;
+    for (int copy = 0; copy < Block::kCopies; ++copy) {
+      total += level_sums[copy * 2 * kLevelSlots + l];
+      onwards += level_sums[(copy * 2 + 1) * kLevelSlots + l];
+    }
+    total += onwards;
     const u64 count = total >> kCountShift, sum = total & ((1ULL << kCountShift) - 1);
     known[l] = count != 0;
     edge_mean[l] = known[l] ? static_cast<double>(sum) / static_cast<double>(count) / kOne : __builtin_nan("");
@@ -466,55 +509,51 @@ template <class Block>
 WGAP_HD void find_runs(const Shape& s, const Scratch& scratch, int y, int bound) {
   const int W = s.map_width;
   const i64 slot = static_cast<i64>(y) * scratch.run_stride;
-  int* const start = scratch.run_start + slot;
-  int* const end = scratch.run_end + slot;
-  int runs = 0;
-  u64 inside = 0;  // was the previous pixel in the mask
-  for (int x = 0; x < W; x += 64) {
-    const u64 mask = Block::greater(scratch.index + static_cast<i64>(y) * scratch.index_stride + x, bound, smaller(64, W - x));
-    u64 turns = mask ^ (mask << 1 | inside);
-    while (turns) {
+  const u8* const index = scratch.index + static_cast<i64>(y) * scratch.index_stride;
+  Run* const WGAP_RESTRICT runs = scratch.runs + slot;
+  int found = 0;
+  u64 carried = 0;  // was the last pixel of the word before in the mask
+  // Up to and including the first place beyond the row, where a run that reaches the border ends.
+  for (int x = 0; x <= W; x += 64) {
+    const u64 mask = x < W ? Block::greater(index + x, bound, smaller(64, W - x)) : 0;
+    u64 turns = mask ^ (mask << 1 | carried);
+    carried = mask >> 63;
+    for (; turns != 0; turns &= turns - 1, ++found) {
+      Run& run = runs[found / 2];
       const int at = x + Block::first_bit(turns);
-      turns &= turns - 1;
-      if (inside) {
-        end[runs++] = at;
+      if (found % 2) {
+        run.end = at;
       } else {
-        start[runs] = at;
+        run = {at, at, static_cast<u32>(slot + found / 2), 0};
       }
-      inside ^= 1;
     }
   }
-  if (inside) end[runs++] = W;
-  for (int i = 0; i < runs; ++i) {
-    scratch.parent[slot + i] = static_cast<u32>(slot + i);
-    scratch.area[slot + i] = 0;
-  }
-  scratch.run_count[y] = runs;
+  scratch.run_count[y] = found / 2;
 }
 
 template <class Block>
-WGAP_HD u32 root_of(Block& block, u32* parent, u32 run) {
-  u32 next = block.load(parent + run);
+WGAP_HD u32 root_of(Block& block, Run* runs, u32 run) {
+  u32 next = block.load(&runs[run].parent);
   while (next != run) {
     run = next;
-    next = block.load(parent + run);
+    next = block.load(&runs[run].parent);
   }
   return run;
 }
 
 // Joins two runs' components; the smaller index stays root, whatever the order in which threads arrive.
 template <class Block>
-WGAP_HD void join(Block& block, u32* parent, u32 a, u32 b) {
+WGAP_HD void join(Block& block, Run* runs, u32 a, u32 b) {
   for (;;) {
-    a = root_of(block, parent, a);
-    b = root_of(block, parent, b);
+    a = root_of(block, runs, a);
+    b = root_of(block, runs, b);
     if (a == b) return;
     if (a < b) {
       const u32 other = a;
       a = b;
       b = other;
     }
-    const u32 old = block.min(parent + a, b);
+    const u32 old = block.min(&runs[a].parent, b);
     if (old == a) return;
     a = old;  // another thread hung a below old meanwhile: old and b still have to meet
   }
@@ -525,11 +564,13 @@ template <class Block>
 WGAP_HD void join_rows(Block& block, const Scratch& scratch, int y) {
   const i64 here = static_cast<i64>(y) * scratch.run_stride, above = here - scratch.run_stride;
   const int n = scratch.run_count[y], m = scratch.run_count[y - 1];
+  Run* const runs = scratch.runs;
   for (int i = 0, j = 0; i < n && j < m;) {
-    const int end = scratch.run_end[here + i], end_above = scratch.run_end[above + j];
-    if (scratch.run_start[here + i] <= end_above && scratch.run_start[above + j] <= end)
-      join(block, scratch.parent, static_cast<u32>(here + i), static_cast<u32>(above + j));
-    if (end < end_above) {
+    const Run& run = runs[here + i];
+    const Run& run_above = runs[above + j];
+    if (run.start <= run_above.end && run_above.start <= run.end)
+      join(block, runs, static_cast<u32>(here + i), static_cast<u32>(above + j));
+    if (run.end < run_above.end) {
       ++i;
     } else {
       ++j;
@@ -548,20 +589,21 @@ WGAP_HD void largest_component(Block& block, const Shape& s, const Scratch& scra
   for (int y = block.rank(); y < H; y += block.size())
     if (y > 0) join_rows(block, scratch, y);
   block.sync();
+  Run* const runs = scratch.runs;
   for (int y = block.rank(); y < H; y += block.size()) {
-    const i64 slot = static_cast<i64>(y) * scratch.run_stride;
-    for (int i = 0; i < scratch.run_count[y]; ++i) {
-      const u32 root = root_of(block, scratch.parent, static_cast<u32>(slot + i));
-      block.store(scratch.parent + slot + i, root);
-      block.add(scratch.area + root, static_cast<u32>(scratch.run_end[slot + i] - scratch.run_start[slot + i]));
+    const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
+    for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) {
+      const u32 root = root_of(block, runs, run);
+      block.store(&runs[run].parent, root);
+      block.add(&runs[root].area, static_cast<u32>(runs[run].end - runs[run].start));
     }
   }
   block.sync();
   u64 best = 0;
   for (int y = block.rank(); y < H; y += block.size()) {
     const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
-    for (int i = 0; i < scratch.run_count[y]; ++i) {
-      const u64 key = (static_cast<u64>(scratch.area[slot + i]) << 32) | static_cast<u32>(~(slot + i));
+    for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) {
+      const u64 key = (static_cast<u64>(runs[run].area) << 32) | static_cast<u32>(~run);
       best = key > best ? key : best;
     }
   }
@@ -570,12 +612,12 @@ WGAP_HD void largest_component(Block& block, const Shape& s, const Scratch& scra
   const u32 root = ~static_cast<u32>(block.load(&state->best_component));
   int box[4] = {0x7fffffff, 0x7fffffff, 0, 0};
   for (int y = block.rank(); y < H; y += block.size()) {
-    const i64 slot = static_cast<i64>(y) * scratch.run_stride;
-    for (int i = 0; i < scratch.run_count[y]; ++i) {
-      if (scratch.parent[slot + i] != root) continue;
-      box[0] = smaller(box[0], scratch.run_start[slot + i]);
+    const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
+    for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) {
+      if (runs[run].parent != root) continue;
+      box[0] = smaller(box[0], runs[run].start);
       box[1] = smaller(box[1], y);
-      box[2] = larger(box[2], scratch.run_end[slot + i]);
+      box[2] = larger(box[2], runs[run].end);
       box[3] = larger(box[3], y + 1);
     }
   }
@@ -597,7 +639,7 @@ WGAP_HD void clear(Block& block, const Scratch& scratch) {
     state->box[0] = state->box[1] = 0x7fffffff;
     state->box[2] = state->box[3] = 0;
   }
-  each(block, Block::kCopies * (kLevels + 1), [=](int i) { scratch.level_sums[i] = 0; });
+  each(block, Block::kCopies * 2 * kLevelSlots, [=](int i) { scratch.level_sums[i] = 0; });
   block.sync();
 }
 
@@ -614,14 +656,18 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
     if (leader) result->outcome = kBadLogits;
     return;
   }
+  block.mark(kClass);
   const float* const weight = problem.weight + static_cast<i64>(state->mask_bound) * shape.channels;
   if (!recombine(block, problem, weight, scratch)) {
     if (leader) result->outcome = kBadFeatures;
     return;
   }
+  block.mark(kRecombine);
   widen(block, shape, scratch);
   find_extremes(block, shape, scratch);
-  const float base = problem.map == kSigned ? float_from_bits(ordered(block.load(&state->map_lowest))) : 0.0f;
+  block.mark(kWiden);
+  const float lowest = float_from_bits(ordered(block.load(&state->map_lowest)));
+  const float base = problem.map == kSigned ? lowest : 0.0f;
   const float span = float_from_bits(ordered(block.load(&state->map_highest))) - base;
   if (leader) {
     result->outcome = kDone;
@@ -645,14 +691,30 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
   }
   const Scale scale{base, span, static_cast<float>(kOne) / span};
   if (problem.heatmap) write_heatmap(block, problem, scratch, scale);
+  block.mark(kHeatmap);
+  const bool plain = base == 0.0f && lowest >= 0.0f;
   for (int y = 0; y < H; y += Block::kTileRows) {
     const int last = smaller(y + Block::kTileRows, H);
-    quantise_rows(block, problem, scratch, scale, y, last);
-    block.sync();
-    if (problem.fixed < 0) {
-      add_edges(block, shape, scratch, larger(y - 1, 0), last == H ? H : last - 1);
-      block.sync();
+    if (plain) {
+      quantise_rows<true>(block, problem, scratch, scale, y, last);
+    } else {
+      quantise_rows<false>(block, problem, scratch, scale, y, last);
     }
+    block.sync();
+    block.mark(kQuantise);
+    if (problem.fixed >= 0) continue;
+    // A row's edges need the row below it: one row of each tile waits for the next.
+    const int from = larger(y - 1, 0), held = from - y + 1;
+    const int rows = (last == H ? H : last - 1) - from;
+    find_edges(block, shape, scratch, from, held, rows);
+    add_edges(block, scratch, held, rows);
+    block.sync();
+    const i64 pitch = static_cast<i64>(scratch.words) * 64;
+    each(block, shape.map_width, [=](int x) {
+      scratch.fixed_point[x] = scratch.fixed_point[static_cast<i64>(last - y) * pitch + x];
+    });
+    block.sync();
+    block.mark(kEdges);
   }
   if (leader) {
     result->degenerate = 0;
@@ -662,9 +724,11 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
     result->threshold = level < 0 ? problem.fixed_eta : static_cast<double>(level) / kLevels;
   }
   block.sync();
+  block.mark(kLevel);
   largest_component(block, shape, scratch, state->mask_bound);
   if (leader)
     for (int i = 0; i < 4; ++i) result->box[i] = state->box[i];
+  block.mark(kComponent);
 }
 
 }  // namespace WGAP_TARGET_NAMESPACE

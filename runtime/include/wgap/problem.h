@@ -5,6 +5,7 @@
 namespace wgap {
 
 using u8 = unsigned char;
+using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;
 using i64 = long long;
@@ -18,10 +19,14 @@ constexpr int kInfinityBits = 255 << 23;
 constexpr float kFlattest = 1.0f / (1ULL << 60);
 constexpr int kMaxPixels = 1 << 20;             // of the map; keeps count and sum of a level within one u64
 constexpr int kCountShift = 44;                 // level sums: pixel count above, sum of fixed-point values below
+constexpr int kLevelSlots = 32;                 // a copy of the level sums takes this many places, a power of two
 constexpr int kExpLanes = 16;
 
 enum Map : int { kRecombined = 0, kPositive = 1, kSigned = 2 };
 enum Outcome : int { kDone = 0, kBadFeatures = 1, kBadLogits = 2 };
+
+// Parts of the work a profiling Block can tell apart.
+enum Stage : int { kClass, kRecombine, kWiden, kQuantise, kEdges, kLevel, kComponent, kHeatmap, kStages };
 
 struct Shape {
   int channels, height, width;  // feature map
