@@ -1,0 +1,105 @@
+"""A bundle that is damaged, tampered with or not what its manifest says is refused before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wgap import Bundle, Localizer
+from wgap.errors import BackendError, BundleError, HashMismatchError, ManifestError, MissingDependencyError
+from wgap.runtime.backends import open_backend
+
+Rewrite = Callable[..., None]
+
+
+@pytest.fixture
+def copy(glass_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(glass_bundle, tmp_path / "bundle"))
+
+
+def cut(path: Path) -> bytes:
+    return path.read_bytes()[: path.stat().st_size // 2]
+
+
+def test_a_model_cut_short_is_caught_by_its_hash(copy: Path) -> None:
+    (copy / "model.onnx").write_bytes(cut(copy / "model.onnx"))
+    with pytest.raises(HashMismatchError, match=r"model\.onnx has \d+ bytes"):
+        Localizer(copy)
+
+
+def test_a_changed_model_is_caught_by_its_hash(copy: Path) -> None:
+    data = bytearray((copy / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(data)
+    with pytest.raises(HashMismatchError, match=r"model\.onnx has sha256"):
+        Localizer(copy)
+
+
+def test_a_model_cut_short_is_refused_by_the_backend_where_hashes_are_not_checked(
+    copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "model.onnx").write_bytes(cut(copy / "model.onnx"))
+    with pytest.raises(BackendError, match=r"ONNX Runtime .* refuses .*model\.onnx: .*copy the bundle again"):
+        Localizer(copy, verify=False)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_manifest_without_a_schema_or_with_a_newer_one_is_refused(copy: Path, rewrite: Rewrite) -> None:
+    rewrite(copy, lambda manifest: manifest.update(schema=99))
+    with pytest.raises(ManifestError, match=r"has schema 99, this wgap reads up to \d; upgrade wgap"):
+        Localizer(copy)
+    rewrite(copy, lambda manifest: manifest.pop("schema"))
+    with pytest.raises(ManifestError, match="has no schema number"):
+        Localizer(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "tensor"),
+    [
+        ("input_size", [32, 64], r"image tensor\(uint8\) \['N', 32, 64, 3\]"),
+        ("feature_shape", [3, 4, 4], r"features tensor\(float\) \['N', 3, 4, 4\]"),
+    ],
+)
+def test_a_model_that_is_not_the_manifests_is_refused(
+    copy: Path, rewrite: Rewrite, key: str, value: list[int], tensor: str
+) -> None:
+    def update(manifest: dict[str, Any]) -> None:
+        manifest["model"][key] = value
+
+    rewrite(copy, update)
+    with pytest.raises(BundleError, match=f"the manifest promises {tensor}, got tensor"):
+        Localizer(copy)
+
+
+def test_outputs_are_what_the_protocol_says(glass_bundle: Path) -> None:
+    backend = open_backend("onnxruntime", Bundle.open(glass_bundle), threads=1)
+    images = np.random.default_rng(1).integers(1, 255, (5, 64, 64, 3), np.uint8)
+    logits, features = backend.run(images)
+    assert (logits.dtype, logits.shape) == (np.float32, (5, 3))
+    assert (features.dtype, features.shape) == (np.float32, (5, 3, 8, 8))
+    assert features.flags.c_contiguous
+    cells = images.reshape(5, 8, 8, 8, 8, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2)
+    assert np.allclose(features, 255 - cells, atol=1e-3)
+    with pytest.raises(BackendError, match=r"failed on a batch of shape \(5, 8, 64, 3\)"):
+        backend.run(images[:, :8])
+
+
+def test_an_unknown_backend_and_a_missing_precision_are_named(glass_bundle: Path) -> None:
+    with pytest.raises(BackendError, match="unknown backend 'tpu'; expected one of: onnxruntime"):
+        Localizer(glass_bundle, backend="tpu")
+    with pytest.raises(BundleError, match="holds no onnx int8; it has: onnx fp32"):
+        Localizer(glass_bundle, precision="int8")
+
+
+def test_a_missing_library_comes_with_the_command_that_installs_it(
+    glass_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'wgap\[cpu\]'"):
+        Localizer(glass_bundle)
