@@ -97,9 +97,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"({str(error).splitlines()[0]}); save the state dict alone, best as .safetensors"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole PyTorch weights file ({error}); was the download cut short?") from error
+        raise CheckpointError(
+            f"{path}: not a whole PyTorch weights file ({error}); was the download cut short?"
+        ) from error
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        inside = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
+        inside = (
+            f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
+        )
         raise CheckpointError(f"{path}: expected a state dict (names to tensors), got {inside}")
     return {str(k): v for k, v in content.items()}
 
@@ -133,10 +137,16 @@ def initialise(model: WgapVgg16, path: Path | str) -> dict[str, Any]:
     """
     state, metadata = read_weights(path)
     has_neck = "neck.weight" in state and model.neck is not None
-    expected = {k: v for k, v in model.state_dict().items() if k.startswith("features.") or (has_neck and k.startswith("neck."))}
-    wanted = {k: v for k, v in state.items() if not k.startswith("classifier.") and (has_neck or not k.startswith("neck."))}
+    expected = {
+        k: v for k, v in model.state_dict().items() if k.startswith("features.") or (has_neck and k.startswith("neck."))
+    }
+    wanted = {
+        k: v for k, v in state.items() if not k.startswith("classifier.") and (has_neck or not k.startswith("neck."))
+    }
     if wrong := differences(wanted, expected):
-        raise CheckpointError(_listing(f"{path} does not hold the convolutions of this network (width {model.width:g})", wrong))
+        raise CheckpointError(
+            _listing(f"{path} does not hold the convolutions of this network (width {model.width:g})", wrong)
+        )
     model.load_state_dict(wanted, strict=False)
     return metadata
 
@@ -201,7 +211,9 @@ def load_model(
             *((k, v, arch[k]) for k, v in told_arch.items()),
         ]:
             if value is not None and value != stored:
-                raise CheckpointError(f"{path} says {name} = {stored!r}, but {value!r} was asked for; leave the option out")
+                raise CheckpointError(
+                    f"{path} says {name} = {stored!r}, but {value!r} was asked for; leave the option out"
+                )
         told = {k: metadata[k] for k in told}
     else:
         arch = arch_from_state({k: tuple(v.shape) for k, v in state.items()})
@@ -239,7 +251,9 @@ def _listing(title: str, lines: list[str]) -> str:
 
 def _check_classes(classes: Sequence[str], expected: int, path: Path | str) -> None:
     if len(classes) != expected:
-        raise CheckpointError(f"{path}: the classifier has {expected} classes, but {len(classes)} class names were given")
+        raise CheckpointError(
+            f"{path}: the classifier has {expected} classes, but {len(classes)} class names were given"
+        )
 
 
 __all__ = ["LoadedModel", "Neck", "differences", "initialise", "load_model", "read_weights", "save"]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from wgap.errors import CheckpointError
 from wgap.preprocessing import PREPROCESSING
-from wgap.train.model import BLOCK_ENDS, Neck, Pooling
+from wgap.train.model import BLOCK_ENDS, Neck, Pooling, check_arch
 
 Optimizer = Literal["sgd", "adamw"]
 
@@ -43,7 +43,7 @@ class TrainConfig:
         optimizer: ``sgd`` (momentum) or ``adamw``.
         momentum: of SGD.
         weight_decay: on every parameter.
-        freeze_through: ``block1`` ... ``block5``: that block and all before it stay as they are. None trains everything.
+        freeze_through: ``block1`` ... ``block5``: that block and all before it stay as they are; None trains all.
         views: fixed augmentations per image; 0 draws a fresh one each epoch.
         cache: keep the frozen part's outputs on disk; needs ``freeze_through`` and ``views``.
         cache_dir: where; None means ``out/frozen``.
@@ -92,9 +92,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError where values contradict each other or mean nothing."""
-        for name, least in (("epochs", 1), ("batch_size", 1), ("views", 0), ("workers", 0), ("max_bad", 0), ("devices", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("views", 0),
+            ("workers", 0),
+            ("max_bad", 0),
+            ("devices", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_arch(self.stride, self.neck, self.pooling, self.width, self.input_size)
         for name in ("lr", "new_layer_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
@@ -142,21 +150,32 @@ class TrainConfig:
         return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
 
 
-def check_same_run(config: TrainConfig, run_file: Path) -> None:
+def stored_options(out: Path) -> dict[str, Any]:
+    """The options that the run in folder ``out`` was started with, as :meth:`TrainConfig.to_json` gives them.
+
+    Raises:
+        CheckpointError: if there is no run.
+    """
+    try:
+        stored = json.loads((out / "run.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{out}: no run to resume here ({error}); start it without --resume") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{out / 'run.json'}: expected the options of a run; start again with --force")
+    return stored
+
+
+def check_same_run(config: TrainConfig) -> None:
     """Refuse to resume a run under options that would change its result.
 
     Raises:
-        CheckpointError: naming every option that differs.
+        CheckpointError: naming every option that differs, or if there is no run.
     """
-    try:
-        stored = json.loads(run_file.read_text())["config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{run_file}: nothing to resume here ({error}); start the run without --resume") from error
-    new = config.to_json()
+    stored, new = stored_options(config.out), config.to_json()
     wrong = [
         f"{name} was {stored.get(name)!r}, now {new[name]!r}"
         for name in new
         if name not in FREE_TO_CHANGE and stored.get(name) != new[name]
     ]
     if wrong:
-        raise CheckpointError(f"{run_file.parent} was trained with other options: {'; '.join(wrong)}; give the same ones")
+        raise CheckpointError(f"{config.out} was trained with other options: {'; '.join(wrong)}; give the same ones")

@@ -1,8 +1,9 @@
 """The frozen blocks' outputs on disk, so that fine-tuning the rest pays for them once.
 
-A cache folder is named by everything its contents depend on: the frozen weights, the images' bytes, the views and their
-seed, the input size, the preprocessing, the arithmetic. It appears under that name by one rename after it is complete,
-and every row carries a checksum that is compared when it is read. So a stale, half-written or damaged cache is never used.
+A cache folder is named by everything its contents depend on: the frozen weights, the images' bytes, the views and
+their seed, the input size, the preprocessing, the arithmetic. It appears under that name by one rename after it is
+complete, and every row carries a checksum that is compared when it is read. So a stale, half-written or damaged cache is
+never used.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from wgap.train.views import AUGMENTATION_VERSION, IGNORED, Draw, Item, Views, c
 CACHE_FORMAT = 1
 
 CHUNK = 16
-"""Images per pass through the frozen blocks. Always this many (padded), since libraries choose kernels by batch size and
-another kernel may round differently; a cached run and an uncached one then agree to the bit."""
+"""Images per pass through the frozen blocks. Always this many (padded), since libraries choose kernels by batch size
+and another kernel may round differently; a cached run and an uncached one then agree to the bit."""
 
 
 @torch.no_grad()
 def frozen_outputs(model: WgapVgg16, x: Tensor, end: int) -> Tensor:
-    """float32[N, C, h, w]: layers up to ``end`` (exclusive) of normalised images float32[N, 3, H, W], in fixed chunks."""
+    """float32[N, C, h, w] after layer ``end`` (exclusive) of normalised images float32[N, 3, H, W], in fixed chunks."""
     outputs = []
     for chunk in x.split(CHUNK):
         padded = torch.cat([chunk, chunk.new_zeros((CHUNK - len(chunk), *chunk.shape[1:]))])
@@ -47,7 +48,7 @@ def frozen_outputs(model: WgapVgg16, x: Tensor, end: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FrozenPart:
-    """What computes frozen outputs: the network, where its frozen part ends, its preprocessing, device and precision."""
+    """What computes frozen outputs: network, end of its frozen part, preprocessing, device and precision."""
 
     model: WgapVgg16
     end: int

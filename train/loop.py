@@ -139,8 +139,8 @@ class _Run:
             )
         if carried and config.preprocessing and carried != config.preprocessing:
             raise CheckpointError(
-                f"{config.init} was trained with preprocessing {carried!r}, but {config.preprocessing!r} was asked for; "
-                "leave --preprocessing out"
+                f"{config.init} was trained with preprocessing {carried!r}, but {config.preprocessing!r} was asked "
+                "for; leave --preprocessing out"
             )
         return model, carried or cast(str, config.preprocessing)
 
@@ -240,8 +240,8 @@ class _Run:
         loss_sum, correct, seen = self._sum(totals).tolist()
         if not loss_sum < float("inf"):
             raise WgapError(
-                f"the loss is {loss_sum} in epoch {epoch + 1}: training diverged. Lower --lr; the last good state is in "
-                f"{self.config.out}"
+                f"the loss is {loss_sum} in epoch {epoch + 1}: training diverged. Lower --lr; the last good state is "
+                f"in {self.config.out}"
             )
         return {
             "epoch": epoch + 1,
@@ -320,8 +320,8 @@ class _Run:
         if len(self.bad) > self.config.max_bad:
             listing = "\n  ".join(self.bad.values())
             raise DataError(
-                f"{len(self.bad)} unreadable images, more than --max-bad {self.config.max_bad} allows; repair or remove "
-                f"them, or raise the limit:\n  {listing}"
+                f"{len(self.bad)} unreadable images, more than --max-bad {self.config.max_bad} allows; repair or "
+                f"remove them, or raise the limit:\n  {listing}"
             )
 
     def _share_bad(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,6 +42,18 @@ def weighted_average_pool(features: Tensor) -> Tensor:
     return (features * spatial_softmax(features)).mean(dim=(2, 3))
 
 
+def check_arch(stride: int, neck: str, pooling: str, width: float, input_size: int) -> None:
+    """Raise ValueError unless :class:`WgapVgg16` can be built with these."""
+    if stride not in (8, 16):
+        raise ValueError(f"stride is {stride}; expected 16 (14x14 maps at 224) or 8 (28x28)")
+    if neck not in get_args(Neck) or pooling not in get_args(Pooling):
+        raise ValueError(f"neck {neck!r}, pooling {pooling!r}; expected {get_args(Neck)} and {get_args(Pooling)}")
+    if not 0 < width < math.inf:
+        raise ValueError(f"width is {width}; expected a positive multiplier, 1.0 for VGG16 itself")
+    if input_size < stride or input_size % stride:
+        raise ValueError(f"input_size is {input_size}; expected a multiple of the stride, {stride}")
+
+
 class WgapVgg16(nn.Module):
     """VGG16 without its last pooling and fully connected layers, pooled spatially and classified linearly.
 
@@ -73,14 +86,7 @@ class WgapVgg16(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; expected at least 1")
-        if stride not in (8, 16):
-            raise ValueError(f"stride is {stride}; expected 16 (14x14 maps at 224) or 8 (28x28)")
-        if neck not in get_args(Neck) or pooling not in get_args(Pooling):
-            raise ValueError(f"neck {neck!r}, pooling {pooling!r}; expected {get_args(Neck)} and {get_args(Pooling)}")
-        if width <= 0:
-            raise ValueError(f"width is {width}; expected a positive multiplier, 1.0 for VGG16 itself")
-        if input_size < stride or input_size % stride:
-            raise ValueError(f"input_size is {input_size}; expected a multiple of the stride, {stride}")
+        check_arch(stride, neck, pooling, width, input_size)
         self.num_classes, self.stride, self.neck_kind, self.pooling = num_classes, stride, neck, pooling
         self.width, self.input_size = float(width), input_size
         layers: list[nn.Module] = []
@@ -171,8 +177,9 @@ def arch_from_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         last = shapes["features.28.weight"][0]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
-            "not a WGAP-VGG16 state dict: expected features.0.weight ... features.28.bias, classifier.weight [K, C] and "
-            f"classifier.bias [K]; got {', '.join(sorted(shapes)[:6]) or 'no tensors'}{' ...' if len(shapes) > 6 else ''}"
+            "not a WGAP-VGG16 state dict: expected features.0.weight ... features.28.bias, classifier.weight [K, C] "
+            f"and classifier.bias [K]; got {', '.join(sorted(shapes)[:6]) or 'no tensors'}"
+            f"{' ...' if len(shapes) > 6 else ''}"
         ) from error
     return {
         "num_classes": num_classes,

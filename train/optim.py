@@ -14,10 +14,10 @@ from wgap.train.model import WgapVgg16
 def parameter_groups(model: WgapVgg16, config: TrainConfig) -> list[dict[str, Any]]:
     """Optimizer groups of the parameters that require gradients; ``lr`` is each group's peak.
 
-    Beside pretrained layers, new ones (neck, classifier) learn ``new_layer_rate`` times as fast. From scratch all layers
-    are new and share one rate, and the classifier's weights learn as if WGAP's division by h*w stood behind them rather
-    than before: with W = (h*w) W' and gradient descent on W', W moves (h*w)^2 times as far under SGD, h*w times under
-    AdamW, and decays as before.
+    Beside pretrained layers, new ones (neck, classifier) learn ``new_layer_rate`` times as fast. From scratch all
+    layers are new and share one rate, and the classifier's weights learn as if WGAP's division by h*w stood behind them
+    rather than before: with W = (h*w) W' and gradient descent on W', W moves (h*w)^2 times as far under SGD, h*w times
+    under AdamW, and decays as before.
     """
     backbone = [p for p in model.features.parameters() if p.requires_grad]
     neck = [] if model.neck is None else list(model.neck.parameters())

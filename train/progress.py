@@ -64,8 +64,8 @@ class Reporter:
         if self._visible:
             val = "" if metrics["val_acc"] is None else f"  val {metrics['val_acc']:.3f}"
             self._progress.console.print(
-                f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}  train {metrics['train_acc']:.3f}{val}  "
-                f"{metrics['seconds']:.1f} s  {metrics['images_per_second']:.1f} images/s"
+                f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}  train {metrics['train_acc']:.3f}{val}"
+                f"  {metrics['seconds']:.1f} s  {metrics['images_per_second']:.1f} images/s"
             )
 
     def warn(self, text: str) -> None:

@@ -31,7 +31,11 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.model_file = root / "model.safetensors"
-        self._run_file, self._metrics_file, self._state_file = root / "run.json", root / "metrics.jsonl", root / "last.pt"
+        self._run_file, self._metrics_file, self._state_file = (
+            root / "run.json",
+            root / "metrics.jsonl",
+            root / "last.pt",
+        )
 
     def begin(self, config: TrainConfig) -> None:
         """Make the folder ready for a new run, or check that it holds the run to be resumed.
@@ -41,7 +45,7 @@ class RunFolder:
             CheckpointError: the run to resume is not there, or was started with other options.
         """
         if config.resume:
-            check_same_run(config, self._run_file)
+            check_same_run(config)
         elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())) and not config.force:
             raise OutputExistsError(
                 f"{self.root} is not empty; choose another --out, --resume to continue the run in it, or --force to "
@@ -60,7 +64,7 @@ class RunFolder:
             temporary.write_text(json.dumps({"config": config.to_json(), **facts}, indent=2) + "\n")
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write ``last.pt``, then ``metrics.jsonl`` from the history inside, so that the two never disagree for long."""
+        """Write ``last.pt``, then ``metrics.jsonl`` from the history inside it, so that both tell of the same epochs."""
         with atomic_file(self._state_file) as temporary:
             torch.save({"format": STATE_FORMAT, **state}, temporary)
         self.write_metrics(state["history"])
@@ -80,7 +84,7 @@ class RunFolder:
             return None
         try:
             state = torch.load(self._state_file, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001  (torch documents no list; whatever it was, the file is no state)
+        except Exception as error:  # torch documents no list; whatever it was, the file is no state
             raise CheckpointError(f"{self._state_file}: cannot be read ({error}); start again with --force") from error
         if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
             raise CheckpointError(f"{self._state_file}: not a training state of this version; start again with --force")

@@ -1,11 +1,12 @@
 """What the network sees of each image in training: a resized, cropped and perhaps mirrored view.
 
-Every random choice is a function of (seed, variant, sample index) alone, where the variant is the epoch, or the number of
-a fixed view. So runs repeat bit for bit whatever the number of workers, and a resumed run needs no generator's state.
+Every random choice is a function of (seed, variant, sample index) alone, where the variant is the epoch, or the number
+of a fixed view. So runs repeat bit for bit whatever the number of workers, and a resumed run needs no generator's state.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -77,7 +78,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 class EpochBatches:
     """The batches of one epoch for one of ``world`` processes, as lists of draws.
 
-    Each global batch of ``batch_size`` is dealt out in turn; the last one is padded so that all ranks get the same count.
+    Each global batch of ``batch_size`` is dealt out in turn; the last is padded so that all ranks get the same count.
     """
 
     def __init__(self, samples: int, views: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -85,7 +86,7 @@ class EpochBatches:
         self.rank, self.world, self.epoch = rank, world, 0
 
     def __len__(self) -> int:
-        return -(-self.samples * max(self.views, 1) // self.batch_size)
+        return math.ceil(self.samples * max(self.views, 1) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = epoch_order(self.seed, self.epoch, self.samples * max(self.views, 1)).tolist()
@@ -106,7 +107,7 @@ class PlainBatches:
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch_size)
+        return math.ceil(len(self.mine) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for start in range(0, len(self.mine), self.batch_size):
