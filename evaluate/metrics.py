@@ -1,8 +1,8 @@
 """Localization metrics in the convention of the public wsolevaluation code.
 
-Boxes are compared on the network-input scale (224 x 224): ground truth is scaled there from original pixels, corners are
-clipped to the last pixel, and widths and heights count both end pixels (``+1``). A box counts as right when its IoU with
-any of the image's true boxes is at least 0.5.
+Boxes are compared on the network-input scale (224 x 224): ground truth is scaled there from original pixels, corners
+are clipped to the last pixel, and widths and heights count both end pixels (``+1``). A box counts as right when its IoU
+with any of the image's true boxes is at least 0.5.
 """
 
 from __future__ import annotations

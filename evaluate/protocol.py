@@ -1,0 +1,257 @@
+"""A bundle over a labelled image set with boxes: every image once through the network, every rule over its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from wgap.bundle import Bundle
+from wgap.datasets import Box, Dataset
+from wgap.errors import DataError, ImageError
+from wgap.evaluate.metrics import RIGHT, ImageScore, Summary, best_iou, centred_box, scaled
+from wgap.runtime.postprocess import Map
+
+MAPS: tuple[Map, ...] = ("signed", "positive", "recombined")
+ABLATION_THRESHOLDS = ("fixed:0.15", "fixed:0.2", "adaptive")
+LEVELS = 20
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which map and which threshold: ``recombined`` and ``adaptive`` are the method, ``signed`` and a fixed one CAM."""
+
+    map: Map = "recombined"
+    threshold: str = "adaptive"
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image under every rule.
+
+    Attributes:
+        path: the image file.
+        label: class id of the truth.
+        predicted: top-1 class id.
+        score: its softmax probability.
+        size: original (H, W) in pixels.
+        truth: boxes, half-open, original pixels.
+        box: box of the label's map under the first rule, half-open, original pixels.
+        scores: one per rule, in order.
+        level_ious: per map, the IoU at each threshold l / 20, l = 0..19, of the label's map. Uses the true box.
+        centred_iou: IoU of a centred box of half the image's area.
+    """
+
+    path: Path
+    label: int
+    predicted: int
+    score: float
+    size: tuple[int, int]
+    truth: list[Box]
+    box: Box
+    scores: tuple[ImageScore, ...]
+    level_ious: dict[Map, tuple[float, ...]]
+    centred_iou: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was measured.
+
+    Attributes:
+        rules: the rules, the asked-for one first.
+        images: one result per readable image, in the set's order.
+        skipped: (path, reason) of unreadable images; they count nowhere.
+    """
+
+    rules: tuple[Rule, ...]
+    images: tuple[ImageResult, ...]
+    skipped: tuple[tuple[str, str], ...] = field(default=())
+
+    def summary(self, rule: int = 0) -> Summary:
+        """Fractions under one rule."""
+        return Summary.of(image.scores[rule] for image in self.images)
+
+    def oracle(self, kind: Map) -> dict[str, float]:
+        """GT-known localization if each image had the best of the 20 thresholds: an upper bound that uses the truth."""
+        best = [max(image.level_ious[kind]) for image in self.images]
+        return {"gt_known_loc": _share(best), "mean_iou": sum(best) / len(best)}
+
+    def best_fixed(self, kind: Map) -> dict[str, float]:
+        """The one threshold that suits these very images best: tuned on the truth, an upper bound for a fixed rule."""
+        shares = [_share([image.level_ious[kind][level] for image in self.images]) for level in range(LEVELS)]
+        level = max(range(LEVELS), key=lambda index: (shares[index], -index))
+        return {"eta": level / LEVELS, "gt_known_loc": shares[level]}
+
+    def to_json(self) -> dict[str, Any]:
+        """The asked-for rule's summary, baselines, skipped images, and the ablation where more rules were asked for."""
+        rule = self.rules[0]
+        centred = [image.centred_iou for image in self.images]
+        report = {
+            **self.summary().to_json(),
+            "map": rule.map,
+            "threshold": rule.threshold,
+            "oracle": {**self.oracle(rule.map), "uses_ground_truth": True},
+            "centred_box": {"gt_known_loc": _share(centred), "mean_iou": sum(centred) / len(centred)},
+            "skipped": [{"image": path, "error": error} for path, error in self.skipped],
+        }
+        if len(self.rules) > 1:
+            report["ablation"] = [
+                {"map": rule.map, "threshold": rule.threshold, **self.summary(index).to_json()}
+                for index, rule in enumerate(self.rules)
+                if index > 0
+            ]
+            report["upper_bounds"] = [
+                {
+                    "map": kind,
+                    "uses_ground_truth": True,
+                    "best_fixed": self.best_fixed(kind),
+                    "oracle": self.oracle(kind),
+                }
+                for kind in MAPS
+            ]
+        return report
+
+
+def ablation_rules() -> list[Rule]:
+    """Every map with CAM's fixed thresholds and with the adaptive rule."""
+    return [Rule(kind, threshold) for kind in MAPS for threshold in ABLATION_THRESHOLDS]
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    dataset: Dataset,
+    rules: Sequence[Rule] = (Rule(),),
+    *,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    threads: int | None = None,
+    batch_size: int = 8,
+    max_bad: int = 10,
+    progress: Callable[[Sequence[Any]], Any] = lambda items: items,
+) -> Evaluation:
+    """Score a bundle on a labelled set whose boxes are known.
+
+    Features are computed once per image; every rule, and every fixed threshold l / 20, is applied to them. GT-known
+    localization draws the box from the *label's* map, Top-1 localization from the *predicted* class's map.
+
+    Args:
+        bundle: an opened bundle.
+        dataset: one split; its class names must be the bundle's, in any order.
+        rules: what to measure; the first is the one that is reported by name.
+        backend: inference backend.
+        precision: which of the bundle's model files to run.
+        threads: of the forward pass; None takes every core.
+        batch_size: images per forward pass.
+        max_bad: how many unreadable images to skip, by name, before giving up.
+        progress: wraps the list of batches, for a progress bar.
+
+    Raises:
+        DataError: if class names differ, the set has no boxes, or more than ``max_bad`` images are unreadable.
+    """
+    from wgap.runtime.backends import open_backend
+    from wgap.runtime.postprocess import Classifier
+
+    labels = _class_ids(bundle, dataset)
+    truths = dataset.boxes()
+    engine = open_backend(backend, bundle, precision, threads)
+    classifier = Classifier(bundle.classifier()[0])
+    items = list(zip(dataset.samples, truths, strict=True))
+    skipped: list[tuple[str, str]] = []
+    images: list[ImageResult] = []
+    for batch in progress([items[i : i + batch_size] for i in range(0, len(items), batch_size)]):
+        readable, pixels, sizes = [], [], []
+        for sample, truth in batch:
+            try:
+                picture, size = _load(sample.path, bundle.manifest.model.input_size)
+            except ImageError as error:
+                skipped.append((str(sample.path), str(error)))
+                if len(skipped) > max_bad:
+                    raise DataError(
+                        f"{len(skipped)} unreadable images, at most {max_bad} allowed; the last: {error}"
+                    ) from error
+                continue
+            readable.append((sample.path, labels[sample.label], truth))
+            pixels.append(picture)
+            sizes.append(size)
+        if readable:
+            images += _score_batch(bundle, engine, classifier, rules, readable, pixels, sizes)
+    if not images:
+        raise DataError(f"{dataset.root}: no image of split {dataset.split!r} could be read")
+    return Evaluation(tuple(rules), tuple(images), tuple(skipped))
+
+
+def _load(path: Path, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
+    from wgap.images import decode, resize
+
+    image = decode(path)
+    return resize(image, *size), (image.shape[0], image.shape[1])
+
+
+def _score_batch(
+    bundle: Bundle,
+    engine: Any,
+    classifier: Any,
+    rules: Sequence[Rule],
+    readable: list[tuple[Path, int, list[Box]]],
+    pixels: list[Any],
+    sizes: list[tuple[int, int]],
+) -> Iterator[ImageResult]:
+    import numpy as np
+
+    from wgap.runtime.postprocess import postprocess
+
+    size = bundle.manifest.model.input_size
+    logits, features = engine.run(np.stack(pixels))
+    known = [label for _, label, _ in readable]
+
+    def records(rule: Rule, classes: list[int] | None) -> list[Any]:
+        rows = postprocess(
+            features, logits, classifier, size=size, classes=classes, map=rule.map, threshold=rule.threshold
+        )
+        return [row[0] for row in rows]
+
+    by_rule = [(records(rule, known), records(rule, None)) for rule in rules]
+    by_level = {
+        kind: [records(Rule(kind, f"fixed:{level / LEVELS:g}"), known) for level in range(LEVELS)]
+        for kind in (MAPS if len(rules) > 1 else (rules[0].map,))
+    }
+    for i, (path, label, truth) in enumerate(readable):
+        boxes = [scaled(box, sizes[i], size) for box in truth]
+
+        def iou(box: Box, boxes: list[Box] = boxes) -> float:
+            return best_iou(box, boxes, size)
+
+        predicted = by_rule[0][1][i]
+        yield ImageResult(
+            path=path,
+            label=label,
+            predicted=predicted.class_id,
+            score=predicted.score,
+            size=sizes[i],
+            truth=truth,
+            box=scaled(cast(Box, by_rule[0][0][i].box), size, sizes[i]),
+            scores=tuple(
+                ImageScore(top1[i].class_id == label, iou(gt[i].box), iou(top1[i].box), gt[i].level, gt[i].degenerate)
+                for gt, top1 in by_rule
+            ),
+            level_ious={kind: tuple(iou(rows[i].box) for rows in levels) for kind, levels in by_level.items()},
+            centred_iou=iou(centred_box(size)),
+        )
+
+
+def _class_ids(bundle: Bundle, dataset: Dataset) -> list[int]:
+    """Bundle class id of each of the dataset's labels, matched by name."""
+    ids = {name: index for index, name in enumerate(bundle.manifest.model.classes)}
+    if unknown := [name for name in dataset.classes if name not in ids]:
+        raise DataError(
+            f"{dataset.root} has classes that {bundle.root} does not know: {', '.join(unknown[:5])}"
+            f"{' ...' if len(unknown) > 5 else ''}; the bundle's are {', '.join(list(ids)[:5])}"
+            f"{' ...' if len(ids) > 5 else ''}. Evaluate on the classes that it was trained on"
+        )
+    return [ids[name] for name in dataset.classes]
+
+
+def _share(ious: Sequence[float]) -> float:
+    return sum(iou >= RIGHT for iou in ious) / len(ious)

@@ -1,0 +1,179 @@
+"""``wgap evaluate``: how often the class, and the box, is right."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from wgap.bundle import Bundle
+    from wgap.evaluate.protocol import Evaluation, ImageResult
+
+SHOWN = 24
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    data: Annotated[Path, typer.Argument(help="Labelled image set with boxes; docs/datasets.md shows the layouts.")],
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    layout: Annotated[str, typer.Option(help="auto, cub, ilsvrc, wsolevaluation or folder.")] = "auto",
+    map_: Annotated[
+        str | None, typer.Option("--map", help="recombined, positive or signed; default: the bundle's.")
+    ] = None,
+    threshold: Annotated[str | None, typer.Option(help="adaptive or fixed:ETA; default: the bundle's.")] = None,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Also every map with fixed and adaptive thresholds.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures, report.json and per_image.jsonl.")] = None,
+    plot: Annotated[
+        list[str] | None, typer.Option(help="Plot the choice of threshold for: worst, random, or an image's path.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Inference backend.")] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
+    threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    max_bad: Annotated[int, typer.Option(help="Unreadable images to skip before giving up.")] = 10,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Score BUNDLE on DATA: Top-1 classification, GT-known and Top-1 localization (IoU >= 0.5)."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from wgap.bundle import Bundle
+    from wgap.datasets import open_dataset
+    from wgap.errors import DataError, OutputExistsError
+    from wgap.evaluate.protocol import MAPS, Rule, ablation_rules, evaluate_bundle
+
+    if plot and out is None:
+        raise DataError("--plot writes pictures: say where with --out DIR")
+    if out is not None and out.exists() and not force:
+        raise OutputExistsError(f"{out} already exists; choose another place or pass --force to replace it")
+    opened = Bundle.open(bundle)
+    defaults = opened.manifest.postprocessing
+    kind = map_ or defaults.map
+    if kind not in MAPS:
+        raise DataError(f"unknown map {kind!r}; expected one of {', '.join(MAPS)}")
+    errors = Console(stderr=True)
+    try:
+        report = evaluate_bundle(
+            opened,
+            open_dataset(data, split=split, layout=layout),
+            [Rule(kind, threshold or defaults.threshold), *(ablation_rules() if ablation else [])],
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            batch_size=batch_size,
+            max_bad=max_bad,
+            progress=lambda batches: track(batches, "evaluating", console=errors, disable=not errors.is_terminal),
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    for path, reason in report.skipped:
+        typer.echo(f"skipped {path}: {reason}", err=True)
+    if out is not None:
+        _write(report, opened, kind, report.rules[0].threshold, out, plot or [], force)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        _print(report)
+
+
+def _print(report: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    data = report.to_json()
+    console = Console()
+    table = Table(
+        "map", "threshold", "top1_cls", "gt_known_loc", "top1_loc", "mean_iou", title=f"{data['images']} images"
+    )
+    for row in [data, *data.get("ablation", [])]:
+        figures = (f"{row[key]:.3f}" for key in ("top1_cls", "gt_known_loc", "top1_loc", "mean_iou"))
+        table.add_row(row["map"], row["threshold"], *figures)
+    for name, note in (("centred_box", "centred box"), ("oracle", "oracle (uses the true box)")):
+        table.add_row(
+            "", note, "", f"{data[name]['gt_known_loc']:.3f}", "", f"{data[name]['mean_iou']:.3f}", style="dim"
+        )
+    for bound in data.get("upper_bounds", []):
+        best = bound["best_fixed"]
+        note = f"best fixed, {best['eta']:.2f} (tuned on the true boxes)"
+        table.add_row(bound["map"], note, "", f"{best['gt_known_loc']:.3f}", "", "", style="dim")
+        table.add_row(
+            bound["map"],
+            "oracle (uses the true box)",
+            "",
+            f"{bound['oracle']['gt_known_loc']:.3f}",
+            "",
+            "",
+            style="dim",
+        )
+    console.print(table)
+    if data["levels"]:
+        chosen = ", ".join(f"{eta}: {count}" for eta, count in data["levels"].items())
+        console.print(f"chosen thresholds: {chosen}", soft_wrap=True)
+
+
+def _write(
+    report: Evaluation, bundle: Bundle, kind: Any, threshold: str, out: Path, plots: list[str], force: bool
+) -> None:
+    """Everything --out promises, whole or not at all."""
+    from wgap.atomic import atomic_dir
+    from wgap.errors import OutputExistsError
+    from wgap.evaluate.pictures import montage, plot_levels
+    from wgap.runtime.localizer import Localizer
+    from wgap.runtime.overlay import save_picture
+
+    if force and out.exists() and not (out / "report.json").is_file():
+        raise OutputExistsError(f"{out} exists and is not an evaluation (no report.json); refusing to replace it")
+    localizer = Localizer(bundle, map=kind, threshold=threshold)
+    worst = sorted(report.images, key=lambda image: image.scores[0].gt_iou)
+    spread = worst[:: max(1, len(worst) // SHOWN)][:SHOWN]
+    with atomic_dir(out, overwrite=force) as folder:
+        (folder / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        with (folder / "per_image.jsonl").open("w") as lines:
+            lines.writelines(
+                json.dumps(_record(image, bundle.manifest.model.classes)) + "\n" for image in report.images
+            )
+        save_picture(folder / "worst.png", montage(localizer, worst[:SHOWN]))
+        save_picture(folder / "spread.png", montage(localizer, spread))
+        for number, image in enumerate(_chosen(report, plots, worst)):
+            plot_levels(localizer, image, folder / f"levels-{number}-{image.path.stem}.png")
+
+
+def _record(image: ImageResult, classes: tuple[str, ...]) -> dict[str, Any]:
+    score = image.scores[0]
+    return {
+        "image": str(image.path),
+        "label": classes[image.label],
+        "predicted": classes[image.predicted],
+        "score": image.score,
+        "box": list(image.box),
+        "truth": [list(box) for box in image.truth],
+        "gt_iou": score.gt_iou,
+        "top1_iou": score.top1_iou,
+        "threshold": score.level / 20 if score.level >= 0 else None,
+        "degenerate": score.degenerate,
+        "oracle_iou": max(next(iter(image.level_ious.values()))),
+    }
+
+
+def _chosen(report: Evaluation, plots: list[str], worst: list[ImageResult]) -> list[ImageResult]:
+    from wgap.errors import DataError
+
+    chosen = []
+    for plot in plots or ["random"]:
+        if plot == "worst":
+            chosen.append(worst[0])
+        elif plot == "random":
+            chosen.append(random.Random(0).choice(report.images))  # noqa: S311  (a picture, no secret)
+        else:
+            found = [image for image in report.images if image.path == Path(plot) or image.path.name == plot]
+            if not found:
+                raise DataError(f"--plot {plot}: no such image in the set; give worst, random or an image's path")
+            chosen += found
+    return chosen
