@@ -198,8 +198,8 @@ def load_model(
         input_size: side of the square input in pixels, 224 unless told otherwise.
 
     Raises:
-        CheckpointError: the file is not a whole WGAP-VGG16 (every differing key and shape is listed), facts are missing,
-            or they contradict the file.
+        CheckpointError: the file is not a whole WGAP-VGG16 (every differing key and shape is listed), facts are
+            missing, or they contradict the file.
     """
     state, metadata = read_weights(path)
     told = {"classes": None if classes is None else list(classes), "preprocessing": preprocessing}
@@ -219,9 +219,10 @@ def load_model(
         arch = arch_from_state({k: tuple(v.shape) for k, v in state.items()})
         arch |= {k: v for k, v in told_arch.items() if v is not None}
         if lacking := [k for k, v in told.items() if v is None]:
+            options = {"classes": "--classes FILE (one name a line)", "preprocessing": "--preprocessing NAME"}
             raise CheckpointError(
                 f"{path} is a bare state dict and does not say its {' and '.join(lacking)}: give "
-                f"{' and '.join('--classes FILE (one name a line)' if k == 'classes' else '--preprocessing NAME' for k in lacking)}"
+                f"{' and '.join(options[k] for k in lacking)}"
             )
     model = _model(arch, path)
     if wrong := differences(state, model.state_dict()):

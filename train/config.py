@@ -6,13 +6,15 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from wgap.errors import CheckpointError
 from wgap.preprocessing import PREPROCESSING
 from wgap.train.model import BLOCK_ENDS, Neck, Pooling, check_arch
 
 Optimizer = Literal["sgd", "adamw"]
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+Accelerator = Literal["auto", "cpu", "cuda"]
 
 FREE_TO_CHANGE = frozenset(
     {"out", "data", "cache_dir", "workers", "max_bad", "resume", "force", "devices", "accelerator"}
@@ -52,7 +54,7 @@ class TrainConfig:
         val_split: split to measure accuracy on after each epoch (``val``, or ``test``); None measures none. It never
             decides anything.
         max_bad: unreadable images to skip before giving up.
-        precision: ``auto`` (mixed on a GPU, float32 on the CPU) or a Lightning Fabric name.
+        precision: ``auto`` (mixed on a GPU, float32 on the CPU), ``32-true``, ``16-mixed`` or ``bf16-mixed``.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         devices: processes on this machine; under torchrun, torchrun's number counts instead.
         resume: continue the run in ``out``.
@@ -84,8 +86,8 @@ class TrainConfig:
     workers: int = 0
     val_split: str | None = None
     max_bad: int = 10
-    precision: str = "auto"
-    accelerator: str = "auto"
+    precision: Precision = "auto"
+    accelerator: Accelerator = "auto"
     devices: int = 1
     resume: bool = False
     force: bool = False
@@ -110,8 +112,9 @@ class TrainConfig:
             raise ValueError(
                 f"weight_decay {self.weight_decay}, momentum {self.momentum}; expected >= 0 and a number in [0, 1)"
             )
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"optimizer is {self.optimizer!r}; expected sgd or adamw")
+        for name, choices in (("optimizer", Optimizer), ("precision", Precision), ("accelerator", Accelerator)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
         if self.preprocessing is not None and self.preprocessing not in PREPROCESSING:
             raise ValueError(f"preprocessing is {self.preprocessing!r}; expected one of {', '.join(PREPROCESSING)}")
         if self.freeze_through is not None and self.freeze_through not in BLOCK_ENDS:
@@ -147,7 +150,8 @@ class TrainConfig:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown training options {', '.join(unknown)}; was this run made by a newer version?")
         paths = {"data", "out", "init", "cache_dir"}
-        return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: Path(v) if k in paths and v is not None else v for k, v in values.items()}
+        return cls(**fields)
 
 
 def stored_options(out: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A cache folder is named by everything its contents depend on: the frozen weights, the images' bytes, the views and
 their seed, the input size, the preprocessing, the arithmetic. It appears under that name by one rename after it is
-complete, and every row carries a checksum that is compared when it is read. So a stale, half-written or damaged cache is
-never used.
+complete, and every row carries a checksum that is compared when it is read. So a stale, half-written or damaged cache
+is never used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ and another kernel may round differently; a cached run and an uncached one then 
 def frozen_outputs(model: WgapVgg16, x: Tensor, end: int) -> Tensor:
     """float32[N, C, h, w] after layer ``end`` (exclusive) of normalised images float32[N, 3, H, W], in fixed chunks."""
     outputs = []
-    for chunk in x.split(CHUNK):
+    for chunk in torch.split(x, CHUNK):
         padded = torch.cat([chunk, chunk.new_zeros((CHUNK - len(chunk), *chunk.shape[1:]))])
         outputs.append(model.run_blocks(padded, 0, end)[: len(chunk)].float())
     return torch.cat(outputs)
@@ -131,7 +131,7 @@ class FrozenCache(torch.utils.data.Dataset[Item]):
             return Item(blank, IGNORED, draw.sample, self.errors.get(draw.sample))
         row = draw.sample * len(self._column) + self._column[draw.variant]
         values = np.array(self._rows[row])
-        if zlib.crc32(values) != self._sums[row]:
+        if zlib.crc32(values.tobytes()) != self._sums[row]:
             raise DataError(f"{self.folder}: damaged frozen cache (row {row}); delete it and run again")
         return Item(torch.from_numpy(values), self.labels[draw.sample], draw.sample, None)
 
@@ -206,7 +206,7 @@ def _compute(
         outputs = part(batch.inputs).cpu().numpy()
         for output in outputs:
             rows[done] = output
-            sums[done] = zlib.crc32(np.ascontiguousarray(output))
+            sums[done] = zlib.crc32(output.tobytes())
             done += 1
         advance(done, len(draws))
     rows.flush()

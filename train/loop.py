@@ -44,7 +44,7 @@ class Tail(nn.Module):
         """Logits float[N, K] of the frozen part's outputs (of normalised images if ``start`` is 0)."""
         model = self.model
         logits, _ = model.head(model.run_blocks(x, self.start, len(model.features)))
-        return cast(Tensor, logits)
+        return logits
 
 
 def train(
@@ -81,8 +81,7 @@ def _fabric(config: TrainConfig) -> Fabric:
         raise WgapError("accelerator cuda was asked for, but PyTorch finds no CUDA device; use --accelerator cpu")
     precision = config.precision
     if precision == "auto":
-        mixed = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "16-mixed"
-        precision = mixed if cuda else "32-true"
+        precision = "32-true" if not cuda else "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(config.devices)))
     fabric = Fabric(
@@ -259,7 +258,7 @@ class _Run:
             inputs, labels = self._placed(batch, cast(Dataset, self.val))
             totals += torch.stack([(tail(inputs).argmax(1) == labels).sum(), (labels != IGNORED).sum()])
         correct, seen = self._sum(totals).tolist()
-        return correct / max(seen, 1)
+        return float(correct / max(seen, 1))
 
     def _loader(self, data: Dataset, batches: Any, variants: list[int]) -> DataLoader[Item]:
         """Batches of pixels, or of the frozen part's cached outputs."""

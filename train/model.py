@@ -144,8 +144,8 @@ class WgapVgg16(nn.Module):
 
     def run_blocks(self, x: Tensor, start: int, end: int) -> Tensor:
         """Layers ``start`` (inclusive) to ``end`` (exclusive) of ``features``; the positions of ``BLOCK_ENDS``."""
-        for layer in self.features[start:end]:
-            x = layer(x)
+        for position in range(start, end):
+            x = self.features[position](x)
         return x
 
     def head(self, x: Tensor) -> tuple[Tensor, Tensor]:

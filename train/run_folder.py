@@ -64,7 +64,7 @@ class RunFolder:
             temporary.write_text(json.dumps({"config": config.to_json(), **facts}, indent=2) + "\n")
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write ``last.pt``, then ``metrics.jsonl`` from the history inside it, so that both tell of the same epochs."""
+        """Write ``last.pt``, then ``metrics.jsonl`` from the history in it, so that both tell of the same epochs."""
         with atomic_file(self._state_file) as temporary:
             torch.save({"format": STATE_FORMAT, **state}, temporary)
         self.write_metrics(state["history"])

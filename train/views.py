@@ -1,7 +1,7 @@
 """What the network sees of each image in training: a resized, cropped and perhaps mirrored view.
 
 Every random choice is a function of (seed, variant, sample index) alone, where the variant is the epoch, or the number
-of a fixed view. So runs repeat bit for bit whatever the number of workers, and a resumed run needs no generator's state.
+of a fixed view. So runs repeat bit for bit whatever the number of workers, and a resumed run needs no generator state.
 """
 
 from __future__ import annotations
