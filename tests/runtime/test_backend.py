@@ -90,6 +90,18 @@ def test_outputs_are_what_the_protocol_says(glass_bundle: Path) -> None:
         backend.run(images[:, :8])
 
 
+def test_the_library_keeps_its_warnings_to_itself(
+    copy: Path, rewrite: Rewrite, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    model = onnx.load(str(copy / "model.onnx"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(3, np.float32), "unused"))
+    rewrite(copy, model=model.SerializeToString())
+    Localizer(copy)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_unknown_backend_and_a_missing_precision_are_named(glass_bundle: Path) -> None:
     with pytest.raises(BackendError, match="unknown backend 'tpu'; expected one of: onnxruntime"):
         Localizer(glass_bundle, backend="tpu")

@@ -62,6 +62,9 @@ def test_a_file_cut_short_anywhere_is_refused_silently(
     for length in [*range(1, 40), *range(40, len(whole) - 4, max(1, len(whole) // 50)), len(whole) - 3]:
         with pytest.raises(ImageError, match=r"cut\.|cut short|not an image"):
             decode(whole[:length], "cut.")
+        if "jpeg" in kind:  # without a decoder: some versions of OpenCV fill the missing part with grey
+            with pytest.raises(ImageError, match=r"cut short|not an image"):
+                image_size(whole[:length])
     assert capfd.readouterr() == ("", ""), "the decoder printed something of its own"
 
 

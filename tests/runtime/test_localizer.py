@@ -146,8 +146,16 @@ def test_features_that_are_not_numbers_are_an_error_of_that_image_alone(glass_bu
     results = list(localizer([blot(0), BLACK, blot(2), WHITE], on_error="yield"))
     assert isinstance(results[1], Failure)
     assert isinstance(results[1].error, FeatureError)
-    assert "image 1: " in str(results[1].error)
+    assert str(results[1].error).startswith("image 1: logits hold NaN")
     assert [r.class_id for r in results if isinstance(r, Localization)] == [0, 2, 0]
+
+
+def test_one_wrong_value_in_the_features_is_enough(glass: Localizer) -> None:
+    logits, features = glass.backend.run(blot()[None])
+    for value in (np.nan, np.inf):
+        features[0, 1, 2, 3] = value
+        with pytest.raises(FeatureError, match="features hold NaN or infinity"):
+            glass.boxes(logits, features)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

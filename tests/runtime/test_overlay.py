@@ -30,7 +30,9 @@ def test_the_frame_is_the_half_open_box_and_the_rest_is_untouched(scene: Scene) 
     assert np.array_equal(image, before)
     for y, x in ((150, 100), (150, 299), (449, 100), (449, 299), (300, 100), (300, 299)):
         assert tuple(drawn[y, x]) == PREDICTED
-    assert np.array_equal(drawn[160:440, 110:290], image[160:440, 110:290])
+    assert np.array_equal(drawn[153:447, 103:297], image[153:447, 103:297])  # two pixels of frame, one of shadow
+    assert not drawn[152, 103:297].any()
+    assert not drawn[447, 103:297].any()
     assert np.array_equal(drawn[450:], image[450:])
     assert np.array_equal(drawn[:, :100], image[:, :100])
 
