@@ -40,7 +40,7 @@ def montage(localizer: Localizer, images: Sequence[ImageResult], columns: int = 
     sheet = np.full((rows * TILE, columns * TILE, 3), 24, np.uint8)
     for index, image in enumerate(images):
         picture = decode(image.path)
-        found = localizer.one(image.path, classes=image.label, heatmap=True)
+        found = localizer.one(image.path, image.label, heatmap=True)
         tile = _fit(overlay(picture, found, truth=image.truth), TILE - 4)
         top = index // columns * TILE + (TILE - tile.shape[0]) // 2
         left = index % columns * TILE + (TILE - tile.shape[1]) // 2
@@ -98,7 +98,7 @@ def plot_levels(localizer: Localizer, image: ImageResult, path: Path) -> None:
 
 
 def edge_curve(localizer: Localizer, image: ImageResult) -> tuple[list[float], Any]:
-    """V_l for l = 0..20 of the label's map (NaN where the edge set is empty), and its localization with the heat map."""
+    """V_l for l = 0..20 of the label's map (NaN where the edge set is empty), and the localization."""
     import numpy as np
 
     from wgap.images import decode, resize
@@ -112,5 +112,5 @@ def edge_curve(localizer: Localizer, image: ImageResult) -> tuple[list[float], A
         features, logits, Classifier(bundle.classifier()[0]), size=size, classes=[image.label],
         map=localizer.map, threshold="adaptive", edge_means=True,
     )[0][0]  # fmt: skip
-    found = localizer.one(image.path, classes=image.label, heatmap=True)
+    found = localizer.one(image.path, image.label, heatmap=True)
     return list(record.edge_mean or [math.nan] * 21), found
