@@ -42,6 +42,9 @@ class TrainConfig:
         batch_size: images per optimizer step, over all processes together.
         lr: peak learning rate of pretrained layers; every layer's when training from scratch.
         new_layer_rate: factor on ``lr`` for the neck and classifier beside pretrained layers.
+        classifier_rate: factor on ``lr`` for the classifier's weights; None lets :mod:`wgap.train.optim` derive it.
+        warmup: fraction of the steps over which the rate first rises from 0 to its peak.
+        clip_norm: largest norm of all gradients together; longer ones are scaled down to it. None clips nothing.
         optimizer: ``sgd`` (momentum) or ``adamw``.
         momentum: of SGD.
         weight_decay: on every parameter.
@@ -75,6 +78,9 @@ class TrainConfig:
     batch_size: int = 32
     lr: float = 1e-3
     new_layer_rate: float = 10.0
+    classifier_rate: float | None = None
+    warmup: float = 0.0
+    clip_norm: float | None = None
     optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -108,6 +114,11 @@ class TrainConfig:
         for name in ("lr", "new_layer_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        for name in ("classifier_rate", "clip_norm"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number, or none")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}; expected a fraction of the run in [0, 1)")
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise ValueError(
                 f"weight_decay {self.weight_decay}, momentum {self.momentum}; expected >= 0 and a number in [0, 1)"

@@ -226,13 +226,15 @@ class _Run:
         totals = torch.zeros(3, dtype=torch.float64, device=fabric.device)  # loss, correct, images
         tail.train()
         for step, batch in enumerate(self.reporter.track(loader, f"epoch {epoch + 1}/{self.config.epochs}", steps)):
-            set_rates(optimizer, epoch * steps + step, self.config.epochs * steps)
+            set_rates(optimizer, epoch * steps + step, self.config.epochs * steps, self.config.warmup)
             inputs, labels = self._placed(batch, self.data)
             logits = tail(inputs).float()
             loss = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
             counted = self._sum((labels != IGNORED).sum())
             # Processes average their gradients: dividing by this makes that the mean over the global batch.
             fabric.backward(loss / (counted / fabric.world_size).clamp(min=1 / fabric.world_size))
+            if self.config.clip_norm is not None:
+                fabric.clip_gradients(tail, optimizer, max_norm=self.config.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
             totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).sum(), (labels != IGNORED).sum()])

@@ -23,15 +23,13 @@ def parameter_groups(model: WgapVgg16, config: TrainConfig) -> list[dict[str, An
     neck = [] if model.neck is None else list(model.neck.parameters())
     rate, gain = (1.0, model.pooling_gain) if config.init is None else (config.new_layer_rate, 1.0)
     moved = gain**2 if config.optimizer == "sgd" else gain
+    classifier = {"lr": config.lr * rate * moved, "weight_decay": config.weight_decay / moved}
+    if config.classifier_rate is not None:
+        classifier = {"lr": config.lr * config.classifier_rate, "weight_decay": config.weight_decay}
     groups = [
         {"name": "backbone", "params": backbone, "lr": config.lr, "weight_decay": config.weight_decay},
         {"name": "neck", "params": neck, "lr": config.lr * rate, "weight_decay": config.weight_decay},
-        {
-            "name": "classifier.weight",
-            "params": [model.classifier.weight],
-            "lr": config.lr * rate * moved,
-            "weight_decay": config.weight_decay / moved,
-        },
+        {"name": "classifier.weight", "params": [model.classifier.weight], **classifier},
         {
             "name": "classifier.bias",
             "params": [model.classifier.bias],
@@ -50,12 +48,13 @@ def optimizer_for(model: WgapVgg16, config: TrainConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(groups)
 
 
-def cosine(step: int, steps: int) -> float:
-    """Fraction of the peak rate at a step: half a cosine from 1 down towards 0."""
-    return 0.5 * (1 + math.cos(math.pi * step / steps))
+def rate_fraction(step: int, steps: int, warmup: float = 0.0) -> float:
+    """Fraction of the peak rate at a step: half a cosine from 1 down towards 0, after a linear rise (warm-up)."""
+    rise = min(1.0, (step + 1) / (warmup * steps)) if warmup else 1.0
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: float = 0.0) -> None:
     """Give every group its rate for a step; a function of the step alone, so that resuming needs no scheduler state."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * cosine(step, steps)
+        group["lr"] = group["peak_lr"] * rate_fraction(step, steps, warmup)

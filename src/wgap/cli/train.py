@@ -26,6 +26,11 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images per step, over all processes together.")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate of pretrained layers.")] = 1e-3,
     new_layer_rate: Annotated[float, typer.Option(help="Factor on --lr for layers that start new.")] = 10.0,
+    classifier_rate: Annotated[
+        float | None, typer.Option(help="Factor on --lr for the classifier's weights, instead of the derived one.")
+    ] = None,
+    warmup: Annotated[float, typer.Option(help="Fraction of the run over which the rate rises to its peak.")] = 0.0,
+    clip_norm: Annotated[float | None, typer.Option(help="Scale gradients down to this norm; default: never.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     weight_decay: Annotated[float, typer.Option(help="On every parameter.")] = 5e-4,
     freeze_through: Annotated[
