@@ -265,8 +265,10 @@ class Localizer:
         )
 
     def _each_class(self, classes: int | str | Iterable[int | str] | None) -> Iterator[int | None]:
-        if classes is None or isinstance(classes, int | str):
-            return repeat(None if classes is None else self._class_id(classes))
+        if classes is None:
+            return repeat(None)
+        if isinstance(classes, str) or not isinstance(classes, Iterable):
+            return repeat(self._class_id(classes))
         return map(self._class_id, classes)
 
     def _class_id(self, given: int | str) -> int:
@@ -274,8 +276,8 @@ class Localizer:
         if isinstance(given, str):
             if given in self._class_ids:
                 return self._class_ids[given]
-        elif 0 <= (class_id := operator.index(given)) < len(self.classes):
-            return class_id
+        elif hasattr(given, "__index__") and 0 <= operator.index(given) < len(self.classes):
+            return operator.index(given)
         names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
         raise DataError(f"no class {given!r}; expected a name ({names}) or an id of 0..{len(self.classes) - 1}")
 

@@ -102,9 +102,11 @@ def test_a_given_class_is_localized_whatever_the_network_thinks(glass: Localizer
     assert red.box[2] < blue.box[0]
     assert [r.class_id for r in glass([both, both], ["blue", 0])] == [2, 0]
     assert [r.class_id for r in glass([both, both], classes="blue")] == [2, 2]
-    for wrong in ("purple", 3, -1):
+    assert [r.class_id for r in glass([both, both], np.array([2, 0]))] == [2, 0]
+    assert glass.one(both, np.int64(2)).class_id == 2  # type: ignore[arg-type]
+    for wrong in ("purple", 3, -1, 0.5):
         with pytest.raises(DataError, match=r"no class .*red, green, blue.* 0\.\.2"):
-            glass.one(both, wrong)
+            glass.one(both, wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="one class per image, got 1"):
         list(glass([both, both], classes=[0]))
 
