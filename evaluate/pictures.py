@@ -92,7 +92,7 @@ def plot_levels(localizer: Localizer, image: ImageResult, path: Path) -> None:
     other.set_ylabel("D")
     other.set_ylim(bottom=0)
     handles = [*right.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
-    other.legend(handles=handles, fontsize=8, loc="upper left")
+    other.legend(handles=handles, fontsize=8, loc="lower center")
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
