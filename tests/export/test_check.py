@@ -46,7 +46,7 @@ def test_a_classifier_that_is_not_the_graphs_is_found(tiny_bundle: Path, tmp_pat
     save_file(tensors, path)
     report = check_bundle(rewritten(bundle, path))
     failed = {stage.name for stage in report.stages if not stage.ok}
-    assert {"map", "end to end"} <= failed
+    assert "map" in failed
     assert not failed & {"features", "logits"}
     result = CliRunner().invoke(app, ["check", str(bundle.root), "--json"])
     assert result.exit_code == 1
