@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from wgap.bundle import Bundle
 from wgap.errors import BundleError, CheckFailedError
+
+if TYPE_CHECKING:
+    from wgap.runtime.postprocess import Map
 
 FEATURE_TOLERANCE = 1e-4
 """Largest difference of features and logits, relative to their largest magnitude: float32 sums in another order."""
@@ -113,6 +116,7 @@ def check_bundle(
     weight, _ = bundle.classifier()
     classifier = Classifier(weight)
     rows = model.classifier.weight.detach()
+    kind = cast("Map", defaults.map)
     fixed = None if defaults.threshold == "adaptive" else float(defaults.threshold.removeprefix("fixed:"))
 
     worst = {"features": 0.0, "logits": 0.0, "map": 0.0}
@@ -131,12 +135,12 @@ def check_bundle(
             worst[stage] = max(worst[stage], difference / max(float(expected.abs().max()), 1e-30))
 
         class_id = int(expected_logits[0].argmax())
-        reference = box_from_features(expected_features[0], rows[class_id], info.input_size, defaults.map, fixed)
+        reference = box_from_features(expected_features[0], rows[class_id], info.input_size, kind, fixed)
         same["class"] += class_id == int(logits[0].argmax())
 
         def run(maps: Any, scores: Any, heatmaps: bool = False, which: int = class_id) -> Any:
             return postprocess(
-                maps, scores, classifier, size=info.input_size, classes=[which], map=defaults.map,
+                maps, scores, classifier, size=info.input_size, classes=[which], map=kind,
                 threshold=defaults.threshold, heatmaps=heatmaps,
             )[0][0]  # fmt: skip
 

@@ -69,7 +69,7 @@ def bundle_from_checkpoint(
         raise OutputExistsError(f"{out} exists and is not a bundle (no {MANIFEST}); refusing to replace it")
     names = None if classes is None else read_classes(Path(classes))
     loaded = load_model(Path(checkpoint), names, preprocessing, stride=stride, pooling=pooling, input_size=input_size)
-    source = {"checkpoint_sha256": sha256_of(Path(checkpoint)), "tools": _tools()}
+    source: dict[str, Any] = {"checkpoint_sha256": sha256_of(Path(checkpoint)), "tools": _tools()}
     with atomic_dir(out, overwrite=force) as folder:
         write_onnx(loaded, folder / "model.onnx")
         _write_classifier(loaded, folder / "classifier.safetensors")
@@ -156,6 +156,8 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+    if program is None:
+        raise CheckFailedError("PyTorch's exporter returned no graph")
     proto = program.model_proto
     proto.doc_string = "WGAP: image bytes to logits and feature maps"
     for node in proto.graph.node:  # exporter traces carry source paths of the exporting machine

@@ -3,8 +3,8 @@
 Nothing here is fast. Each step is written as the definition reads, one level at a time, so that it can be checked
 against the paper by eye. Two modes:
 
-* ``float32`` features (the default): the arithmetic that every kernel must reproduce bit for bit. Sums over channels run
-  in channel order without fused multiply-add, decisions are taken on the fixed-point map :func:`quantise` returns.
+* ``float32`` features (the default): the arithmetic that every kernel must reproduce bit for bit. Sums over channels
+  run in channel order without fused multiply-add, decisions are taken on the fixed-point map :func:`quantise` returns.
 * ``float64`` features: the same steps in double precision on the unquantised map, an independent check of the first.
 """
 

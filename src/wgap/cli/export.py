@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Pooling = Literal["wgap", "gap"]
 
 
 def export(
@@ -17,7 +19,7 @@ def export(
         str | None, typer.Option(help="torchvision-rgb or caffe-bgr; belongs to the weights.")
     ] = None,
     stride: Annotated[int | None, typer.Option(help="16 or 8; a bare state dict does not tell.")] = None,
-    pooling: Annotated[str | None, typer.Option(help="wgap or gap; a bare state dict does not tell.")] = None,
+    pooling: Annotated[Pooling | None, typer.Option(help="wgap or gap; a bare state dict does not tell.")] = None,
     input_size: Annotated[int | None, typer.Option(help="Side of the network input in pixels.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
