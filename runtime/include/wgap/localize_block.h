@@ -56,7 +56,7 @@ struct Taps {
 struct State {
   int logit_bits, low_bits;  // largest magnitudes, as float bits
   int map_highest, map_lowest;
-  u64 best_class;
+  u64 best_class[3];
   u64 best_component;
   int box[4];
   int mask_bound;
@@ -223,44 +223,39 @@ WGAP_HD float exp_of_negative(float x) {
   return p * float_from_bits((static_cast<int>(n) + 127) << 23);
 }
 
-// Which class, and its softmax probability. False if a logit is not finite.
+// The class to localize; its probability goes to the result. -1 if a logit is not finite.
 template <class Block>
-WGAP_HD bool choose_class(Block& block, const Problem& problem, const Scratch& scratch, Result* result) {
+WGAP_HD int choose_class(Block& block, const Problem& problem, const Scratch& scratch, Result* result) {
   State* const state = scratch.state;
   const float* const WGAP_RESTRICT logits = problem.logits;
   const int K = problem.shape.classes;
-  int bits = 0;
-  for (int k = block.rank(); k < K; k += block.size()) bits = larger(bits, float_bits(logits[k]) & 0x7fffffff);
-  block.max(&state->logit_bits, bits);
-  block.sync();
-  if (block.load(&state->logit_bits) >= kInfinityBits) return false;
-
-  // Order of the classes as one integer: the logit above, the complement of the index below. Adding 0 makes -0 equal 0.
-  const auto order = [=](int k) {
-    const u32 key = static_cast<u32>(ordered(float_bits(logits[k] + 0.0f))) ^ 0x80000000u;
-    return (static_cast<u64>(key) << 32) | static_cast<u32>(~k);
-  };
-  const auto logit_of = [](u64 key) {
-    return float_from_bits(ordered(static_cast<int>(static_cast<u32>(key >> 32) ^ 0x80000000u)));
+  const int passes = problem.class_id >= 0 ? 1 : problem.class_rank + 1;
+  const auto logit_of = [](u64 order) {
+    return float_from_bits(ordered(static_cast<int>(static_cast<u32>(order >> 32) ^ 0x80000000u)));
   };
   float peak = 0.0f;
-  int chosen = problem.class_id;
   u64 bound = ~0ULL;
-  for (int pass = 0; pass <= (problem.class_id >= 0 ? 0 : problem.class_rank); ++pass) {
+  for (int pass = 0; pass < passes; ++pass) {
+    int bits = 0;
     u64 best = 0;
     for (int k = block.rank(); k < K; k += block.size()) {
-      const u64 key = order(k);
-      best = key < bound && key > best ? key : best;
+      bits = larger(bits, float_bits(logits[k]) & 0x7fffffff);
+      // The order of the classes as an integer: the logit above, the complement of the index below. Adding 0 makes -0
+      // equal 0.
+      const u32 key = static_cast<u32>(ordered(float_bits(logits[k] + 0.0f))) ^ 0x80000000u;
+      const u64 order = (static_cast<u64>(key) << 32) | static_cast<u32>(~k);
+      best = order < bound && order > best ? order : best;
     }
-    block.max(&state->best_class, best);
+    block.max(&state->logit_bits, bits);
+    block.max(&state->best_class[pass % 3], best);
+    // Three places in turn: one being filled, one that a slower thread may still read, one to clear. One barrier does.
+    if (block.rank() == 0) block.store(&state->best_class[(pass + 1) % 3], 0ULL);
     block.sync();
-    bound = block.load(&state->best_class);
-    block.sync();
-    if (block.rank() == 0) state->best_class = 0;
-    block.sync();
+    if (block.load(&state->logit_bits) >= kInfinityBits) return -1;
+    bound = block.load(&state->best_class[pass % 3]);
     if (pass == 0) peak = logit_of(bound);
-    if (problem.class_id < 0) chosen = static_cast<int>(~static_cast<u32>(bound));
   }
+  const int chosen = problem.class_id >= 0 ? problem.class_id : static_cast<int>(~static_cast<u32>(bound));
 
   float* const WGAP_RESTRICT exps = scratch.exps;
   each(block, K, [=](int k) { exps[k] = exp_of_negative(logits[k] - peak); });
@@ -278,10 +273,7 @@ WGAP_HD bool choose_class(Block& block, const Problem& problem, const Scratch& s
     result->logit = logits[chosen];
     result->score = exps[chosen] / sum;
   }
-  // Every thread needs the class; all of them computed it.
-  if (block.rank() == 0) state->mask_bound = chosen;
-  block.sync();
-  return true;
+  return chosen;
 }
 
 WGAP_HD float map_weight(float w, int map) {
@@ -635,7 +627,7 @@ WGAP_HD void clear(Block& block, const Scratch& scratch) {
     state->logit_bits = state->low_bits = 0;
     state->map_highest = -0x7fffffff - 1;
     state->map_lowest = 0x7fffffff;
-    state->best_class = state->best_component = 0;
+    state->best_class[0] = state->best_component = 0;
     state->box[0] = state->box[1] = 0x7fffffff;
     state->box[2] = state->box[3] = 0;
   }
@@ -652,12 +644,13 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
   State* const state = scratch.state;
   const bool leader = block.rank() == 0;
   clear(block, scratch);
-  if (!choose_class(block, problem, scratch, result)) {
+  const int chosen = choose_class(block, problem, scratch, result);
+  if (chosen < 0) {
     if (leader) result->outcome = kBadLogits;
     return;
   }
   block.mark(kClass);
-  const float* const weight = problem.weight + static_cast<i64>(state->mask_bound) * shape.channels;
+  const float* const weight = problem.weight + static_cast<i64>(chosen) * shape.channels;
   if (!recombine(block, problem, weight, scratch)) {
     if (leader) result->outcome = kBadFeatures;
     return;
@@ -709,12 +702,13 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
     find_edges(block, shape, scratch, from, held, rows);
     add_edges(block, scratch, held, rows);
     block.sync();
+    block.mark(kEdges);
+    if (last == H) break;
     const i64 pitch = static_cast<i64>(scratch.words) * 64;
     each(block, shape.map_width, [=](int x) {
       scratch.fixed_point[x] = scratch.fixed_point[static_cast<i64>(last - y) * pitch + x];
     });
     block.sync();
-    block.mark(kEdges);
   }
   if (leader) {
     result->degenerate = 0;
