@@ -186,11 +186,13 @@ def check_same_run(config: TrainConfig) -> None:
     Raises:
         CheckpointError: naming every option that differs, or if there is no run.
     """
-    stored, new = stored_options(config.out), config.to_json()
+    # An option that the run's version did not know yet had its default's effect.
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    stored, new = {**defaults, **stored_options(config.out)}, config.to_json()
     wrong = [
-        f"{name} was {stored.get(name)!r}, now {new[name]!r}"
+        f"{name} was {stored[name]!r}, now {new[name]!r}"
         for name in new
-        if name not in FREE_TO_CHANGE and stored.get(name) != new[name]
+        if name not in FREE_TO_CHANGE and stored[name] != new[name]
     ]
     if wrong:
         raise CheckpointError(f"{config.out} was trained with other options: {'; '.join(wrong)}; give the same ones")
