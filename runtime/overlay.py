@@ -12,6 +12,7 @@ from wgap.errors import ImageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
     from wgap.runtime.localization import Localization
 
     RgbImage = NDArray[np.uint8]

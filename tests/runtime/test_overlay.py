@@ -51,7 +51,7 @@ def test_small_images_are_enlarged_by_a_whole_factor_and_the_box_with_them(scene
     assert np.array_equal(drawn[120:200:8, 90:200:8], image[15:25, 11:25])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 700), (2000, 3), (3000, 4000)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (2000, 3), (1500, 1200)])
 def test_any_size_and_any_name_can_be_drawn(size: tuple[int, int], scene: Scene) -> None:
     height, width = size
     drawn = overlay(scene(height, width), found((0, 0, width, height), "a name that is far too long " * 5 + "ü"))
