@@ -1,7 +1,7 @@
 """Feature maps and logits to boxes, through the fused native kernel (Sec. 4.2 and 4.3 of the paper).
 
-Arrays are anything with the buffer protocol or DLPack in CPU memory (NumPy, PyTorch, ``array``, ``memoryview``); they are
-read in place, never converted. Everything here may be called from several threads at once and releases the GIL.
+Arrays are anything with the buffer protocol or DLPack in CPU memory (NumPy, PyTorch, ``array``, ``memoryview``); they
+are read in place, never converted. Everything here may be called from several threads at once and releases the GIL.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def postprocess(
             normalisation (plain CAM).
         threshold: ``adaptive`` (the two-stage rule of Sec. 4.3) or ``fixed:ETA`` with ETA in [0, 0.999].
         heatmaps: also return each normalised map, as a memoryview float32[H, W] in [0, 1].
-        edge_means: also return V_l, the mean of the map over each level's edge set (None for a fixed threshold and for a
-            degenerate map, NaN where an edge set is empty).
+        edge_means: also return V_l, the mean of the map over each level's edge set (None for a fixed threshold and for
+            a degenerate map, NaN where an edge set is empty).
         threads: how many threads share the batch's images and classes.
-        target: instruction set, one of :func:`cpu_targets`; the default is :func:`active_target`. All give the same bits.
+        target: instruction set, one of :func:`cpu_targets`; by default :func:`active_target`. All give the same bits.
 
     Returns:
         For each image a list of records, best class first; boxes are half-open (x0, y0, x1, y1) in map pixels.
