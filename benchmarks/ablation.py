@@ -5,8 +5,8 @@
 
 Each run is what `wgap train $WGAP_DATA/data/cub10 --init $WGAP_DATA/weights/vgg16_imagenet.safetensors --preprocessing
 caffe-bgr --freeze-through block4 --views 6 --epochs 4 --pooling P --seed S` does: blocks 1-4 frozen, SGD 1e-3
-(classifier 1e-2), weight decay 5e-4, cosine, batch 32. Finished runs, bundles and evaluations are reused, so that an interrupted
-command goes on where it stopped. Thresholds are never tuned here; columns that use the true boxes say so.
+(classifier 1e-2), weight decay 5e-4, cosine, batch 32. Finished runs, bundles and evaluations are reused, so that an
+interrupted command goes on where it stopped. Thresholds are never tuned here; columns that use the true boxes say so.
 """
 
 from __future__ import annotations
