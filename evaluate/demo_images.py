@@ -79,7 +79,11 @@ def _ground(height: int, width: int, rng: np.random.Generator) -> Any:
     import numpy as np
 
     tone = rng.uniform(0.36, 0.54) + rng.normal(0, 0.03, 3)
-    relief = 0.5 * _noise(height, width, 50, rng) + 0.3 * _noise(height, width, 14, rng) + 0.2 * _noise(height, width, 3, rng)
+    relief = (
+        0.5 * _noise(height, width, 50, rng)
+        + 0.3 * _noise(height, width, 14, rng)
+        + 0.2 * _noise(height, width, 3, rng)
+    )
     ground = (tone[None, None] + 0.28 * (relief[..., None] - 0.5)).astype(np.float32)
     for _ in range(int(rng.integers(10, 22))):
         centre = (int(rng.integers(0, width)), int(rng.integers(0, height)))
@@ -108,7 +112,7 @@ def _outline(height: int, width: int, rng: np.random.Generator) -> Any:
     shape = np.stack([radius * np.cos(angle), stretch * radius * np.sin(angle)])
     shape = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ shape
     low, high = shape.min(1), shape.max(1)
-    side = rng.uniform(0.36, 0.72) * min(height, width)  # of the longer side of its box
+    side = rng.uniform(0.46, 0.80) * min(height, width)  # of the longer side of its box
     shape = (shape - low[:, None]) * side / (high - low).max()
     extent = (high - low) * side / (high - low).max()
     room = np.array([width, height]) - extent - 4
@@ -131,7 +135,9 @@ def _texture(name: str, height: int, width: int, rng: np.random.Generator) -> An
     pattern = {
         "checked": lambda: np.sin(u) * np.sin(v) * 3,
         "dotted": lambda: np.cos(u) + np.cos(v) - 0.7,
-        "ringed": lambda: np.cos(1.2 * np.hypot((u + np.pi) % (4 * np.pi) - 2 * np.pi, (v + np.pi) % (4 * np.pi) - 2 * np.pi)),
+        "ringed": lambda: np.cos(
+            1.2 * np.hypot((u + np.pi) % (4 * np.pi) - 2 * np.pi, (v + np.pi) % (4 * np.pi) - 2 * np.pi)
+        ),
         "scaled": lambda: np.hypot((u + np.pi * (np.floor(v / 3) % 2)) % (2 * np.pi) - np.pi, v % 3) - 2.2,
         "striped": lambda: np.sin(u),
         "wavy": lambda: np.sin(u + 1.6 * np.sin(0.8 * v)),

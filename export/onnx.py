@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from wgap import __version__
 from wgap.atomic import atomic_dir
 from wgap.bundle import MANIFEST, Bundle, Manifest, ModelInfo, Postprocessing, describe_file, sha256_of, write_manifest
-from wgap.errors import CheckFailedError, CheckpointError, MissingDependencyError, OutputExistsError
+from wgap.errors import CheckFailedError, CheckpointError, DataError, MissingDependencyError, OutputExistsError
 from wgap.preprocessing import preprocessing as preprocessing_named
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from wgap.runtime.postprocess import Map
     from wgap.train.checkpoint import LoadedModel
     from wgap.train.model import Pooling
 
@@ -35,6 +36,7 @@ def bundle_from_checkpoint(
     stride: int | None = None,
     pooling: Pooling | None = None,
     input_size: int | None = None,
+    postprocessing: Postprocessing | None = None,
     force: bool = False,
 ) -> Bundle:
     """Export a checkpoint of ``wgap train``, or a bare state dict, as a bundle.
@@ -48,6 +50,7 @@ def bundle_from_checkpoint(
         stride: 16 or 8, for a bare state dict, whose shapes do not tell; 16 if None.
         pooling: ``wgap`` or ``gap``, likewise; ``wgap`` if None.
         input_size: side of the square network input in pixels; the checkpoint's own, else 224.
+        postprocessing: the bundle's default map and threshold rule; the recombined map and the adaptive rule if None.
         force: replace an existing bundle.
 
     Returns:
@@ -56,6 +59,7 @@ def bundle_from_checkpoint(
     Raises:
         CheckpointError: if keys, shapes, the class list or the preprocessing do not fit.
         OutputExistsError: if ``out`` exists and ``force`` is false, or is not a bundle.
+        DataError: if the default map or threshold is not one the kernel knows.
         CheckFailedError: if the graph's outputs differ from PyTorch's; no bundle is left then.
     """
     for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
@@ -67,6 +71,8 @@ def bundle_from_checkpoint(
         raise OutputExistsError(f"{out} already exists; choose another place or pass --force to replace it")
     if out.exists() and not (out / MANIFEST).is_file():
         raise OutputExistsError(f"{out} exists and is not a bundle (no {MANIFEST}); refusing to replace it")
+    defaults = postprocessing or Postprocessing()
+    _check_defaults(defaults)
     names = None if classes is None else read_classes(Path(classes))
     loaded = load_model(Path(checkpoint), names, preprocessing, stride=stride, pooling=pooling, input_size=input_size)
     source: dict[str, Any] = {"checkpoint_sha256": sha256_of(Path(checkpoint)), "tools": _tools()}
@@ -84,13 +90,27 @@ def bundle_from_checkpoint(
             Manifest(
                 _model_info(loaded),
                 preprocessing_named(loaded.preprocessing),
-                Postprocessing(),
+                defaults,
                 tuple(files),
                 __version__,
             ),
         )
         _compare_with_golden(folder / "model.onnx", cases)
     return Bundle.open(out)
+
+
+def _check_defaults(defaults: Postprocessing) -> None:
+    """Let the kernel judge map and threshold on a flat map, before anything is written."""
+    import numpy as np
+
+    from wgap.runtime.postprocess import Classifier, postprocess
+
+    flat, weight = np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
+    kind = cast("Map", defaults.map)
+    try:
+        postprocess(flat, weight, Classifier(weight), size=(1, 1), map=kind, threshold=defaults.threshold)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def read_classes(path: Path) -> list[str]:

@@ -21,10 +21,13 @@ def export(
     stride: Annotated[int | None, typer.Option(help="16 or 8; a bare state dict does not tell.")] = None,
     pooling: Annotated[Pooling | None, typer.Option(help="wgap or gap; a bare state dict does not tell.")] = None,
     input_size: Annotated[int | None, typer.Option(help="Side of the network input in pixels.")] = None,
+    map_: Annotated[str, typer.Option("--map", help="Default map: recombined, positive or signed.")] = "recombined",
+    threshold: Annotated[str, typer.Option(help="Default threshold rule: adaptive or fixed:ETA.")] = "adaptive",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export CHECKPOINT as a bundle: ONNX graph, classifier, golden cases and manifest."""
+    from wgap.bundle import Postprocessing
     from wgap.export.onnx import bundle_from_checkpoint
 
     bundle = bundle_from_checkpoint(
@@ -35,6 +38,7 @@ def export(
         stride=stride,
         pooling=pooling,
         input_size=input_size,
+        postprocessing=Postprocessing(map_, threshold),
         force=force,
     )
     if as_json:
