@@ -29,6 +29,8 @@ struct Target {
   std::size_t (*resize_bytes)(int channels, const ImageView& from, int height, int width);
   void (*resize)(int channels, const ImageView& from, std::uint8_t* to, std::ptrdiff_t to_row_bytes, int height,
                  int width, void* scratch);
+  // Reads memory once, as fast as this instruction set can; returns the sum of its words.
+  u64 (*read_once)(const void* memory, std::size_t bytes);
 };
 
 extern const Target kBaseline;
