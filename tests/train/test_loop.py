@@ -165,8 +165,8 @@ def test_a_diverging_run_ends_in_words(config):
     "wrong",
     [
         {"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"views": -1}, {"optimizer": "lion"}, {"preprocessing": "bgr"},
-        {"freeze_through": "block6", "init": "x"}, {"stride": 4}, {"pooling": "max"}, {"warmup": 1.0}, {"clip_norm": 0.0},
-        {"precision": "fp8"},
+        {"freeze_through": "block6", "init": "x"}, {"stride": 4}, {"pooling": "max"}, {"warmup": 1.0},
+        {"clip_norm": 0.0}, {"precision": "fp8"},
     ],
 )  # fmt: skip
 def test_options_that_mean_nothing_are_refused_by_name(config, wrong):
