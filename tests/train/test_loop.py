@@ -11,6 +11,7 @@ import torch
 from wgap.errors import CheckpointError, DataError, OutputExistsError, WgapError
 from wgap.train.checkpoint import load_model
 from wgap.train.loop import train
+from wgap.train.views import Views
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -180,3 +181,15 @@ def test_freezing_needs_weights_and_caching_needs_fixed_views(config, narrow_wei
         config(freeze_through="block4", views=6)
     with pytest.raises(ValueError, match="views is 0"):
         config(freeze_through="block4", init=narrow_weights)
+
+
+def test_every_epoch_has_its_own_order_and_augmentation(config, monkeypatch):
+    seen = []
+    get = Views.__getitem__
+    monkeypatch.setattr(Views, "__getitem__", lambda self, draw: seen.append(draw) or get(self, draw))
+    train(config(epochs=2))
+    first, second = seen[:24], seen[24:]
+    assert {draw.variant for draw in first} == {0}
+    assert {draw.variant for draw in second} == {1}
+    assert sorted(d.sample for d in first) == sorted(d.sample for d in second) == list(range(24))
+    assert [d.sample for d in first] != [d.sample for d in second]
