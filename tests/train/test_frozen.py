@@ -14,7 +14,7 @@ from wgap.errors import CheckpointError, DataError
 from wgap.train.frozen import CHUNK, cache_key, frozen_outputs
 from wgap.train.loop import _fabric, _Run, train
 from wgap.train.model import BLOCK_ENDS, WgapVgg16
-from wgap.train.views import Draw, Views
+from wgap.train.views import Draw, Views, crop_and_flip
 
 
 @pytest.fixture
@@ -186,6 +186,7 @@ def test_views_are_functions_of_seed_view_and_sample(images):
     other = Views(paths, labels, 32, seed=2)
     assert not all(torch.equal(a[d].inputs, other[d].inputs) for d in draws)
     assert len({a[Draw(0, v)].inputs.numpy().tobytes() for v in range(8)}) > 4
+    assert len({crop_and_flip(1, Draw(i, 0), 32) for i in range(8)}) > 4
 
 
 def test_resuming_on_other_images_is_refused(config, images):
