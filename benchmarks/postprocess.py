@@ -5,9 +5,9 @@
 All run on one thread, in one process, in interleaved rounds on the same features, through their Python interfaces, from
 float32 arrays to class, score, threshold and box. They must agree on the level and the box before anything is timed.
 
-Without ``--features`` the maps are synthetic: every channel a smooth bump, most of them near a common object, cut off so
-that about one value in seven is positive (VGG16's last ReLU gives 0.14), which yields maps with about as many edge pixels
-as real ones (4 to 6 thousand at 224x224). With it: an ``.npz`` with ``features`` float32[N, C, h, w], ``logits``
+Without ``--features`` the maps are synthetic: every channel a smooth bump, most of them near a common object, cut off
+so that about one value in seven is positive (VGG16's last ReLU gives 0.14), which yields maps with about as many edge
+pixels as real ones (4 to 6 thousand at 224x224). With it: an ``.npz`` with ``features`` float32[N, C, h, w], ``logits``
 float32[N, K] and ``weight`` float32[K, C].
 """
 

@@ -3,18 +3,17 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
-#include <pthread.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "lease.h"
 #include "targets.h"
 #include "wgap/wgap.h"
 #include "workspace.h"
@@ -69,79 +68,14 @@ std::int32_t extent(const Array& a, std::size_t axis, const char* name) {
   return static_cast<std::int32_t>(a.shape(axis));
 }
 
-// Warm workspaces, one per call in flight, by thread count and target. A forked child starts afresh: threads do not
-// survive a fork, and a lock may have been held.
-class Workspaces {
- public:
-  struct Entry {
-    wgap_workspace* workspace;
-    int threads;
-    std::string target;
-  };
-
-  static Workspaces& instance() {
-    static const int registered = pthread_atfork(nullptr, nullptr, [] { current() = new Workspaces; });
-    (void)registered;
-    return *current();
-  }
-
-  Entry take(int threads, const std::string& target) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      for (std::size_t i = idle_.size(); i-- > 0;) {
-        if (idle_[i].threads != threads || idle_[i].target != target) continue;
-        Entry entry = std::move(idle_[i]);
-        idle_.erase(idle_.begin() + static_cast<std::ptrdiff_t>(i));
-        return entry;
-      }
-    }
-    Entry entry{nullptr, threads, target};
-    const wgap_status status = wgap_workspace_create(threads, target.empty() ? nullptr : target.c_str(), &entry.workspace);
-    if (status == WGAP_UNSUPPORTED_TARGET) {
-      const char* const wanted = target.empty() ? std::getenv("WGAP_TARGET") : target.c_str();
-      throw nb::value_error(("instruction set '" + std::string(wanted ? wanted : "") +
-                             "' is not one of wgap.runtime.postprocess.cpu_targets(); choose one of those")
-                                .c_str());
-    }
-    if (status != WGAP_OK) throw std::bad_alloc();
-    return entry;
-  }
-
-  void give_back(Entry entry) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (idle_.size() >= kMostIdle) {
-      wgap_workspace_destroy(idle_.front().workspace);
-      idle_.erase(idle_.begin());
-    }
-    idle_.push_back(std::move(entry));
-  }
-
- private:
-  static constexpr std::size_t kMostIdle = 16;
-  static Workspaces*& current() {
-    static Workspaces* workspaces = new Workspaces;
-    return workspaces;
-  }
-  std::mutex mutex_;
-  std::vector<Entry> idle_;
-};
-
-struct Lease {
-  Workspaces& pool = Workspaces::instance();
-  Workspaces::Entry entry;
-  Lease(int threads, const std::string& target) : entry(pool.take(threads, target)) {}
-  ~Lease() { pool.give_back(std::move(entry)); }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-};
-
 struct Classifier {
   wgap_classifier* handle = nullptr;
   std::int32_t classes = 0, channels = 0;
 
   explicit Classifier(const Array& weight) {
     const float* const data = floats(weight, 2, "classifier weight", "float32[K, C]");
-    if (weight.size() == 0) raise("FeatureError", "classifier weight: expected at least one class and channel, got " + shape_text(weight));
+    if (weight.size() == 0)
+      raise("FeatureError", "classifier weight: expected at least one class and channel, got " + shape_text(weight));
     classes = extent(weight, 0, "classifier weight");
     channels = extent(weight, 1, "classifier weight");
     const wgap_status status = wgap_classifier_create(data, classes, channels, &handle);
@@ -181,7 +115,10 @@ double threshold_named(const std::string& name) {
     if (PyErr_Occurred()) PyErr_Clear();
     if (end != digits && *end == '\0' && eta >= 0.0 && eta <= 0.999) return eta;
   }
-  throw nb::value_error(("threshold: expected 'adaptive' or 'fixed:ETA' with ETA in [0, 0.999], got '" + name + "'").c_str());
+  throw nb::value_error(("threshold: expected 'adaptive' or 'fixed:ETA' with "
+                         "ETA in [0, 0.999], got '" +
+                         name + "'")
+                            .c_str());
 }
 
 // One class id per image, from any sequence of integers or integer array.
@@ -192,7 +129,8 @@ std::vector<std::int64_t> class_ids(nb::handle classes, std::int64_t images, std
     if (id != -1 || !PyErr_Occurred()) {
       ids.assign(static_cast<std::size_t>(images), id);
     } else {
-      PyErr_Clear();  // an array of several integers offers __index__ and then refuses
+      PyErr_Clear();  // an array of several integers offers __index__ and then
+                      // refuses
     }
   }
   if (ids.empty() && images > 0)
@@ -217,16 +155,16 @@ std::vector<std::int64_t> class_ids(nb::handle classes, std::int64_t images, std
   if (status == WGAP_FEATURES_NOT_FINITE || status == WGAP_LOGITS_NOT_FINITE) {
     std::size_t first = 0;
     while (records[first].status == WGAP_OK) ++first;
-    raise("FeatureError", "image " + std::to_string(static_cast<std::int64_t>(first) / per_image) + " of the batch: " +
-                              wgap_status_string(status) + "; check the model and its input");
+    raise("FeatureError", "image " + std::to_string(static_cast<std::int64_t>(first) / per_image) +
+                              " of the batch: " + wgap_status_string(status) + "; check the model and its input");
   }
   if (status == WGAP_OUT_OF_MEMORY) throw std::bad_alloc();
   raise("FeatureError", wgap_status_string(status));
 }
 
-nb::list postprocess(const Array& features, const Array& logits, const Classifier& classifier,
-                     std::pair<int, int> size, nb::object classes, int top_k, const std::string& map,
-                     const std::string& threshold, bool heatmaps, bool edge_means, int threads, const std::string& target) {
+nb::list postprocess(const Array& features, const Array& logits, const Classifier& classifier, std::pair<int, int> size,
+                     nb::object classes, int top_k, const std::string& map, const std::string& threshold, bool heatmaps,
+                     bool edge_means, int threads, const std::string& target) {
   wgap_input input{};
   input.features = floats(features, 4, "features", "float32[N, C, h, w]");
   input.logits = floats(logits, 2, "logits", "float32[N, K]");
@@ -244,10 +182,13 @@ nb::list postprocess(const Array& features, const Array& logits, const Classifie
   if (input.images > 0 && features.size() == 0)
     raise("FeatureError", "features: expected at least one channel, row and column, got " + shape_text(features));
   if (size.first < 1 || size.second < 1 || static_cast<std::int64_t>(size.first) * size.second > (1 << 20))
-    throw nb::value_error(("size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got (" +
+    throw nb::value_error(("size: expected (height, width) of at least 1x1 and "
+                           "at most 2^20 pixels, got (" +
                            std::to_string(size.first) + ", " + std::to_string(size.second) + ")")
                               .c_str());
-  if (threads < 1) throw nb::value_error(("threads: expected at least 1, got " + std::to_string(threads)).c_str());
+  if (threads < 1 || threads > WGAP_MOST_THREADS)
+    throw nb::value_error(
+        ("threads: expected 1.." + std::to_string(WGAP_MOST_THREADS) + ", got " + std::to_string(threads)).c_str());
 
   wgap_options options = WGAP_OPTIONS_INIT;
   options.map_height = size.first;
@@ -260,7 +201,8 @@ nb::list postprocess(const Array& features, const Array& logits, const Classifie
   if (given) {
     ids = class_ids(classes, input.images, classifier.classes);
   } else if (top_k < 1 || top_k > classifier.classes) {
-    throw nb::value_error(("top_k: expected 1.." + std::to_string(classifier.classes) + ", got " + std::to_string(top_k)).c_str());
+    throw nb::value_error(
+        ("top_k: expected 1.." + std::to_string(classifier.classes) + ", got " + std::to_string(top_k)).c_str());
   }
   const std::int64_t per_image = given ? 1 : top_k;
   const std::size_t count = static_cast<std::size_t>(input.images * per_image);
@@ -271,7 +213,7 @@ nb::list postprocess(const Array& features, const Array& logits, const Classifie
   nb::capsule owner;
   if (maps != nullptr) owner = nb::capsule(maps, [](void* p) noexcept { delete[] static_cast<float*>(p); });
 
-  Lease lease(threads, target);
+  const wgap::Lease lease(threads, target);
   wgap_status status;
   {
     nb::gil_scoped_release released;
@@ -306,8 +248,12 @@ nb::dict profile(const Array& features, const Array& logits, const Array& weight
   problem.features = floats(features, 3, "features", "float32[C, h, w]");
   problem.logits = floats(logits, 1, "logits", "float32[K]");
   problem.weight = floats(weight, 2, "weight", "float32[K, C]");
-  problem.shape = {extent(features, 0, "features"), extent(features, 1, "features"), extent(features, 2, "features"),
-                   size.first,                      size.second,                     extent(logits, 0, "logits")};
+  problem.shape = {extent(features, 0, "features"),
+                   extent(features, 1, "features"),
+                   extent(features, 2, "features"),
+                   size.first,
+                   size.second,
+                   extent(logits, 0, "logits")};
   problem.class_id = problem.fixed = -1;
   const wgap::Target* const chosen = target.empty() ? wgap::default_target() : wgap::target_named(target.c_str());
   if (chosen == nullptr || repeats < 1) throw nb::value_error("unknown target, or repeats below 1");
@@ -335,7 +281,8 @@ nb::dict profile(const Array& features, const Array& logits, const Array& weight
     const Clock::time_point read = Clock::now();
     for (const wgap::u64 t : ticks) all += t;
     const double tick = microseconds(profiled - start) / static_cast<double>(all);
-    for (int stage = 0; stage < wgap::kStages; ++stage) columns[stage].push_back(static_cast<double>(ticks[stage]) * tick);
+    for (int stage = 0; stage < wgap::kStages; ++stage)
+      columns[stage].push_back(static_cast<double>(ticks[stage]) * tick);
     columns[wgap::kStages].push_back(microseconds(localized - profiled));
     columns[wgap::kStages + 1].push_back(microseconds(read - localized));
   }
@@ -353,14 +300,19 @@ nb::object resize(const Array& source, int height, int width, nb::object out) {
   const auto bytes_per_pixel = [](const auto& a) { return a.ndim() == 3 ? static_cast<std::int64_t>(a.shape(2)) : 0; };
   const std::int64_t channels = bytes_per_pixel(source);
   const auto usable = [](const Array& a, std::int64_t c) {
-    return a.device_type() == nb::device::cpu::value && a.dtype() == nb::dtype<std::uint8_t>() && a.ndim() == 3 && c >= 1 &&
-           c <= 4 && a.shape(0) >= 1 && a.shape(1) >= 1 && a.shape(0) <= 0x7fffffff && a.shape(1) <= 0x7fffffff / 4;
+    return a.device_type() == nb::device::cpu::value && a.dtype() == nb::dtype<std::uint8_t>() && a.ndim() == 3 &&
+           c >= 1 && c <= 4 && a.shape(0) >= 1 && a.shape(1) >= 1 && a.shape(0) <= 0x7fffffff &&
+           a.shape(1) <= 0x7fffffff / 4;
   };
   if (!usable(source, channels))
-    raise("ImageError", "expected uint8[H, W, C] with 1 to 4 channels and at least one pixel, got " + shape_text(source));
+    raise("ImageError",
+          "expected uint8[H, W, C] with 1 to 4 channels and at "
+          "least one pixel, got " +
+              shape_text(source));
   if (!contiguous(source, 1)) raise("ImageError", "the image's rows must be contiguous (HWC); pass a contiguous copy");
   if (height < 1 || width < 1 || width > 0x7fffffff / 4)
-    throw nb::value_error(("expected a size of at least 1x1, got " + std::to_string(height) + "x" + std::to_string(width)).c_str());
+    throw nb::value_error(
+        ("expected a size of at least 1x1, got " + std::to_string(height) + "x" + std::to_string(width)).c_str());
   const std::size_t row = static_cast<std::size_t>(width) * static_cast<std::size_t>(channels);
   nb::object result;
   std::uint8_t* to = nullptr;
@@ -381,7 +333,8 @@ nb::object resize(const Array& source, int height, int width, nb::object out) {
     to = new std::uint8_t[static_cast<std::size_t>(height) * row];
     nb::capsule owner(to, [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
     result = nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>>(
-        to, {static_cast<std::size_t>(height), static_cast<std::size_t>(width), static_cast<std::size_t>(channels)}, owner));
+        to, {static_cast<std::size_t>(height), static_cast<std::size_t>(width), static_cast<std::size_t>(channels)},
+        owner));
   }
   wgap_status status;
   {
@@ -398,7 +351,9 @@ nb::object resize(const Array& source, int height, int width, nb::object out) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.doc() = "Native core: 8-bit resize and the fused feature-map-to-box kernel. See wgap.runtime.postprocess.";
+  m.doc() =
+      "Native core: 8-bit resize and the fused feature-map-to-box "
+      "kernel. See wgap.runtime.postprocess.";
   m.attr("__version__") = wgap_version();
   nb::class_<Classifier>(m, "Classifier")
       .def(nb::init<const Array&>(), nb::arg("weight"))
@@ -410,10 +365,11 @@ NB_MODULE(_native, m) {
       .def_prop_ro("logit", [](const BoxRecord& r) { return r.record.logit; })
       .def_prop_ro("level", [](const BoxRecord& r) { return r.record.level; })
       .def_prop_ro("threshold", [](const BoxRecord& r) { return r.record.threshold; })
-      .def_prop_ro("box", [](const BoxRecord& r) {
-        const std::int32_t* const b = r.record.box;
-        return nb::make_tuple(b[0], b[1], b[2], b[3]);
-      })
+      .def_prop_ro("box",
+                   [](const BoxRecord& r) {
+                     const std::int32_t* const b = r.record.box;
+                     return nb::make_tuple(b[0], b[1], b[2], b[3]);
+                   })
       .def_prop_ro("degenerate", [](const BoxRecord& r) { return r.record.degenerate != 0; })
       .def_ro("heatmap", &BoxRecord::heatmap)
       .def_prop_ro("edge_mean", edge_mean_of);
@@ -430,7 +386,7 @@ NB_MODULE(_native, m) {
     return names;
   });
   m.def("active_target", [] {
-    const Lease lease(1, "");
+    const wgap::Lease lease(1, "");
     return std::string(wgap_workspace_target(lease.entry.workspace));
   });
 }

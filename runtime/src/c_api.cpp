@@ -106,7 +106,8 @@ wgap_status check(const wgap_input& input, const wgap_classifier& classifier, co
   const std::int64_t most = std::numeric_limits<std::ptrdiff_t>::max() / static_cast<std::int64_t>(sizeof(float));
   if (!product_within(per_image, input.channels, most)) return WGAP_TOO_LARGE;
   if (input.images > 0 && !product_within(per_image * input.channels, input.images, most)) return WGAP_TOO_LARGE;
-  if (classes == nullptr) return options.top_k < 1 || options.top_k > classifier.classes ? WGAP_CLASS_OUT_OF_RANGE : WGAP_OK;
+  if (classes == nullptr)
+    return options.top_k < 1 || options.top_k > classifier.classes ? WGAP_CLASS_OUT_OF_RANGE : WGAP_OK;
   for (std::int64_t i = 0; i < input.images; ++i)
     if (classes[i] < 0 || classes[i] >= classifier.classes) return WGAP_CLASS_OUT_OF_RANGE;
   return WGAP_OK;
@@ -119,11 +120,17 @@ extern "C" {
 const char* wgap_status_string(wgap_status status) {
   switch (status) {
     case WGAP_OK: return "ok";
-    case WGAP_INVALID_ARGUMENT: return "invalid argument: null or misaligned pointer, size below 1, or unknown option";
+    case WGAP_INVALID_ARGUMENT:
+      return "invalid argument: null or misaligned pointer, size below 1, or "
+             "unknown option";
     case WGAP_SHAPE_MISMATCH: return "features and classifier differ in their number of channels";
-    case WGAP_TOO_LARGE: return "map or feature map of more than 2^20 pixels, or larger than memory can hold";
+    case WGAP_TOO_LARGE:
+      return "map or feature map of more than 2^20 pixels, or larger than memory "
+             "can hold";
     case WGAP_CLASS_OUT_OF_RANGE: return "class id or top_k outside the classifier's classes";
-    case WGAP_FEATURES_NOT_FINITE: return "features hold NaN or infinity, or are too large to recombine in float32";
+    case WGAP_FEATURES_NOT_FINITE:
+      return "features hold NaN or infinity, or are too large to recombine in "
+             "float32";
     case WGAP_LOGITS_NOT_FINITE: return "logits hold NaN or infinity";
     case WGAP_WEIGHTS_NOT_FINITE: return "classifier weights hold NaN or infinity";
     case WGAP_UNSUPPORTED_TARGET: return "instruction set unknown or not offered by this machine";
@@ -136,7 +143,8 @@ const char* wgap_version(void) { return WGAP_VERSION_STRING; }
 
 const char* const* wgap_targets(void) { return wgap::supported_names(); }
 
-wgap_status wgap_classifier_create(const float* weight, int32_t classes, int32_t channels, wgap_classifier** classifier) {
+wgap_status wgap_classifier_create(const float* weight, int32_t classes, int32_t channels,
+                                   wgap_classifier** classifier) {
   if (weight == nullptr || classifier == nullptr || classes < 1 || channels < 1 || !aligned(weight, alignof(float)))
     return WGAP_INVALID_ARGUMENT;
   const std::size_t count = static_cast<std::size_t>(classes) * channels;
@@ -156,12 +164,13 @@ wgap_status wgap_classifier_create(const float* weight, int32_t classes, int32_t
 void wgap_classifier_destroy(wgap_classifier* classifier) { delete classifier; }
 
 wgap_status wgap_workspace_create(int32_t threads, const char* target, wgap_workspace** workspace) {
-  if (threads < 1 || workspace == nullptr) return WGAP_INVALID_ARGUMENT;
+  if (threads < 1 || threads > WGAP_MOST_THREADS || workspace == nullptr) return WGAP_INVALID_ARGUMENT;
   const wgap::Target* const chosen = target != nullptr ? wgap::target_named(target) : wgap::default_target();
   if (chosen == nullptr) return WGAP_UNSUPPORTED_TARGET;
   try {
     *workspace = new wgap_workspace{{threads, *chosen}};
-  } catch (...) {  // no memory or no threads: an exception must not cross a C boundary
+  } catch (...) {  // no memory or no threads: an exception must not cross a C
+                   // boundary
     return WGAP_OUT_OF_MEMORY;
   }
   return WGAP_OK;
@@ -173,7 +182,8 @@ const char* wgap_workspace_target(const wgap_workspace* workspace) { return work
 
 wgap_status wgap_localize(wgap_workspace* workspace, const wgap_input* input, const wgap_classifier* classifier,
                           const wgap_options* options, const int64_t* classes, wgap_record* records, float* heatmaps) {
-  if (workspace == nullptr || input == nullptr || classifier == nullptr || options == nullptr) return WGAP_INVALID_ARGUMENT;
+  if (workspace == nullptr || input == nullptr || classifier == nullptr || options == nullptr)
+    return WGAP_INVALID_ARGUMENT;
   const wgap_status checked = check(*input, *classifier, *options, classes, heatmaps);
   if (checked != WGAP_OK || input->images == 0) return checked;
   if (records == nullptr || !aligned(records, alignof(wgap_record))) return WGAP_INVALID_ARGUMENT;
@@ -191,7 +201,8 @@ wgap_status wgap_localize(wgap_workspace* workspace, const wgap_input* input, co
   call.per_image = classes != nullptr ? 1 : options->top_k;
   call.map = options->map;
   call.fixed_eta = options->threshold;
-  call.fixed = options->threshold == WGAP_ADAPTIVE ? -1 : static_cast<int>(std::nearbyint(options->threshold * wgap::kOne));
+  call.fixed =
+      options->threshold == WGAP_ADAPTIVE ? -1 : static_cast<int>(std::nearbyint(options->threshold * wgap::kOne));
   const std::int64_t tasks = input->images * call.per_image;
   workspace->engine.run(tasks, run_task, &call);
   for (std::int64_t i = 0; i < tasks; ++i)

@@ -1,5 +1,5 @@
-// One instruction set's kernel. The including file names WGAP_TARGET_NAMESPACE, WGAP_TARGET_SYMBOL, WGAP_TARGET_NAME and
-// WGAP_TARGET_SUPPORTED, and is compiled with that set's flags. No standard library templates here: their instances
+// One instruction set's kernel. The including file names WGAP_TARGET_NAMESPACE, WGAP_TARGET_SYMBOL, WGAP_TARGET_NAME
+// and WGAP_TARGET_SUPPORTED, and is compiled with that set's flags. No standard library templates here: their instances
 // would be shared with translation units that must run on older machines.
 #include "resize.h"
 #include "serial_block.h"
@@ -53,7 +53,7 @@ u64 read_once(const void* memory, std::size_t bytes) {
 }  // namespace
 
 extern const Target WGAP_TARGET_SYMBOL;
-const Target WGAP_TARGET_SYMBOL = {WGAP_TARGET_NAME, supported, scratch_bytes, prepare,
-                                   localize,         profile,   resize_bytes,  resize_image,  read_once};
+const Target WGAP_TARGET_SYMBOL = {WGAP_TARGET_NAME, supported,    scratch_bytes, prepare,  localize,
+                                   profile,          resize_bytes, resize_image,  read_once};
 
 }  // namespace wgap

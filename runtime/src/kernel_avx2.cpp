@@ -2,5 +2,6 @@
 #define WGAP_TARGET_NAMESPACE avx2
 #define WGAP_TARGET_SYMBOL kAvx2
 #define WGAP_TARGET_NAME "avx2"
-#define WGAP_TARGET_SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt"))
+#define WGAP_TARGET_SUPPORTED \
+  (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt"))
 #include "kernel.inl"

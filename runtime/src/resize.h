@@ -29,7 +29,8 @@ WGAP_HD ByteTap byte_tap(int i, int in, int out) {
 
 // One source row, stretched to `width` pixels, scaled by 2^11.
 template <int C>
-inline void stretch_row(const u8* WGAP_RESTRICT from, const ByteTap* WGAP_RESTRICT taps, int width, int* WGAP_RESTRICT to) {
+inline void stretch_row(const u8* WGAP_RESTRICT from, const ByteTap* WGAP_RESTRICT taps, int width,
+                        int* WGAP_RESTRICT to) {
   for (int x = 0; x < width; ++x) {
     const u8* const a = from + static_cast<i64>(taps[x].lower) * C;
     const u8* const b = from + static_cast<i64>(taps[x].upper) * C;
@@ -44,7 +45,8 @@ inline std::size_t resize_bytes(int channels, const ImageView&, int, int width) 
 }
 
 template <int C>
-inline void resize_with(const ImageView& from, u8* to, std::ptrdiff_t to_row_bytes, int height, int width, void* scratch) {
+inline void resize_with(const ImageView& from, u8* to, std::ptrdiff_t to_row_bytes, int height, int width,
+                        void* scratch) {
   const std::size_t row = (static_cast<std::size_t>(width) * C * sizeof(int) + 63) / 64 * 64;
   int* rows[2] = {static_cast<int*>(scratch), reinterpret_cast<int*>(static_cast<u8*>(scratch) + row)};
   ByteTap* const taps = reinterpret_cast<ByteTap*>(static_cast<u8*>(scratch) + 2 * row);
@@ -76,8 +78,8 @@ inline void resize_with(const ImageView& from, u8* to, std::ptrdiff_t to_row_byt
   }
 }
 
-inline void resize_image(int channels, const ImageView& from, u8* to, std::ptrdiff_t to_row_bytes, int height, int width,
-                         void* scratch) {
+inline void resize_image(int channels, const ImageView& from, u8* to, std::ptrdiff_t to_row_bytes, int height,
+                         int width, void* scratch) {
   switch (channels) {
     case 1: return resize_with<1>(from, to, to_row_bytes, height, width, scratch);
     case 2: return resize_with<2>(from, to, to_row_bytes, height, width, scratch);

@@ -44,9 +44,10 @@ struct CpuLanes {
 #if defined(__AVX512VBMI2__)
   static WGAP_HD int list_bits(u64 bits, int base, u16* list, int count) {
     const int found = __builtin_popcountll(bits);
-    alignas(64) static constexpr u8 kOrder[64] = {
-        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
-        32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+    alignas(64) static constexpr u8 kOrder[64] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                  16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+                                                  32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47,
+                                                  48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
     const __m512i order = _mm512_maskz_compress_epi8(bits, _mm512_load_si512(kOrder));
     const __m512i from = _mm512_set1_epi16(static_cast<short>(base));
     _mm512_storeu_si512(list + count, _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(order)), from));
@@ -80,8 +81,8 @@ struct CpuLanes {
 
   static WGAP_HD u64 steps(const u8* row, int stride, int n, u8* low) {
     const auto at = [](const u8* p) { return _mm512_loadu_si512(p); };
-    const __m512i m = _mm512_min_epu8(_mm512_min_epu8(at(row - stride), at(row + stride)),
-                                      _mm512_min_epu8(at(row - 1), at(row + 1)));
+    const __m512i m =
+        _mm512_min_epu8(_mm512_min_epu8(at(row - stride), at(row + stride)), _mm512_min_epu8(at(row - 1), at(row + 1)));
     _mm512_storeu_si512(low, m);
     return _mm512_cmplt_epu8_mask(m, at(row)) & below(n);
   }
@@ -102,8 +103,8 @@ struct CpuLanes {
     u64 bits = 0;
     for (int half = 0; half < 2; ++half) {
       const u8* const p = row + 32 * half;
-      const __m256i m = _mm256_min_epu8(_mm256_min_epu8(at(p - stride), at(p + stride)),
-                                        _mm256_min_epu8(at(p - 1), at(p + 1)));
+      const __m256i m =
+          _mm256_min_epu8(_mm256_min_epu8(at(p - stride), at(p + stride)), _mm256_min_epu8(at(p - 1), at(p + 1)));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + 32 * half), m);
       const __m256i v = at(p);
       const __m256i not_less = _mm256_cmpeq_epi8(_mm256_min_epu8(m, v), v);
@@ -128,8 +129,7 @@ struct CpuLanes {
     u64 bits = 0;
     for (int part = 0; part < 4; ++part) {
       const u8* const p = row + 16 * part;
-      const __m128i m =
-          _mm_min_epu8(_mm_min_epu8(at(p - stride), at(p + stride)), _mm_min_epu8(at(p - 1), at(p + 1)));
+      const __m128i m = _mm_min_epu8(_mm_min_epu8(at(p - stride), at(p + stride)), _mm_min_epu8(at(p - 1), at(p + 1)));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(low + 16 * part), m);
       const __m128i v = at(p);
       const __m128i not_less = _mm_cmpeq_epi8(_mm_min_epu8(m, v), v);
@@ -158,8 +158,10 @@ struct CpuLanes {
 };
 
 struct SerialBlock : CpuLanes {
-  static constexpr int kTileRows = 12;  // keeps the window in the first-level caches, and lists of edge pixels long
-  static constexpr int kCopies = 4;    // neighbouring pixels hit the same level: hides the store-to-load latency
+  static constexpr int kTileRows = 12;  // keeps the window in the first-level
+                                        // caches, and lists of edge pixels long
+  static constexpr int kCopies = 4;     // neighbouring pixels hit the same level:
+                                        // hides the store-to-load latency
 
   static constexpr int kSpan = kMostWords;
 

@@ -58,7 +58,8 @@ int main() {
       for (options.map = 0; options.map < 3; ++options.map)
         for (const double threshold : {WGAP_ADAPTIVE, 0.15}) {
           options.threshold = threshold;
-          EXPECT(wgap_localize(workspace, &input, classifier, &options, nullptr, records.data(), maps.data()) == WGAP_OK);
+          EXPECT(wgap_localize(workspace, &input, classifier, &options, nullptr, records.data(), maps.data()) ==
+                 WGAP_OK);
           EXPECT(wgap_localize(workspace, &input, classifier, &options, classes, records.data(), nullptr) == WGAP_OK);
         }
       EXPECT(wgap_resize(image.data(), 60, 50, 150, resized.data(), 32, 24, 72, 3) == WGAP_OK);

@@ -65,23 +65,22 @@ void refusals() {
   EXPECT(with([](Fixture& f) { f.options.map_height = f.options.map_width = 1025; }) == WGAP_TOO_LARGE);
   EXPECT(with([](Fixture& f) { f.options.map_height = f.options.map_width = 0x7fffffff; }) == WGAP_TOO_LARGE);
   EXPECT(with([](Fixture& f) { f.input.height = f.input.width = 0x7fffffff; }) == WGAP_TOO_LARGE);
-  EXPECT(with([](Fixture& f) {
-           f.input.images = std::numeric_limits<std::int64_t>::max() / 2;
-         }) == WGAP_TOO_LARGE);
+  EXPECT(with([](Fixture& f) { f.input.images = std::numeric_limits<std::int64_t>::max() / 2; }) == WGAP_TOO_LARGE);
   EXPECT(with([](Fixture& f) { f.features[7] = -INFINITY; }) == WGAP_FEATURES_NOT_FINITE);
   EXPECT(with([](Fixture& f) { f.features[7] = 3e38f; }) == WGAP_FEATURES_NOT_FINITE);
   EXPECT(with([](Fixture& f) { f.logits[2] = NAN; }) == WGAP_LOGITS_NOT_FINITE);
   Fixture fixture(3, 4, 5, 6);
   const std::int64_t outside[1] = {3};
   EXPECT(fixture.localize(outside) == WGAP_CLASS_OUT_OF_RANGE);
-  EXPECT(wgap_localize(nullptr, &fixture.input, fixture.classifier, &fixture.options, nullptr, &fixture.record, nullptr) ==
-         WGAP_INVALID_ARGUMENT);
+  EXPECT(wgap_localize(nullptr, &fixture.input, fixture.classifier, &fixture.options, nullptr, &fixture.record,
+                       nullptr) == WGAP_INVALID_ARGUMENT);
 
   const float bad[2] = {1.0f, NAN};
   wgap_classifier* classifier = nullptr;
   EXPECT(wgap_classifier_create(bad, 1, 2, &classifier) == WGAP_WEIGHTS_NOT_FINITE && classifier == nullptr);
   wgap_workspace* workspace = nullptr;
   EXPECT(wgap_workspace_create(0, nullptr, &workspace) == WGAP_INVALID_ARGUMENT);
+  EXPECT(wgap_workspace_create(1025, nullptr, &workspace) == WGAP_INVALID_ARGUMENT);
   EXPECT(wgap_workspace_create(1, "mmx", &workspace) == WGAP_UNSUPPORTED_TARGET && workspace == nullptr);
   for (int status = WGAP_OK; status <= WGAP_OUT_OF_MEMORY; ++status)
     EXPECT(std::strcmp(wgap_status_string(static_cast<wgap_status>(status)), "unknown status") != 0);

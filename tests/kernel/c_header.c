@@ -4,7 +4,7 @@
 
 #include "wgap/wgap.h"
 
-static int fail(const char *what) {
+static int fail(const char* what) {
   fprintf(stderr, "c_header: %s\n", what);
   return 1;
 }
@@ -13,8 +13,8 @@ int main(void) {
   const float weight[2] = {-1.0f, 0.5f}; /* two classes, one channel */
   const float logits[2] = {2.0f, 1.0f};
   const float features[16] = {8, 8, 0, 0, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-  wgap_classifier *classifier = NULL;
-  wgap_workspace *workspace = NULL;
+  wgap_classifier* classifier = NULL;
+  wgap_workspace* workspace = NULL;
   if (wgap_classifier_create(weight, 2, 1, &classifier) != WGAP_OK) return fail("no classifier");
   if (wgap_workspace_create(1, NULL, &workspace) != WGAP_OK) return fail("no workspace");
 

@@ -1,0 +1,98 @@
+// What every step of the kernel stands on: the Block, and the few words that make one source fit every device.
+//
+// A *block* of threads works on one image and one class together. What differs between devices is the Block, which offers
+//
+//   int rank(), int size()                  this thread's number and how many there are
+//   void sync()                             barrier; orders all memory accesses of the block
+//   add, min, max, load, store              atomic on int, u32 and u64, relaxed order; min returns the old value
+//   static constexpr int kTileRows          rows upsampled between two barriers
+//   static constexpr int kCopies            copies of the level sums, to spread contention or break dependency chains
+//   static constexpr int kSpan              words of 64 pixels that a thread takes at a time
+//   static u64 greater(row, bound, n)       bit i = row[i] > bound, n <= 64
+//   static u64 steps(row, stride, n, low)   bit i = low[i] < row[i], low[i] the smallest of the four neighbours
+//   static for_bits(words, count, f)        f(bit, ordinal) for every set bit of count words, in ascending order
+//   static int first_bit(u64)               index of the lowest set bit
+//   static int nearest(float)               round to nearest even if |value| < 2^24; else any number of the same sign
+//   void mark(Stage)                        what ran since the last mark belongs to this stage; normally empty
+//
+// No standard header is included here or in the steps: NVRTC has none.
+#pragma once
+
+#include "wgap/problem.h"
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define WGAP_HD __host__ __device__ inline
+#define WGAP_INDEPENDENT
+#define WGAP_RESTRICT __restrict__
+#else
+#define WGAP_HD __attribute__((always_inline)) inline
+#define WGAP_RESTRICT __restrict__
+#if defined(__clang__)
+#define WGAP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define WGAP_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+#endif
+
+// Every translation unit that is compiled for another instruction set names its own namespace: the linker must never
+// merge an inline function compiled for AVX-512 with the same one compiled for any x86-64.
+#ifndef WGAP_TARGET_NAMESPACE
+#define WGAP_TARGET_NAMESPACE portable
+#endif
+
+namespace wgap {
+inline namespace WGAP_TARGET_NAMESPACE {
+
+WGAP_HD int float_bits(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_int(x);
+#else
+  int bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits;
+#endif
+}
+
+WGAP_HD float float_from_bits(int bits) {
+#if defined(__CUDA_ARCH__)
+  return __int_as_float(bits);
+#else
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+#endif
+}
+
+WGAP_HD double not_a_number() { return static_cast<double>(float_from_bits(0x7fc00000)); }
+
+// Integers in the order of the floats they come from (its own inverse): maxima become integer atomics.
+WGAP_HD int ordered(int bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+WGAP_HD int larger(int a, int b) { return a > b ? a : b; }
+WGAP_HD int smaller(int a, int b) { return a < b ? a : b; }
+
+// f(i) for every i < n, shared out among the block. The calls must not depend on each other.
+template <class Block, class F>
+WGAP_HD void each(const Block& block, int n, F f) {
+  const int step = block.size();
+  WGAP_INDEPENDENT
+  for (int i = block.rank(); i < n; i += step) f(i);
+}
+
+// f(row)(column) for every place of a grid. f(row) gathers what a row needs, so that the inner loop is plain.
+template <class Block, class F>
+WGAP_HD void each_row(const Block& block, int first, int last, int columns, F f) {
+  if (block.size() == 1) {
+    for (int row = first; row < last; ++row) {
+      const auto at = f(row);
+      WGAP_INDEPENDENT
+      for (int column = 0; column < columns; ++column) at(column);
+    }
+  } else {
+    const int places = (last - first) * columns;
+    for (int i = block.rank(); i < places; i += block.size()) f(first + i / columns)(i % columns);
+  }
+}
+
+}  // namespace WGAP_TARGET_NAMESPACE
+}  // namespace wgap

@@ -1,0 +1,122 @@
+// The memory a block works in: one allocation, laid out for a shape and used again for every image of that shape.
+#pragma once
+
+#include "wgap/block.h"
+
+namespace wgap {
+inline namespace WGAP_TARGET_NAMESPACE {
+
+// Bilinear taps along one axis: output i blends source lower[i] and upper[i].
+struct Taps {
+  int* lower;
+  int* upper;
+  float* blend;
+};
+
+// What the threads of a block share besides arrays.
+struct State {
+  int logit_bits, low_bits;  // largest magnitudes, as float bits
+  int map_highest, map_lowest;
+  u64 best_class[3];
+  u64 best_component;
+  int box[4];
+  int mask_bound;
+  float lane_sum[kExpLanes];
+};
+
+// A row's unbroken stretch of mask pixels, [start, end).
+struct Run {
+  int start, end;
+  u32 parent;  // an earlier run of the same component, or itself: the root
+  u32 area;    // of the component, at its root
+};
+
+struct Scratch {
+  State* state;
+  u64* level_sums;  // [kCopies][2][kLevelSlots]
+  Taps rows, columns;
+  float* exps;       // [classes]
+  float* low;        // [height, width]
+  float* wide;       // [height, map_width]
+  int words;         // 64-pixel words in a row of the map
+  int* fixed_point;  // window on the map: the last row of the tile before and
+                     // kTileRows more, words * 64 apart
+  u8* lowest;        // smallest neighbouring index, same places
+  u64* edges;        // one bit for each of those places: is its index above the
+                     // smallest neighbour's
+  u8* index;         // [map_height] rows `index_stride` apart, border of 255 all around
+  int index_stride;
+  int run_stride;  // room for runs in a row
+  Run* runs;       // [map_height, run_stride]
+  int* run_count;  // [map_height]
+};
+
+// Hands out 64-byte aligned pieces of one allocation; with no base it only counts.
+struct Carver {
+  u8* base;
+  u64 used;
+  template <class T>
+  WGAP_HD T* take(u64 count) {
+    T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (count * sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+// Lays scratch memory out for a shape. base must be 64-byte aligned, or null to learn the size in bytes.
+template <class Block>
+WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch) {
+  Carver carver{static_cast<u8*>(base), 0};
+  const u64 H = s.map_height, W = s.map_width, h = s.height;
+  scratch->index_stride = static_cast<int>(W < 64 ? W + 1 : (W + 64) / 64 * 64);
+  // An odd number of cache lines, so that the rows' first runs do not crowd into a few cache sets.
+  scratch->run_stride = static_cast<int>(W <= 8 ? (W + 1) / 2 : ((W + 1) / 2 + 3) / 4 * 4 | 4);
+  const u64 index_bytes = (H + 2) * scratch->index_stride + 192;
+  const u64 runs = H * scratch->run_stride;
+  scratch->state = carver.take<State>(1);
+  scratch->level_sums = carver.take<u64>(Block::kCopies * 2 * kLevelSlots);
+  scratch->rows = {carver.take<int>(H), carver.take<int>(H), carver.take<float>(H)};
+  scratch->columns = {carver.take<int>(W), carver.take<int>(W), carver.take<float>(W)};
+  scratch->exps = carver.take<float>(s.classes);
+  scratch->low = carver.take<float>(h * s.width);
+  scratch->wide = carver.take<float>(h * W);
+  scratch->words = static_cast<int>((W + 63) / 64);
+  const u64 window = static_cast<u64>(smaller(Block::kTileRows, s.map_height) + 1) * scratch->words;
+  scratch->fixed_point = carver.take<int>(window * 64);
+  scratch->lowest = carver.take<u8>(window * 64);
+  scratch->edges = carver.take<u64>(window);
+  u8* index = carver.take<u8>(index_bytes);
+  scratch->index = index ? index + 64 + scratch->index_stride : nullptr;
+  scratch->runs = carver.take<Run>(runs);
+  scratch->run_count = carver.take<int>(H);
+  return carver.used;
+}
+
+// Half-pixel centres, edges clamped; whole numbers up to the last division (reference: _taps).
+template <class Block>
+WGAP_HD void fill_taps(Block& block, int in, int out, const Taps& taps) {
+  each(block, out, [=](int i) {
+    i64 centre = (2 * static_cast<i64>(i) + 1) * in - out;  // source coordinate times 2 * out
+    if (centre < 0) centre = 0;
+    const i64 lower = centre / (2 * static_cast<i64>(out));
+    const int clamped = static_cast<int>(lower < in - 1 ? lower : in - 1);
+    taps.lower[i] = clamped;
+    taps.upper[i] = smaller(clamped + 1, in - 1);
+    taps.blend[i] =
+        static_cast<float>(centre % (2 * static_cast<i64>(out))) / static_cast<float>(2 * static_cast<i64>(out));
+  });
+}
+
+// Once per shape: what does not change between images. The border of `index` is never written again.
+template <class Block>
+WGAP_HD void prepare_block(Block& block, const Shape& s, const Scratch& scratch) {
+  fill_taps(block, s.height, s.map_height, scratch.rows);
+  fill_taps(block, s.width, s.map_width, scratch.columns);
+  u8* const index = scratch.index - scratch.index_stride - 64;
+  const i64 bytes = (static_cast<i64>(s.map_height) + 2) * scratch.index_stride + 192;
+  for (i64 i = block.rank(); i < bytes; i += block.size()) index[i] = 255;
+  block.sync();
+}
+
+}  // namespace WGAP_TARGET_NAMESPACE
+}  // namespace wgap

@@ -1,0 +1,88 @@
+// Warm workspaces for Python's calls, whichever thread they come from.
+#pragma once
+
+#include <pthread.h>
+
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "wgap/wgap.h"
+
+namespace wgap {
+
+// Warm workspaces, one per call in flight, by thread count and target. A forked child starts afresh: threads do not
+// survive a fork, and a lock may have been held.
+class Workspaces {
+ public:
+  struct Entry {
+    wgap_workspace* workspace;
+    int threads;
+    std::string target;
+  };
+
+  Workspaces() { idle_.reserve(kMostIdle + 1); }  // giving back never allocates
+
+  static Workspaces& instance() {
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { current() = new Workspaces; });
+    (void)registered;
+    return *current();
+  }
+
+  Entry take(int threads, const std::string& target) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (std::size_t i = idle_.size(); i-- > 0;) {
+        if (idle_[i].threads != threads || idle_[i].target != target) continue;
+        Entry entry = std::move(idle_[i]);
+        idle_.erase(idle_.begin() + static_cast<std::ptrdiff_t>(i));
+        return entry;
+      }
+    }
+    Entry entry{nullptr, threads, target};
+    const wgap_status status =
+        wgap_workspace_create(threads, target.empty() ? nullptr : target.c_str(), &entry.workspace);
+    if (status == WGAP_UNSUPPORTED_TARGET) {
+      const char* const wanted = target.empty() ? std::getenv("WGAP_TARGET") : target.c_str();
+      throw std::invalid_argument("instruction set '" + std::string(wanted ? wanted : "") +
+                                  "' is not one of wgap.runtime.postprocess.cpu_targets(); choose one "
+                                  "of those");
+    }
+    if (status != WGAP_OK) throw std::bad_alloc();
+    return entry;
+  }
+
+  void give_back(Entry entry) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (idle_.size() >= kMostIdle) {
+      wgap_workspace_destroy(idle_.front().workspace);
+      idle_.erase(idle_.begin());
+    }
+    idle_.push_back(std::move(entry));
+  }
+
+ private:
+  static constexpr std::size_t kMostIdle = 16;
+  static Workspaces*& current() {
+    static Workspaces* workspaces = new Workspaces;
+    return workspaces;
+  }
+  std::mutex mutex_;
+  std::vector<Entry> idle_;
+};
+
+// A workspace for the length of one call.
+struct Lease {
+  Workspaces& pool = Workspaces::instance();
+  Workspaces::Entry entry;
+  Lease(int threads, const std::string& target) : entry(pool.take(threads, target)) {}
+  ~Lease() { pool.give_back(std::move(entry)); }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+};
+
+}  // namespace wgap
