@@ -148,7 +148,7 @@ def run_demo(
         bundle = bundle_from_checkpoint(checkpoint, out / "bundle", postprocessing=RULE)
     test = open_dataset(out / "data", "test")
     with stage("check", "PyTorch reference against the runtime"):
-        parity = check_bundle(bundle, [sample.path for sample in test.samples[:: max(1, len(test) // 32)]])
+        parity = check_bundle(bundle, [sample.path for sample in test.samples[:: max(1, len(test) // 16)]])
     with stage("localize", f"{len(test)} test images"):
         _localize(bundle, [sample.path for sample in test], out / "localized.jsonl")
     kind, threshold = bundle.manifest.postprocessing.map, bundle.manifest.postprocessing.threshold

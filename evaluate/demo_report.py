@@ -68,9 +68,9 @@ predicted box (orange) and the true one (green); below, the heat map.*
 {table}
 
 The first row is the bundle's default: half the map's maximum, fixed when this demo was written, not tuned on these
-pictures. A small network's map is a blurred picture of the object, and a blurred edge passes half its height where the
-edge was. The paper's adaptive rule takes a level just above the map's minimum. On ImageNet features, whose background is
-near zero, that is right and needs no tuning; on this network's map it takes in the object's halo.
+pictures. A small network's map is a blurred picture of the object, and a blurred edge passes half its height where
+the edge was. The paper's adaptive rule takes a level just above the map's minimum. On ImageNet features, whose
+background is near zero, that is right and needs no tuning; on this network's map it takes in the object's halo.
 
 ![V and D over the levels for one picture](levels.png)
 
