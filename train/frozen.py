@@ -43,7 +43,8 @@ def frozen_outputs(model: WgapVgg16, x: Tensor, end: int) -> Tensor:
     for chunk in torch.split(x, CHUNK):
         padded = torch.cat([chunk, chunk.new_zeros((CHUNK - len(chunk), *chunk.shape[1:]))])
         outputs.append(model.run_blocks(padded, 0, end)[: len(chunk)].float())
-    return torch.cat(outputs)
+    # The memory order of rows that come from the cache: the trained layers choose their kernels by it.
+    return torch.cat(outputs).contiguous()
 
 
 @dataclass(frozen=True)

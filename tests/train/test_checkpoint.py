@@ -71,6 +71,7 @@ def test_float16_storage_becomes_float32(tmp_path):
     save_file({k: v.half() for k, v in narrow().state_dict().items()}, tmp_path / "half.safetensors")
     loaded = load_model(tmp_path / "half.safetensors", NAMES, "caffe-bgr")
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert {v.dtype for v in read_weights(tmp_path / "half.safetensors")[0].values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
