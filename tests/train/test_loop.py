@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -193,3 +194,17 @@ def test_every_epoch_has_its_own_order_and_augmentation(config, monkeypatch):
     assert {draw.variant for draw in second} == {1}
     assert sorted(d.sample for d in first) == sorted(d.sample for d in second) == list(range(24))
     assert [d.sample for d in first] != [d.sample for d in second]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_mixed_precision_trains_saves_float32_and_resumes(config, narrow_weights, weights_of, frozen):
+    """Autocast on the CPU takes the same path through the loop as on a GPU, but for the gradient scaler."""
+    options = {"lr": 1e-3, **({"freeze_through": "block2", "views": 2} if frozen else {})}
+    mixed = config(precision="bf16-mixed", init=narrow_weights, epochs=2, **options)
+    path = train(mixed)
+    assert {v.dtype for v in weights_of(path).values()} == {torch.float32}
+    whole = train(config(init=narrow_weights, epochs=2, out=mixed.out.with_name("whole"), **options))
+    a, b = weights_of(path), weights_of(whole)
+    assert not same(a, b)
+    assert all(torch.allclose(a[k], b[k], atol=0.05) for k in a)
+    assert same(weights_of(train(dataclasses.replace(mixed, resume=True))), a)
