@@ -29,6 +29,7 @@ void localize(const Problem& problem, void* memory, Result* result) {
   localize_block(block, problem, scratch, result);
 }
 
+#if defined(WGAP_PROFILE)
 void profile(const Problem& problem, void* memory, Result* result, u64* ticks) {
   Scratch scratch;
   lay_out<SerialBlock>(problem.shape, memory, &scratch);
@@ -49,11 +50,16 @@ u64 read_once(const void* memory, std::size_t bytes) {
   for (const u64 s : sums) sum += s;
   return sum;
 }
+#endif
 
 }  // namespace
 
 extern const Target WGAP_TARGET_SYMBOL;
-const Target WGAP_TARGET_SYMBOL = {WGAP_TARGET_NAME, supported,    scratch_bytes, prepare,  localize,
-                                   profile,          resize_bytes, resize_image,  read_once};
+const Target WGAP_TARGET_SYMBOL = {WGAP_TARGET_NAME, supported,    scratch_bytes, prepare,
+                                   localize,         resize_bytes, resize_image,
+#if defined(WGAP_PROFILE)
+                                   profile,          read_once
+#endif
+};
 
 }  // namespace wgap

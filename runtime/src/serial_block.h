@@ -1,6 +1,8 @@
 // The CPU's Block: one thread per image. Its wide comparisons exist once per instruction set, chosen at compile time.
 #pragma once
 
+#include <time.h>
+
 #include "wgap/localize_block.h"
 
 #if defined(__SSE2__)
@@ -194,6 +196,7 @@ struct SerialBlock : CpuLanes {
   }
 };
 
+#if defined(WGAP_PROFILE)
 // The same, with a clock at every mark: where the time goes.
 struct ProfilingBlock : SerialBlock {
   u64 last = ticks();
@@ -202,8 +205,14 @@ struct ProfilingBlock : SerialBlock {
   static WGAP_HD u64 ticks() {
 #if defined(__x86_64__)
     return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    u64 now;
+    asm volatile("mrs %0, cntvct_el0" : "=r"(now));
+    return now;
 #else
-    return static_cast<u64>(__builtin_readcyclecounter());
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<u64>(now.tv_sec) * 1000000000ULL + static_cast<u64>(now.tv_nsec);
 #endif
   }
   WGAP_HD void mark(Stage stage) {
@@ -212,6 +221,7 @@ struct ProfilingBlock : SerialBlock {
     last = now;
   }
 };
+#endif
 
 }  // namespace WGAP_TARGET_NAMESPACE
 }  // namespace wgap

@@ -23,14 +23,16 @@ struct Target {
   // Fills what does not change between images; once after allocation or a change of shape.
   void (*prepare)(const Shape&, void* scratch);
   void (*localize)(const Problem&, void* scratch, Result*);
-  // The same, with the clock ticks spent in each Stage.
-  void (*profile)(const Problem&, void* scratch, Result*, u64* ticks);
   // Bytes of scratch memory for a resize.
   std::size_t (*resize_bytes)(int channels, const ImageView& from, int height, int width);
   void (*resize)(int channels, const ImageView& from, std::uint8_t* to, std::ptrdiff_t to_row_bytes, int height,
                  int width, void* scratch);
+#if defined(WGAP_PROFILE)  // where the time goes; for benchmarks
+  // localize, with the clock ticks spent in each Stage.
+  void (*profile)(const Problem&, void* scratch, Result*, u64* ticks);
   // Reads memory once, as fast as this instruction set can; returns the sum of its words.
   u64 (*read_once)(const void* memory, std::size_t bytes);
+#endif
 };
 
 extern const Target kBaseline;

@@ -25,7 +25,11 @@
 #define WGAP_INDEPENDENT
 #define WGAP_RESTRICT __restrict__
 #else
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define WGAP_HD inline  // readable reports, quick builds
+#else
 #define WGAP_HD __attribute__((always_inline)) inline
+#endif
 #define WGAP_RESTRICT __restrict__
 #if defined(__clang__)
 #define WGAP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
