@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +63,29 @@ def test_two_processes_train_the_network_that_one_would(config, narrow_weights, 
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
         assert a["val_acc"] == b["val_acc"]
     assert json.loads((double.out / "run.json").read_text())["processes"] == 2
+
+
+def test_the_verb_under_torchrun_speaks_once(images, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--no-python", str(Path(sys.executable).with_name("wgap"))]
+    arguments = [
+        "train",
+        images,
+        "--out",
+        tmp_path / "run",
+        "--width",
+        1 / 32,
+        "--input-size",
+        32,
+        "--epochs",
+        1,
+        "--json",
+    ]
+    result = subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert [sorted(json.loads(line))[0] for line in result.stdout.splitlines()] == ["epoch", "metrics"]
 
 
 def test_bad_images_of_every_process_count_together(config, images, tmp_path):

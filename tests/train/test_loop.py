@@ -208,3 +208,9 @@ def test_mixed_precision_trains_saves_float32_and_resumes(config, narrow_weights
     assert not same(a, b)
     assert all(torch.allclose(a[k], b[k], atol=0.05) for k in a)
     assert same(weights_of(train(dataclasses.replace(mixed, resume=True))), a)
+
+
+def test_the_seed_reaches_the_initial_weights(config, tmp_path, weights_of):
+    still = {"lr": 1e-9, "epochs": 1}
+    a, b = (weights_of(train(config(seed=seed, out=tmp_path / str(seed), **still))) for seed in (1, 2))
+    assert (a["features.0.weight"] - b["features.0.weight"]).abs().max() > 0.1

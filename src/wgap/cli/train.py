@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,8 @@ def train(
             typer.echo(json.dumps(metrics))
 
     model = run(config, on_epoch=on_epoch)
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        return  # one of several processes speaks for all
     if as_json:
         typer.echo(json.dumps({"model": str(model), "metrics": str(config.out / "metrics.jsonl")}))
     else:
