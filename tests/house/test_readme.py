@@ -1,0 +1,109 @@
+"""What the README tells people to type works as it stands there, in its order."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wgap.bundle import Bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is not beside the tests (installed wheel)")
+
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs")
+
+
+def blocks(language: str, after: str = "") -> list[str]:
+    return re.findall(rf"{re.escape(after)}```{language}\n(.*?)```", README.read_text(), flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README supposes: photos, VGG16's weights (random here), the demo's bundle and images."""
+    torch = pytest.importorskip("torch")
+    import cv2
+    import numpy as np
+
+    from wgap.train.model import WgapVgg16
+
+    here = tmp_path_factory.mktemp("desk")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("test", 2)):
+        for name, colour in (("otter", (40, 90, 200)), ("heron", (200, 160, 60))):
+            folder = here / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(1, count + 1):
+                picture = rng.integers(0, 60, (120, 160, 3), dtype=np.uint8)
+                cv2.circle(picture, (50 + 20 * number, 60), 30, colour, -1)
+                cv2.imwrite(str(folder / f"{number}.jpg"), picture)
+    torch.manual_seed(0)
+    state = {k: v for k, v in WgapVgg16(1).state_dict().items() if k.startswith("features.")}
+    torch.save(state, here / "vgg16.pth")
+    return here
+
+
+def run(command: str, desk: Path) -> subprocess.CompletedProcess[str]:
+    program, *arguments = shlex.split(command)
+    assert program == "wgap"
+    wgap = Path(sys.executable).with_name("wgap")
+    return subprocess.run([wgap, *arguments], cwd=desk, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_commands_run_in_order_and_the_python_after_them(desk: Path, tiny_bundle: Path) -> None:
+    (listing,) = blocks("console", after="<!-- run -->\n")
+    outputs = {}
+    for command in listing.splitlines():
+        result = run(command, desk)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        outputs[command.split()[1]] = result.stdout
+    assert Bundle.open(desk / "bundle").manifest.model.classes == ("heron", "otter")
+    records = [json.loads(line) for line in outputs["localize"].splitlines()]
+    assert len(records) == 4
+    assert {"image", "class_id", "class_name", "score", "box", "threshold", "degenerate"} <= records[0].keys()
+    assert len(list((desk / "boxes").rglob("*.*"))) >= 5
+
+    (desk / "demo-out" / "data").mkdir(parents=True)
+    (desk / "demo-out" / "bundle").symlink_to(tiny_bundle)
+    (desk / "demo-out" / "data" / "test").symlink_to(desk / "photos" / "test")
+    for code in blocks("python"):
+        result = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{code}\n{result.stderr}"
+    first = subprocess.run(
+        [sys.executable, "-c", blocks("python")[0]], cwd=desk, capture_output=True, text=True, check=True
+    )
+    assert len(first.stdout.splitlines()) == 4
+
+
+def test_every_make_target_and_preset_that_is_named_exists() -> None:
+    text = README.read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= targets
+    presets = json.loads((ROOT / "CMakePresets.json").read_text())
+    assert "release" in {p["name"] for p in presets["configurePresets"]}
+    assert "release" in {p["name"] for p in presets["buildPresets"]}
+
+
+def test_every_verb_of_the_command_is_in_the_readme_or_the_changelog_and_has_json() -> None:
+    import typer.main
+
+    from wgap.cli import app
+
+    text = README.read_text() + (ROOT / "CHANGELOG.md").read_text()
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert f"wgap {name}" in text or name == "demo", name
+        assert any("--json" in parameter.opts for parameter in command.params), f"{name} lacks --json"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [p for page in PAGES for p in ([ROOT / page] if (ROOT / page).is_file() else (ROOT / page).rglob("*.md"))]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
