@@ -177,16 +177,19 @@ def check_agreement(calls: dict[str, Callable[[int], tuple[Any, ...]]], images: 
 
 
 def measure(data: tuple[Array, Array, Array], rounds: int, targets: list[str]) -> dict[str, Any]:
-    """Interleaved rounds over all images: in each round every contender sees every image once, warm."""
+    """Interleaved rounds: in each, every contender does one image five times in a row (the reference, slow, once).
+
+    A round's time is the median of the five; the first of them, with the others' data in the caches, is told apart.
+    """
     images = len(data[0])
     calls = contenders(data, targets)
     check_agreement(calls, images)
     times: dict[str, list[float]] = {name: [] for name in calls}
+    first: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds):
-        image = i % images
         for name, call in calls.items():
-            repeats = 1 if name == "torch" else 3  # the first brings caches and clock back after the others
-            elapsed = [microseconds(call, image) for _ in range(repeats)]
+            elapsed = [microseconds(call, i % images) for _ in range(1 if name == "torch" else 5)]
+            first[name].append(elapsed[0])
             times[name].append(statistics.median(elapsed))
     stages = [_native._profile(f, z, data[2], size=SIZE) for f, z in zip(data[0], data[1], strict=True)]
     median = {name: statistics.median(values) for name, values in times.items()}
@@ -198,6 +201,7 @@ def measure(data: tuple[Array, Array, Array], rounds: int, targets: list[str]) -
         "speedup_torch": round(median["torch"] / median["wgap"], 1),
         "opencv_one_pass_us": round(median["opencv_one_pass"], 2),
         "speedup_opencv_one_pass": round(median["opencv_one_pass"] / median["wgap"], 1),
+        "first_call_us": {name: round(statistics.median(v), 2) for name, v in first.items() if "[" not in name},
         "spread_us": {name: spread(values) for name, values in times.items() if "[" not in name},
         "targets_us": {name[5:-1]: spread(values) for name, values in times.items() if "[" in name},
         "kernel_us": kernel,
@@ -252,6 +256,7 @@ def main() -> None:
         print(f"{name:18} {times['p50']:10.1f} us   (p10 {times['p10']:.1f}, p90 {times['p90']:.1f})")
     print(f"{result['speedup_opencv']}x OpenCV, {result['speedup_torch']}x PyTorch")
     print(f"on {result['cpu']}, {result['target']}")
+    print(f"first call after the others' {result['first_call_us']['wgap']} us")
     print(f"without Python {result['kernel_us']} us: {result['stages_us']}")
     print(f"reading the features once {result['read_features_once_us']} us: {result['kernel_over_reading']}x that")
 

@@ -217,7 +217,7 @@ def test_batch_threads_and_neighbours_change_nothing() -> None:
 
 
 def test_agreement_with_double_precision() -> None:
-    """How often the fixed-point float32 path gives the level and box of float64: measured 100 %, bound 97 %."""
+    """How often the fixed-point float32 path gives the level and box of float64: measured 300 of 300, bound 97 %."""
     rng = np.random.default_rng(8)
     same = total = 0
     for _ in range(40):
