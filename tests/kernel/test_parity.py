@@ -113,7 +113,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(), target=st.sampled_from(TARGETS), threads=st.sampled_from([1, 2, 4]), heatmaps=st.booleans())
 def test_kernel_is_the_reference(case: dict[str, Any], target: str, threads: int, heatmaps: bool) -> None:
     note(str({key: case[key] for key in ("kinds", "size", "map", "eta")} | {"shape": case["features"].shape}))
