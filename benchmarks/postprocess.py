@@ -74,7 +74,7 @@ class OpenCv:
         u *= 1 / u.max()
         means = np.full(LEVELS + 1, np.nan)
         for level in range(LEVELS + 1):
-            cv2.compare(u, level / LEVELS, cv2.CMP_GT, dst=self.mask)
+            cv2.compare(u, level / LEVELS, cv2.CMP_GT, dst=self.mask)  # type: ignore[call-overload]  # stubs know no scalars
             cv2.erode(self.mask, self.cross, dst=self.inside, borderType=cv2.BORDER_CONSTANT, borderValue=255)
             cv2.subtract(self.mask, self.inside, dst=self.edge)
             if cv2.hasNonZero(self.edge):
@@ -90,7 +90,7 @@ class OpenCv:
 
     def box(self, u: Array, level: int) -> tuple[int, tuple[int, ...]]:
         """Level and box of the largest component."""
-        cv2.compare(u, level / LEVELS, cv2.CMP_GT, dst=self.mask)
+        cv2.compare(u, level / LEVELS, cv2.CMP_GT, dst=self.mask)  # type: ignore[call-overload]  # stubs know no scalars
         _, _, stats, _ = cv2.connectedComponentsWithStats(self.mask, connectivity=8)
         x, y, w, h, _ = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax()].tolist()
         return level, (x, y, x + w, y + h)
@@ -246,7 +246,10 @@ def main() -> None:
         data = synthetic(images=8, channels=512, side=14, classes=200)
     else:
         with np.load(options.features) as file:
-            data = tuple(np.ascontiguousarray(file[name], np.float32) for name in ("features", "logits", "weight"))
+            features, logits, weight = (
+                np.ascontiguousarray(file[n], np.float32) for n in ("features", "logits", "weight")
+            )
+            data = features, logits, weight
     targets = postprocess.cpu_targets() if options.targets else []
     result = measure(data, options.rounds, targets)
     if options.json:

@@ -78,8 +78,8 @@ def test_heatmap_is_a_view_that_outlives_the_call() -> None:
 
 def test_any_buffer_or_dlpack_array_is_read_in_place() -> None:
     expected = [one[0].box for one in run()]
-    views = [memoryview(a) for a in (FEATURES, LOGITS)]
-    assert [one[0].box for one in run(*views, memoryview(WEIGHT))] == expected
+    features, logits, weight = (memoryview(a) for a in (FEATURES.data, LOGITS.data, WEIGHT.data))
+    assert [one[0].box for one in run(features, logits, weight)] == expected
     torch = pytest.importorskip("torch")
     tensors = [torch.from_numpy(a) for a in (FEATURES, LOGITS, WEIGHT)]
     assert [one[0].box for one in run(*tensors)] == expected
