@@ -35,6 +35,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     here = tmp_path_factory.mktemp("desk")
     rng = np.random.default_rng(0)
+    boxes = ["image,x0,y0,x1,y1"]
     for split, count in (("train", 2), ("test", 2)):
         for name, colour in (("otter", (40, 90, 200)), ("heron", (200, 160, 60))):
             folder = here / "photos" / split / name
@@ -43,6 +44,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 picture = rng.integers(0, 60, (120, 160, 3), dtype=np.uint8)
                 cv2.circle(picture, (50 + 20 * number, 60), 30, colour, -1)
                 cv2.imwrite(str(folder / f"{number}.jpg"), picture)
+                boxes.append(f"{split}/{name}/{number}.jpg,{20 + 20 * number},30,{81 + 20 * number},91")
+    (here / "photos" / "boxes.csv").write_text("\n".join(boxes) + "\n")
     torch.manual_seed(0)
     state = {k: v for k, v in WgapVgg16(1).state_dict().items() if k.startswith("features.")}
     torch.save(state, here / "vgg16.pth")
