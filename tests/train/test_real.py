@@ -14,7 +14,7 @@ from wgap.train.views import Draw, Views, normalise
 @pytest.mark.data
 def test_published_weights_recognise_birds_in_plain_views(cub10, cub10_weights):
     data = open_dataset(cub10, split="test")
-    chosen = data.samples[::10]
+    chosen = data.samples[::20]
     loaded = load_model(cub10_weights, data.classes, "caffe-bgr")
     views = Views([s.path for s in chosen], [s.label for s in chosen], 224, seed=0)
     pixels = torch.stack([views[Draw(i, -1)].inputs for i in range(len(chosen))])
