@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from wgap.bundle import Bundle
 from wgap.cli import app
-from wgap.errors import CheckFailedError, CheckpointError, OutputExistsError
+from wgap.errors import CheckFailedError, CheckpointError, DataError, OutputExistsError
 from wgap.export import onnx as export
 from wgap.preprocessing import PREPROCESSING
 from wgap.train.checkpoint import load_model
@@ -188,3 +188,18 @@ def test_the_command_prints_the_manifest_and_refuses_a_second_time(tiny_checkpoi
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout)["model"]["classes"] == CLASSES
     assert isinstance(CliRunner().invoke(app, arguments).exception, OutputExistsError)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--map", "inverted"), ("--threshold", "otsu"), ("--threshold", "fixed:2")]
+)
+def test_a_default_rule_that_the_kernel_does_not_know_is_refused(
+    option: str, value: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, [
+        "export", str(tiny_checkpoint), "--out", str(tmp_path / "b"), "--input-size", "64", option, value,
+        "--classes", str(tiny_checkpoint.with_name("classes.txt")), "--preprocessing", "torchvision-rgb",
+    ])  # fmt: skip
+    assert isinstance(result.exception, DataError), result.output
+    assert value.removeprefix("fixed:") in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
