@@ -178,9 +178,11 @@ def collate(items: Sequence[Item]) -> Batch:
 
 def normalise(pixels: Tensor, how: Preprocessing) -> Tensor:
     """uint8[N, H, W, 3] RGB to float32[N, 3, H, W], as the weights expect; on the pixels' device."""
-    x = pixels.permute(0, 3, 1, 2).float()
+    x = pixels.float().permute(0, 3, 1, 2)  # in this order: TensorRT transposes no bytes
     if how.channel_order == "bgr":
-        x = x.flip(1)
+        x = torch.index_select(x, 1, torch.tensor((2, 1, 0), device=x.device)).to(memory_format=torch.channels_last)
     mean = torch.tensor(how.mean, device=x.device).reshape(3, 1, 1)
-    std = torch.tensor(how.std, device=x.device).reshape(3, 1, 1)
-    return (x * how.scale - mean) / std
+    x = x * how.scale - mean
+    if all(value == 1 for value in how.std):
+        return x
+    return x / torch.tensor(how.std, device=x.device).reshape(3, 1, 1)
