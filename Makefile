@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo-out
-ROOMS := train export runtime evaluate
+ROOMS := train export calibrate runtime evaluate
 
 .PHONY: help setup demo test test-wheel lint format types bench clean
 
@@ -16,7 +16,7 @@ setup: .venv/.ready ## create .venv with the package (editable) and everything t
 .venv/.ready: pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard runtime/src/*) $(wildcard runtime/include/wgap/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints-dev.txt torch==$$(sed -n 's/^torch==//p' constraints-dev.txt)
-	$(BIN)/pip install -q -c constraints-dev.txt -e '.[cpu,train,dev]'
+	$(BIN)/pip install -q -c constraints-dev.txt -e '.[cpu,train,calibrate,rtx,dev]'
 	touch $@
 
 demo: setup ## train, export, check, localize and evaluate on generated images; pictures and report.md in demo-out/

@@ -71,6 +71,7 @@ def measure_latency(
     *,
     backend: str = "onnxruntime",
     precision: str = "fp32",
+    ungated: bool = False,
     batches: Sequence[int] = (1, 8),
     threads: int | None = None,
     iterations: int = 50,
@@ -87,6 +88,7 @@ def measure_latency(
         image: the image file; None takes a JPEG made from the bundle's first golden image.
         backend: the inference backend.
         precision: which of the bundle's models.
+        ungated: run a lower-precision file whose gate failed or never ran.
         batches: batch sizes, the same image repeated.
         threads: of the forward pass and the kernel; None leaves it to the backend.
         iterations: timed iterations per batch size.
@@ -104,7 +106,7 @@ def measure_latency(
     height, width = decode(encoded, source).shape[:2]
     results, localizer = [], None
     for batch in batches:
-        localizer = Localizer(bundle, backend, precision=precision, threads=threads, batch_size=batch)
+        localizer = Localizer(bundle, backend, precision=precision, threads=threads, batch_size=batch, ungated=ungated)
         times = _times(localizer, [encoded] * batch, progress(range(warmup + iterations)))
         stages = {stage: _summary([row[n] for row in times[warmup:]]) for n, stage in enumerate(STAGES)}
         results.append(BatchLatency(batch, stages, 1000 * batch / stages["total"].p50_ms))

@@ -126,6 +126,7 @@ def evaluate_bundle(
     *,
     backend: str = "onnxruntime",
     precision: str = "fp32",
+    ungated: bool = False,
     threads: int | None = None,
     batch_size: int = 8,
     max_bad: int = 10,
@@ -142,6 +143,7 @@ def evaluate_bundle(
         rules: what to measure; the first is the one that is reported by name.
         backend: inference backend.
         precision: which of the bundle's model files to run.
+        ungated: run a lower-precision file whose gate failed or never ran.
         threads: of the forward pass; None takes every core.
         batch_size: images per forward pass.
         max_bad: how many unreadable images to skip, by name, before giving up.
@@ -153,9 +155,9 @@ def evaluate_bundle(
     from wgap.runtime.backends import open_backend
     from wgap.runtime.postprocess import Classifier
 
-    labels = _class_ids(bundle, dataset)
+    labels = class_ids(bundle, dataset)
     truths = dataset.boxes()
-    engine = open_backend(backend, bundle, precision, threads)
+    engine = open_backend(backend, bundle, precision, threads, ungated)
     classifier = Classifier(bundle.classifier()[0])
     items = list(zip(dataset.samples, truths, strict=True))
     skipped: list[tuple[str, str]] = []
@@ -241,7 +243,7 @@ def _score_batch(
         )
 
 
-def _class_ids(bundle: Bundle, dataset: Dataset) -> list[int]:
+def class_ids(bundle: Bundle, dataset: Dataset) -> list[int]:
     """Bundle class id of each of the dataset's labels, matched by name."""
     ids = {name: index for index, name in enumerate(bundle.manifest.model.classes)}
     if unknown := [name for name in dataset.classes if name not in ids]:

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
     from wgap.errors import WgapError
 
-__all__ = ["Failure", "Localization"]
+__all__ = ["Failure", "Localization", "iou"]
+
+
+def iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Intersection over union of two half-open boxes (x0, y0, x1, y1) of positive area."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,17 @@ class Localizer:
     Args:
         bundle: a bundle folder, or one already opened (then taken as verified).
         backend: ``onnxruntime``.
-        precision: which of the bundle's model files to run.
+        precision: which of the bundle's model files to run: ``fp32``, or ``int8`` or ``fp16`` once calibrated.
         threads: of the forward pass and of the kernel; None lets the backend take every core, the kernel one.
         top_k: how many classes to localize per image, when no class is given.
         map: ``recombined`` (Eq. 3), ``positive`` or ``signed``; None takes the manifest's.
         threshold: ``adaptive`` (Sec. 4.3) or ``fixed:ETA`` with ETA in [0, 1); None takes the manifest's.
         batch_size: images per forward pass. 1 has the lowest latency and, on a CPU, nearly the highest throughput.
         verify: compare every file of the bundle with its hash before anything is loaded.
+        ungated: run a lower-precision file even if its gate failed or never ran.
 
     Raises:
+        GateError: the lower-precision file's gate failed or never ran, and ``ungated`` is false.
         BundleError: the bundle is incomplete, inconsistent, or one of its files was changed (HashMismatchError).
         BackendError: the backend is unknown or refuses the model.
         DataError: an option is out of range.
@@ -80,6 +82,7 @@ class Localizer:
         threshold: str | None = None,
         batch_size: int = 1,
         verify: bool = True,
+        ungated: bool = False,
     ) -> None:
         from wgap.runtime.postprocess import Classifier
 
@@ -91,7 +94,7 @@ class Localizer:
         self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
         self.threads = None if threads is None else _in_range("threads", threads, 1, 4096)
-        self.backend: Backend = open_backend(backend, self.bundle, precision, self.threads)
+        self.backend: Backend = open_backend(backend, self.bundle, precision, self.threads, ungated)
         self._classifier = Classifier(self.bundle.classifier()[0])
         self._input_size = info.input_size
         self._class_ids = {name: index for index, name in enumerate(self.classes)}

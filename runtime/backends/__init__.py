@@ -46,7 +46,7 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(name: str, bundle: Bundle, precision: str = "fp32", threads: int | None = None) -> Backend:
+def open_backend(name: str, bundle: Bundle, precision: str = "fp32", threads: int | None = None, ungated: bool = False) -> Backend:
     """The backend of that name over a bundle.
 
     Args:
@@ -54,14 +54,16 @@ def open_backend(name: str, bundle: Bundle, precision: str = "fp32", threads: in
         bundle: an opened bundle.
         precision: which of the bundle's model files to run.
         threads: threads of one forward pass; None leaves the choice to the library (all cores).
+        ungated: run a lower-precision file even if its gate failed or never ran.
 
     Raises:
         BackendError: if the name is unknown or the library refuses the model.
+        GateError: if the file's gate failed or never ran, unless ``ungated``.
         BundleError: if the bundle has no such file, or its inputs and outputs are not those of the manifest.
         MissingDependencyError: if the library is not installed.
     """
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; expected one of: {', '.join(sorted(BACKENDS))}")
     module: Any = importlib.import_module(BACKENDS[name])
-    backend: Backend = module.open_bundle(bundle, precision, threads)
+    backend: Backend = module.open_bundle(bundle, precision, threads, ungated)
     return backend

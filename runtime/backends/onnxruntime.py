@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from wgap.errors import BackendError, BundleError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -37,15 +39,20 @@ class OnnxRuntimeBackend:
         return logits, features
 
 
-def open_bundle(bundle: Bundle, precision: str = "fp32", threads: int | None = None) -> OnnxRuntimeBackend:
+def open_bundle(bundle: Bundle, precision: str = "fp32", threads: int | None = None, ungated: bool = False) -> OnnxRuntimeBackend:
     """Open the bundle's ONNX file of that precision on the CPU.
 
     Raises:
+        GateError: if the file's gate failed or never ran, unless ``ungated``.
         BackendError: if ONNX Runtime refuses the file, for instance because it is cut short.
         BundleError: if the bundle has no such file, or its inputs and outputs are not those of the manifest.
         MissingDependencyError: if ONNX Runtime is not installed.
     """
-    path = bundle.path("onnx", precision)
+    return session_backend(bundle, bundle.root / bundle.model_file(precision, ungated).path, precision, threads)
+
+
+def session_backend(bundle: Bundle, path: Path, precision: str, threads: int | None = None) -> OnnxRuntimeBackend:
+    """A file with the bundle's inputs and outputs as a backend, whether the bundle lists it or not; raises likewise."""
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -54,7 +61,7 @@ def open_bundle(bundle: Bundle, precision: str = "fp32", threads: int | None = N
         raise MissingDependencyError(
             "the onnxruntime backend needs ONNX Runtime, which is not installed: pip install 'wgap[cpu]'"
         ) from error
-    failures = _failures()
+    failures = library_errors()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _SILENT
@@ -66,11 +73,11 @@ def open_bundle(bundle: Bundle, precision: str = "fp32", threads: int | None = N
             f"ONNX Runtime {onnxruntime.__version__} refuses {path}: {error}. If the file is damaged, copy the bundle "
             "again or export it again"
         ) from error
-    _check_signature(session, bundle, path.name)
+    _check_signature(session, bundle, path)
     return OnnxRuntimeBackend(session, precision, str(onnxruntime.__version__), failures)
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def library_errors() -> tuple[type[Exception], ...]:
     """The library's exceptions, which share no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -78,7 +85,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return tuple(m for m in members if isinstance(m, type) and issubclass(m, Exception))
 
 
-def _check_signature(session: Any, bundle: Bundle, file: str) -> None:
+def _check_signature(session: Any, bundle: Bundle, path: Path) -> None:
     model = bundle.manifest.model
     expected = {
         "image": ("tensor(uint8)", [*model.input_size, 3]),
@@ -90,9 +97,9 @@ def _check_signature(session: Any, bundle: Bundle, file: str) -> None:
         if name not in found or found[name][0] != dtype or found[name][1][1:] != shape:
             got = "no such tensor" if name not in found else f"{found[name][0]} {found[name][1]}"
             raise BundleError(
-                f"{bundle.root / file}: the manifest promises {name} {dtype} {['N', *shape]}, got {got}; "
+                f"{path}: the manifest promises {name} {dtype} {['N', *shape]}, got {got}; "
                 "export the bundle again"
             )
     batch = found["image"][1][0]
     if isinstance(batch, int):
-        raise BundleError(f"{bundle.root / file}: expected a dynamic batch, got {batch}; export the bundle again")
+        raise BundleError(f"{path}: expected a dynamic batch, got {batch}; export the bundle again")

@@ -3,8 +3,10 @@
 ::
 
     wgap.json                manifest: schema, model, preprocessing, postprocessing, each file's role, precision, sha256
-    model.onnx               input ``image`` uint8 [N, H, W, 3] RGB; outputs ``logits`` and ``features`` float32
+    model.onnx               float32: input ``image`` uint8 [N, H, W, 3] RGB; outputs ``logits`` and ``features`` float32
     classifier.safetensors   ``weight`` float32 [K, C], ``bias`` float32 [K]: recombination needs them outside the graph
+    model.int8.onnx          the same graph at a lower precision, entered by ``wgap calibrate`` with its gate's verdict
+    rejected/                lower-precision files whose gate failed, kept aside
     golden/                  inputs with the PyTorch reference's features, map, level and box, for ``wgap selftest``
 """
 
@@ -63,11 +65,12 @@ class BundleFile:
 
     Attributes:
         path: relative to the bundle, with forward slashes.
-        role: ``onnx``, ``classifier``, ``golden`` or ``engine``.
+        role: ``onnx``, ``rejected`` (an onnx file whose gate failed), ``classifier``, ``golden`` or ``engine``.
         precision: ``fp32``, ``fp16``, ``int8``; empty where it has no meaning.
         sha256: of the file's bytes, lower-case hexadecimal.
         size: bytes.
-        provenance: what it was made from and with: hashes of its sources, tool versions.
+        provenance: what it was made from and with: hashes of its sources, tool versions; ``gate``, the verdict on a
+            lower-precision file.
     """
 
     path: str
@@ -245,6 +248,52 @@ class Bundle:
     def path(self, role: str, precision: str = "") -> Path:
         """Path of the file with that role and precision; raises as :meth:`file` does."""
         return self.root / self.file(role, precision).path
+
+    def model_file(self, precision: str = "fp32", ungated: bool = False) -> BundleFile:
+        """The network's file of that precision, if its gate says that it may be used.
+
+        Args:
+            precision: ``fp32``, or a lower one made by ``wgap calibrate``.
+            ungated: take a lower-precision file even if its gate failed or never ran.
+
+        Raises:
+            GateError: if the gate failed or never ran on this very file; the message says why and what to do.
+            BundleError: if the bundle has no such file.
+        """
+        found = [
+            e
+            for role in ("onnx", "rejected")
+            for e in self.manifest.files
+            if (e.role, e.precision) == (role, precision)
+        ]
+        if not found:
+            have = ", ".join(sorted({e.precision for e in self.manifest.files if e.role in ("onnx", "rejected")}))
+            how = f"; make it with `wgap calibrate {self.root} --precision {precision} --images DIR --gate DIR`"
+            raise BundleError(
+                f"{self.root} holds no {precision} model; it has: {have}{how if precision != 'fp32' else ''}"
+            )
+        entry = found[0]
+        if precision == "fp32" or ungated:
+            return entry
+        gate = entry.provenance.get("gate")
+        again = f"`wgap gate {self.root} --precision {precision} --images DIR`"
+        if gate is None:
+            raise GateError(
+                f"{self.root / entry.path}: what {precision} costs in boxes was never measured; run {again}, "
+                "or pass ungated=True (--ungated) to run it all the same"
+            )
+        if (
+            gate.get("candidate_sha256") != entry.sha256
+            or gate.get("float32_sha256") != self.file("onnx", "fp32").sha256
+        ):
+            raise GateError(f"{self.root / entry.path}: its gate ran on other files than the bundle's; run {again}")
+        if not gate.get("passed") or entry.role == "rejected":
+            reasons = "; ".join(gate.get("reasons", [])) or "it was rejected"
+            raise GateError(
+                f"{self.root / entry.path}: the gate refused this {precision} file: {reasons}. Calibrate it anew, "
+                "or pass ungated=True (--ungated) to run it all the same"
+            )
+        return entry
 
     def classifier(self) -> tuple[memoryview[float], memoryview[float]]:
         """Weight float32 [K, C] and bias float32 [K], as read-only memoryviews.

@@ -4,11 +4,13 @@
 
     WgapError
     ├── ImageError             an image is missing, empty, cut short or not an image
+    ├── CalibrationError       calibration images are too few, damaged, or the same as the gate's
     ├── DataError              a dataset folder, list or label file is not what its layout promises
     ├── CheckpointError        a weights file lacks keys, has wrong shapes, or is not a weights file
     ├── BundleError            a bundle is incomplete or inconsistent
     │   ├── ManifestError      wgap.json is missing, unreadable, or of a schema this version does not know
-    │   └── HashMismatchError  a file of the bundle is not the one the manifest describes
+    │   ├── HashMismatchError  a file of the bundle is not the one the manifest describes
+    │   └── GateError          a lower-precision file whose gate failed or never ran was asked for
     ├── FeatureError           feature maps, logits or weights hold NaN or infinity, or have the wrong shape
     ├── BackendError           an inference backend refused a model or failed to run it
     ├── MissingDependencyError an optional dependency is not installed
@@ -23,10 +25,12 @@ from __future__ import annotations
 __all__ = [
     "BackendError",
     "BundleError",
+    "CalibrationError",
     "CheckFailedError",
     "CheckpointError",
     "DataError",
     "FeatureError",
+    "GateError",
     "HashMismatchError",
     "ImageError",
     "ManifestError",
@@ -48,6 +52,10 @@ class DataError(WgapError):
     """A dataset folder, list or label file is not what its layout promises."""
 
 
+class CalibrationError(WgapError):
+    """Calibration images are too few, damaged, or the same as the gate's."""
+
+
 class CheckpointError(WgapError):
     """A weights file lacks keys, has wrong shapes, or is not a weights file."""
 
@@ -62,6 +70,10 @@ class ManifestError(BundleError):
 
 class HashMismatchError(BundleError):
     """A file of the bundle is not the one the manifest describes."""
+
+
+class GateError(BundleError):
+    """A lower-precision file whose gate failed or never ran was asked for."""
 
 
 class FeatureError(WgapError, ValueError):

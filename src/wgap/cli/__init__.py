@@ -10,6 +10,7 @@ import typer
 
 from wgap import __version__
 from wgap.cli.bench import bench
+from wgap.cli.calibrate import calibrate, gate
 from wgap.cli.check import check
 from wgap.cli.demo import demo
 from wgap.cli.evaluate import evaluate
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, train, export, check, selftest, localize, evaluate, bench, inspect):
+for verb in (demo, train, export, calibrate, gate, check, selftest, localize, evaluate, bench, inspect):
     app.command()(verb)
 
 

@@ -18,6 +18,9 @@ def bench(
     warmup: Annotated[int, typer.Option(help="Untimed iterations before them.")] = 5,
     backend: Annotated[str, typer.Option(help="Inference backend.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
+    ungated: Annotated[
+        bool, typer.Option("--ungated", help="Run a lower-precision file whose gate failed or never ran.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Time decoding, resizing, forward pass, postprocessing and the whole of it for BUNDLE."""
@@ -39,6 +42,7 @@ def bench(
         image,
         backend=backend,
         precision=precision,
+        ungated=ungated,
         batches=batches,
         threads=threads,
         iterations=iterations,

@@ -14,6 +14,10 @@ def check(
     images: Annotated[
         Path | None, typer.Option(help="Folder of images to compare on; default: the golden ones.")
     ] = None,
+    precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
+    ungated: Annotated[
+        bool, typer.Option("--ungated", help="Run a lower-precision file whose gate failed or never ran.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare features, logits, map, level and box with PyTorch; exit code 1 if a stage is beyond its limit."""
@@ -29,6 +33,8 @@ def check(
     report = check_bundle(
         Bundle.open(bundle),
         None if images is None else find_images([images]),
+        precision=precision,
+        ungated=ungated,
         progress=lambda cases: track(cases, "comparing", console=errors, disable=not errors.is_terminal),
     )
     if as_json:

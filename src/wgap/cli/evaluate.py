@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from wgap.bundle import Bundle
     from wgap.evaluate.protocol import Evaluation, ImageResult
+    from wgap.runtime.localizer import Localizer
 
 SHOWN = 24
 
@@ -34,6 +34,9 @@ def evaluate(
     ] = None,
     backend: Annotated[str, typer.Option(help="Inference backend.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
+    ungated: Annotated[
+        bool, typer.Option("--ungated", help="Run a lower-precision file whose gate failed or never ran.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to skip before giving up.")] = 10,
@@ -48,6 +51,7 @@ def evaluate(
     from wgap.datasets import open_dataset
     from wgap.errors import DataError, OutputExistsError
     from wgap.evaluate.protocol import MAPS, Rule, ablation_rules, evaluate_bundle
+    from wgap.runtime.localizer import Localizer
 
     if plot and out is None:
         raise DataError("--plot writes pictures: say where with --out DIR")
@@ -66,6 +70,7 @@ def evaluate(
             [Rule(kind, threshold or defaults.threshold), *(ablation_rules() if ablation else [])],
             backend=backend,
             precision=precision,
+            ungated=ungated,
             threads=threads,
             batch_size=batch_size,
             max_bad=max_bad,
@@ -76,7 +81,11 @@ def evaluate(
     for path, reason in report.skipped:
         typer.echo(f"skipped {path}: {reason}", err=True)
     if out is not None:
-        _write(report, opened, kind, report.rules[0].threshold, out, plot or [], force)
+        localizer = Localizer(
+            opened, backend, precision=precision, ungated=ungated, threads=threads,
+            map=kind, threshold=report.rules[0].threshold,
+        )  # fmt: skip
+        _write(report, localizer, out, plot or [], force)
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:
@@ -118,27 +127,21 @@ def _print(report: Evaluation) -> None:
         console.print(f"chosen thresholds: {chosen}", soft_wrap=True)
 
 
-def _write(
-    report: Evaluation, bundle: Bundle, kind: Any, threshold: str, out: Path, plots: list[str], force: bool
-) -> None:
+def _write(report: Evaluation, localizer: Localizer, out: Path, plots: list[str], force: bool) -> None:
     """Everything --out promises, whole or not at all."""
     from wgap.atomic import atomic_dir
     from wgap.errors import OutputExistsError
     from wgap.evaluate.pictures import montage, plot_levels
-    from wgap.runtime.localizer import Localizer
     from wgap.runtime.overlay import save_picture
 
     if force and out.exists() and not (out / "report.json").is_file():
         raise OutputExistsError(f"{out} exists and is not an evaluation (no report.json); refusing to replace it")
-    localizer = Localizer(bundle, map=kind, threshold=threshold)
     worst = sorted(report.images, key=lambda image: image.scores[0].gt_iou)
     spread = worst[:: max(1, len(worst) // SHOWN)][:SHOWN]
     with atomic_dir(out, overwrite=force) as folder:
         (folder / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
         with (folder / "per_image.jsonl").open("w") as lines:
-            lines.writelines(
-                json.dumps(_record(image, bundle.manifest.model.classes)) + "\n" for image in report.images
-            )
+            lines.writelines(json.dumps(_record(image, localizer.classes)) + "\n" for image in report.images)
         save_picture(folder / "worst.png", montage(localizer, worst[:SHOWN]))
         save_picture(folder / "spread.png", montage(localizer, spread))
         for number, image in enumerate(_chosen(report, plots, worst)):

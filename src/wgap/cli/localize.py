@@ -30,6 +30,9 @@ def localize(
     threshold: Annotated[str | None, typer.Option(help="adaptive or fixed:ETA; default: the bundle's.")] = None,
     backend: Annotated[str, typer.Option(help="Inference backend.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
+    ungated: Annotated[
+        bool, typer.Option("--ungated", help="Run a lower-precision file whose gate failed or never ran.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already in --out.")] = False,
@@ -51,6 +54,7 @@ def localize(
         bundle,
         backend,
         precision=precision,
+        ungated=ungated,
         threads=threads,
         top_k=top_k,
         map=cast("Map | None", map_),

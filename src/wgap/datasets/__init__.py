@@ -13,7 +13,7 @@ from wgap.datasets import cub, folder, ilsvrc, wsolevaluation
 from wgap.datasets.dataset import Box, Dataset, Sample
 from wgap.errors import DataError
 
-__all__ = ["LAYOUTS", "SPLITS", "Box", "Dataset", "Sample", "open_dataset"]
+__all__ = ["LAYOUTS", "SPLITS", "Box", "Dataset", "Sample", "layout_of", "open_dataset"]
 
 _READERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str], Dataset]]] = {
     "cub": (cub.recognises, cub.open_split),
@@ -27,6 +27,11 @@ LAYOUTS = ("auto", *_READERS)
 
 SPLITS = ("train", "val", "test", "all")
 """Names accepted as ``split``; which of them a set has depends on its layout. ``all`` is never chosen silently."""
+
+
+def layout_of(root: Path) -> str | None:
+    """The first of :data:`LAYOUTS` whose marks are in the folder; None where there is none."""
+    return next((name for name, (recognises, _) in _READERS.items() if recognises(root)), None)
 
 
 def open_dataset(root: Path | str, split: str = "train", layout: str = "auto") -> Dataset:
@@ -52,7 +57,7 @@ def open_dataset(root: Path | str, split: str = "train", layout: str = "auto") -
     if layout not in LAYOUTS:
         raise DataError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     if layout == "auto":
-        layout = next((name for name, (recognises, _) in _READERS.items() if recognises(root)), "")
+        layout = layout_of(root) or ""
         if not layout:
             raise DataError(
                 f"{root}: no known layout: expected images.txt (cub), image_ids.txt (wsolevaluation), synset folders "

@@ -1,0 +1,304 @@
+"""A lower-precision file: made, attested, judged, and entered into the bundle with its verdict, or kept aside."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wgap import __version__
+from wgap.atomic import atomic_file
+from wgap.bundle import Bundle, BundleFile, describe_file, write_manifest
+from wgap.calibrate.attest import attest_int8
+from wgap.calibrate.gate import Limits, Observation, Verdict, observe, verdict
+from wgap.calibrate.images import ImageSet, require_disjoint
+from wgap.calibrate.lower import fp16_graph, headroom
+from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
+from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
+from wgap.errors import BundleError, CalibrationError, DataError
+
+__all__ = ["PRECISIONS", "Calibration", "Candidate", "GateRun", "calibrate", "enter", "gate_file", "prepare"]
+
+PRECISIONS = ("int8", "fp16")
+
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Wraps a list that takes a while; the second argument says what is being done."""
+
+
+def silent(items: Sequence[Any], _what: str) -> Iterable[Any]:
+    """No progress shown."""
+    return items
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What every candidate of one bundle and one calibration set shares.
+
+    Attributes:
+        bundle: the bundle.
+        images: the calibration set.
+        method: how ranges were chosen.
+        graph: the float32 graph that candidates are made of.
+        ranges: of its activations.
+    """
+
+    bundle: Bundle
+    images: ImageSet
+    method: str
+    graph: Path
+    ranges: Ranges
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A lower-precision file outside the bundle.
+
+    Attributes:
+        path: the ONNX file.
+        precision: ``int8`` or ``fp16``.
+        keep_float: nodes left in float32.
+        provenance: what goes into the manifest.
+    """
+
+    path: Path
+    precision: str
+    keep_float: tuple[str, ...]
+    provenance: dict[str, Any]
+
+
+@contextmanager
+def prepare(
+    bundle: Bundle,
+    images: ImageSet,
+    method: str = "minmax",
+    cache_dir: Path | None = None,
+    progress: Progress = silent,
+) -> Iterator[Calibration]:
+    """Measure ranges once for any number of candidates; the graphs live until the context ends.
+
+    Raises:
+        BundleError: if the bundle has no float32 graph.
+        CalibrationError, DataError: see :func:`wgap.calibrate.ranges.activation_ranges`.
+    """
+    toolkit()
+    with tempfile.TemporaryDirectory(prefix="wgap-calibrate-") as folder:
+        graph = Path(folder) / "float.onnx"
+        float_graph(bundle.root / bundle.model_file("fp32").path, graph)
+        ranges = activation_ranges(graph, images, method, cache_dir, lambda items: progress(items, "measuring ranges"))
+        yield Calibration(bundle, images, method, graph, ranges)
+
+
+def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collection[str] = ()) -> Candidate:
+    """Make one lower-precision file and attest what it runs as.
+
+    Args:
+        source: graph, ranges and images.
+        precision: ``int8`` or ``fp16``.
+        out: where to write it.
+        keep_float: convolutions that stay in float32.
+
+    Raises:
+        CheckFailedError: if a convolution meant for INT8 does not run in it.
+        CalibrationError: if ``keep_float`` names no convolution, or the network does not fit in float16.
+        DataError: if the precision is unknown.
+    """
+    import onnx
+    import onnxruntime
+
+    provenance: dict[str, Any] = {
+        "float32_sha256": source.bundle.model_file("fp32").sha256,
+        "calibration": {
+            "sha256": source.images.sha256,
+            "images": source.images.listing(),
+            "warnings": list(source.images.warnings),
+        },
+        "tools": {
+            "wgap": __version__,
+            "python": platform.python_version(),
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+    }
+    if precision == "int8":
+        int8_graph(source.graph, source.ranges, out, keep_float)
+        kept = [name for name in convolutions(source.graph) if name in set(keep_float)]
+        provenance["quantisation"] = {
+            "method": source.method,
+            "format": "Q/DQ, symmetric int8, weights per channel, activations per tensor",
+            "keep_float": kept,
+            "scales": scales(out),
+            "attestation": attest_int8(out, len(kept)).to_json(),
+        }
+    elif precision == "fp16":
+        if source.method != "minmax":
+            raise DataError(f"fp16 needs the whole range of every activation: method minmax, got {source.method}")
+        kept = fp16_graph(source.graph, source.ranges, out, keep_float)
+        provenance["lowering"] = {
+            "keep_float": kept,
+            "headroom": [row.to_json() for row in headroom(source.graph, source.ranges)],
+        }
+    else:
+        raise DataError(
+            f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)} (bf16: no backend here runs it)"
+        )
+    return Candidate(out, precision, tuple(kept), provenance)
+
+
+class GateRun:
+    """One set of gate images with float32's observations of them, against which candidates are judged.
+
+    Raises:
+        CalibrationError: if float32's own output is not finite.
+    """
+
+    def __init__(
+        self, bundle: Bundle, images: ImageSet, limits: Limits | None = None, progress: Progress = silent
+    ) -> None:
+        from wgap.runtime.backends.onnxruntime import open_bundle
+
+        self.bundle = bundle
+        self.images = images
+        self.limits = limits or Limits()
+        self._progress = progress
+        self.float32: list[Observation] = observe(
+            bundle, open_bundle(bundle), images, progress=lambda items: progress(items, "gate, float32")
+        )
+
+    def judge(self, path: Path, precision: str, calibration: Iterable[dict[str, str]]) -> Verdict:
+        """Observe one file and compare.
+
+        Args:
+            path: the ONNX file, in the bundle or not.
+            precision: what it is called.
+            calibration: the listing of the images it was calibrated on.
+
+        Raises:
+            CalibrationError: if a gate image took part in calibration.
+        """
+        from wgap.runtime.backends.onnxruntime import session_backend
+
+        require_disjoint(calibration, self.images)
+        backend = session_backend(self.bundle, path, precision)
+        seen = observe(
+            self.bundle, backend, self.images, self.float32, lambda items: self._progress(items, f"gate, {precision}")
+        )
+        found = verdict(self.bundle, self.images, self.float32, seen, self.limits)
+        identity = {
+            "candidate_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "float32_sha256": self.bundle.model_file("fp32").sha256,
+            "disjoint_from_calibration": True,
+            "map": self.bundle.manifest.postprocessing.map,
+            "threshold": self.bundle.manifest.postprocessing.threshold,
+            "backend": f"{backend.name} {backend.version}",
+        }
+        return replace(found, figures={**found.figures, **identity})
+
+
+def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundle:
+    """Put a file into the bundle: usable if its verdict passed (or is still to come), else below ``rejected/``.
+
+    The manifest is rewritten around the file so that the bundle is whole at every instant. A rejected file never
+    replaces a usable one; a usable one removes an older rejected one.
+
+    Returns:
+        the bundle, opened again.
+
+    Raises:
+        BundleError: if the bundle cannot be written; it is as it was then.
+    """
+    rejected = judged is not None and not judged.passed
+    name = f"model.{candidate.precision}.onnx"
+    target = bundle.root / ("rejected" if rejected else "") / name
+    provenance = {**candidate.provenance, **({"gate": judged.to_json()} if judged else {})}
+    role = "rejected" if rejected else "onnx"
+    with _writing(bundle):
+        bundle = Bundle.open(bundle.root, verify=False)
+        replaced = [e for e in bundle.manifest.files if _superseded(e, candidate, role)]
+        same = target.is_file() and target.read_bytes() == candidate.path.read_bytes()
+        if not same:
+            with atomic_file(target.with_name(f".incoming-{name}")) as temporary:
+                shutil.copyfile(candidate.path, temporary)
+        try:
+            if replaced and not same:
+                _rewrite(bundle, replaced, None)
+            if not same:
+                target.with_name(f".incoming-{name}").replace(target)
+            _rewrite(bundle, replaced, describe_file(bundle.root, target, role, candidate.precision, **provenance))
+        finally:
+            target.with_name(f".incoming-{name}").unlink(missing_ok=True)
+        for entry in replaced:
+            if bundle.root / entry.path != target:
+                (bundle.root / entry.path).unlink(missing_ok=True)
+        if (bundle.root / "rejected").is_dir() and not any((bundle.root / "rejected").iterdir()):
+            (bundle.root / "rejected").rmdir()
+    return Bundle.open(bundle.root)
+
+
+def gate_file(bundle: Bundle, precision: str, run: GateRun) -> tuple[Verdict, Bundle]:
+    """Judge a file that the bundle already holds, usable or rejected, and enter the verdict.
+
+    Raises:
+        CalibrationError: if a gate image took part in calibration, or the precision is float32.
+        BundleError: if the bundle has no such file or cannot be written.
+    """
+    if precision == "fp32":
+        raise CalibrationError("float32 is what the gate measures against; give a lower precision")
+    entry = bundle.model_file(precision, ungated=True)
+    calibration = entry.provenance.get("calibration", {}).get("images")
+    if calibration is None:
+        raise CalibrationError(
+            f"{bundle.root / entry.path} does not say which images calibrated it, so that no gate can be proven "
+            f"disjoint; make it with `wgap calibrate {bundle.root} --precision {precision}`"
+        )
+    path = bundle.root / entry.path
+    judged = run.judge(path, precision, calibration)
+    provenance = {key: value for key, value in entry.provenance.items() if key != "gate"}
+    return judged, enter(bundle, Candidate(path, precision, (), provenance), judged)
+
+
+def require_writable(bundle: Bundle) -> None:
+    """Find out before minutes of work whether the bundle can be extended.
+
+    Raises:
+        BundleError: if nothing can be written into its folder.
+    """
+    with _writing(bundle), tempfile.TemporaryFile(dir=bundle.root) as probe:
+        probe.write(b"\0" * 4096)
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
+def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:
+    """Whether entering the candidate under this role removes that entry."""
+    if entry.precision != candidate.precision or entry.role not in ("onnx", "rejected"):
+        return False
+    if role == "onnx" or entry.role == role:
+        return True
+    return entry.sha256 == hashlib.sha256(candidate.path.read_bytes()).hexdigest()
+
+
+def _rewrite(bundle: Bundle, without: Sequence[BundleFile], entry: BundleFile | None) -> None:
+    files = [e for e in bundle.manifest.files if e not in without]
+    if entry is not None:
+        files.insert(sum(e.role in ("onnx", "rejected") for e in files), entry)
+    write_manifest(bundle.root, replace(bundle.manifest, files=tuple(files)))
+
+
+@contextmanager
+def _writing(bundle: Bundle) -> Iterator[None]:
+    try:
+        yield
+    except BundleError:
+        raise
+    except OSError as error:
+        raise BundleError(
+            f"{bundle.root} cannot be written ({error.strerror}); free space or allow writing and run it again. "
+            "The bundle is as it was"
+        ) from error

@@ -1,0 +1,199 @@
+"""Which images calibrate and which judge, by content: hashes prove that the two sets share none."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wgap.bundle import Bundle
+from wgap.datasets import Box, layout_of, open_dataset
+from wgap.errors import CalibrationError, DataError, ImageError
+from wgap.images import decode, find_images, resize
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["FEWEST", "ImageSet", "Picture", "image_set", "require_disjoint"]
+
+FEWEST = 8
+"""Fewer images than this neither calibrate nor judge."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as the network sees it.
+
+    Attributes:
+        path: the file.
+        label: class id in the bundle, or None where it is not known.
+        boxes: true boxes, half-open, original pixels; empty where none are known.
+        size: original (H, W) in pixels.
+        pixels: uint8[H, W, 3] RGB at the network's input size.
+        sha256: of the file's bytes.
+        pixels_sha256: of ``pixels``: a copy in another container or with other metadata has the same.
+    """
+
+    path: Path
+    label: int | None
+    boxes: tuple[Box, ...]
+    size: tuple[int, int]
+    pixels: NDArray[np.uint8]
+    sha256: str
+    pixels_sha256: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order, with what was noticed while reading them.
+
+    Attributes:
+        pictures: the images.
+        sha256: of the network inputs in order: equal for equal content, whatever the files are called.
+        warnings: what a reader of the figures should know.
+    """
+
+    pictures: tuple[Picture, ...]
+    sha256: str
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, rows: slice | None = None) -> NDArray[np.uint8]:
+        """Network inputs uint8[N, H, W, 3]."""
+        import numpy as np
+
+        return np.stack([picture.pixels for picture in self.pictures[rows or slice(None)]])
+
+    def listing(self) -> list[dict[str, str]]:
+        """Name and hashes of every image, for the manifest."""
+        return [{"name": p.path.name, "sha256": p.sha256, "pixels_sha256": p.pixels_sha256} for p in self.pictures]
+
+
+def image_set(
+    bundle: Bundle,
+    source: Path,
+    *,
+    split: str,
+    count: int | None = None,
+    with_boxes: bool = False,
+    purpose: str = "calibration",
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
+) -> ImageSet:
+    """Read images for calibration or for the gate.
+
+    Args:
+        bundle: gives the input size and the class names.
+        source: a labelled set in any layout of ``wgap.datasets``, or a folder or pattern of images.
+        split: which split of a labelled set; a folder per class without splits is taken whole.
+        count: at most so many, every class in turn, in the set's own order; without labels evenly spaced over the
+            sorted paths. None takes all.
+        with_boxes: also read true boxes, where the set has them.
+        purpose: what messages call the set.
+        progress: wraps the list of images, for a progress bar.
+
+    Raises:
+        CalibrationError: fewer than ``FEWEST`` images, or the same image twice.
+        DataError: ``source`` holds no images.
+        ImageError: an image is missing, cut short or corrupt: none is skipped.
+    """
+    entries, warnings = _entries(bundle, source, split, with_boxes)
+    chosen = _spread(entries, count)
+    if len(chosen) < FEWEST:
+        raise CalibrationError(
+            f"{source}: expected at least {FEWEST} {purpose} images, got {len(chosen)}; "
+            "32 of the training set, spread over the classes, are a good start"
+        )
+    if count is not None and len(chosen) < count:
+        warnings.append(f"{source} has {len(chosen)} {purpose} images, {count} were asked for")
+    if any(label is not None for _, label, _ in chosen) and len({label for _, label, _ in chosen}) == 1:
+        name = bundle.manifest.model.classes[chosen[0][1] or 0]
+        warnings.append(f"all {len(chosen)} {purpose} images are of one class, {name}")
+    pictures = [_picture(*entry, bundle.manifest.model.input_size) for entry in progress(chosen)]
+    first: dict[str, Path] = {}
+    for picture in pictures:
+        if picture.pixels_sha256 in first:
+            raise CalibrationError(
+                f"{picture.path} is the same picture as {first[picture.pixels_sha256]}; give each {purpose} image once"
+            )
+        first[picture.pixels_sha256] = picture.path
+    digest = hashlib.sha256("".join(p.pixels_sha256 for p in pictures).encode()).hexdigest()
+    return ImageSet(tuple(pictures), digest, tuple(warnings))
+
+
+def require_disjoint(calibration: Iterable[dict[str, str]], gate: ImageSet) -> None:
+    """Prove that no gate image took part in calibration, by the hashes of files and of network inputs.
+
+    Raises:
+        CalibrationError: naming the first image that did, and how many did.
+    """
+    seen = {entry[key] for entry in calibration for key in ("sha256", "pixels_sha256")}
+    shared = [p for p in gate.pictures if p.sha256 in seen or p.pixels_sha256 in seen]
+    if shared:
+        raise CalibrationError(
+            f"{len(shared)} of {len(gate)} gate images took part in calibration, the first: {shared[0].path}. A gate "
+            "measures nothing on images it was fitted to; give it others, such as the test split"
+        )
+
+
+_Entry = tuple[Path, "int | None", tuple[Box, ...]]
+
+
+def _entries(bundle: Bundle, source: Path, split: str, with_boxes: bool) -> tuple[list[_Entry], list[str]]:
+    """(path, class id, boxes) of every image, and what is not known about them."""
+    layout = layout_of(source) if source.is_dir() else None
+    if layout is None:
+        return [(path, None, ()) for path in find_images([source])], (
+            [f"{source}: no boxes known"] if with_boxes else []
+        )
+    if layout == "folder" and not any((source / name).is_dir() for name in ("train", "val", "test")):
+        split = "all"
+    dataset = open_dataset(source, split, layout)
+    ids = {name: index for index, name in enumerate(bundle.manifest.model.classes)}
+    strange = [name for name in dataset.classes if name not in ids]
+    warnings = []
+    if strange:
+        warnings.append(f"{source}: labels are left out, the bundle does not know class {strange[0]!r}")
+    truths: list[list[Box]] = [[] for _ in dataset.samples]
+    if with_boxes and not strange:
+        try:
+            truths = dataset.boxes()
+        except DataError as error:
+            warnings.append(f"no boxes known: {error}")
+    labels = [None if strange else ids[dataset.classes[sample.label]] for sample in dataset.samples]
+    rows = zip(dataset.samples, labels, truths, strict=True)
+    return [(sample.path, label, tuple(boxes)) for sample, label, boxes in rows], warnings
+
+
+def _spread(entries: list[_Entry], count: int | None) -> list[_Entry]:
+    """``count`` entries: every class in turn, or evenly spaced where labels are unknown."""
+    if count is None or len(entries) <= count:
+        return entries
+    if any(label is None for _, label, _ in entries):
+        return [entries[index * len(entries) // count] for index in range(count)]
+    groups: dict[int | None, list[_Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry[1], []).append(entry)
+    order = [
+        group[turn] for turn in range(max(map(len, groups.values()))) for group in groups.values() if turn < len(group)
+    ]
+    return order[:count]
+
+
+def _picture(path: Path, label: int | None, boxes: tuple[Box, ...], side: tuple[int, int]) -> Picture:
+    import numpy as np
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+    image = decode(data, str(path))
+    pixels = np.ascontiguousarray(resize(image, *side) if image.shape[:2] != side else image)
+    return Picture(
+        path, label, boxes, (image.shape[0], image.shape[1]), pixels,
+        hashlib.sha256(data).hexdigest(), hashlib.sha256(pixels).hexdigest(),
+    )  # fmt: skip

@@ -1,0 +1,100 @@
+"""FP16, strongly typed: convolutions in half precision, inputs, outputs and softmax pooling in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wgap.calibrate.ranges import Ranges, silence, toolkit
+from wgap.errors import CalibrationError
+
+__all__ = ["FP16_LARGEST", "Headroom", "fp16_graph", "headroom"]
+
+FP16_LARGEST = 65504.0
+"""Largest finite float16."""
+
+_HALF = ("Conv", "Relu", "MaxPool")
+"""Operators that run in float16; everything else is preprocessing, pooling and the classifier, and stays float32."""
+
+MARGIN = 2.0
+"""An activation must stay below the largest float16 by this factor on the calibration set, or its layer stays float32."""
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """How far one activation stays from float16's limit.
+
+    Attributes:
+        tensor: its name.
+        largest: largest magnitude over the calibration set.
+        factor: ``FP16_LARGEST / largest``; below 1 it overflows.
+    """
+
+    tensor: str
+    largest: float
+    factor: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, ready for JSON."""
+        return asdict(self)
+
+
+def headroom(graph: Path, ranges: Ranges) -> list[Headroom]:
+    """The range of every activation of the half-precision part, the tightest first.
+
+    Args:
+        graph: the float32 graph.
+        ranges: min-max ranges of its activations over the calibration set.
+    """
+    import onnx
+
+    names = {name for node in onnx.load(str(graph)).graph.node if node.op_type in _HALF for name in node.output}
+    largest = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items() if name in names}
+    rows = [Headroom(name, value, FP16_LARGEST / value if value else float("inf")) for name, value in largest.items()]
+    return sorted(rows, key=lambda row: (row.factor, row.tensor))
+
+
+def fp16_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[str] = ()) -> list[str]:
+    """Write the FP16 graph.
+
+    Args:
+        graph: the float32 graph.
+        ranges: min-max ranges of its activations; a layer without ``MARGIN`` headroom stays float32.
+        out: where to write it.
+        keep_float: further nodes to leave in float32.
+
+    Returns:
+        nodes of the half-precision part that stay float32.
+
+    Raises:
+        CalibrationError: if a weight does not fit in float16.
+    """
+    toolkit()
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(str(graph))
+    tight = {row.tensor for row in headroom(graph, ranges) if row.factor < MARGIN}
+    kept = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in _HALF and (node.name in keep_float or tight & {*node.input, *node.output})
+    ]
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for name in node.input[1:] if node.op_type == "Conv" and node.name not in kept else []:
+            largest = float(np.abs(numpy_helper.to_array(constants[name])).max(initial=0.0))
+            if not largest < FP16_LARGEST:
+                raise CalibrationError(f"{name}: {largest:g} does not fit in float16; leave {node.name} in float32")
+    outside = [node.name for node in model.graph.node if node.op_type not in _HALF]
+    with silence():
+        lowered = convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=[], node_block_list=[*outside, *kept]
+        )
+    onnx.checker.check_model(lowered, full_check=True)
+    out.write_bytes(lowered.SerializeToString(deterministic=True))
+    return kept

@@ -1,0 +1,138 @@
+"""INT8 as Q/DQ on the convolutions: one file that runs in INT8 on the CPU and parses in TensorRT 10, 11 and RTX."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from wgap.calibrate.ranges import Ranges, silence, toolkit
+from wgap.errors import CalibrationError
+
+__all__ = ["convolutions", "float_graph", "int8_graph", "scales"]
+
+
+def convolutions(graph: Path) -> list[str]:
+    """Names of the convolution nodes, in order."""
+    import onnx
+
+    return [node.name for node in onnx.load(str(graph)).graph.node if node.op_type == "Conv"]
+
+
+def float_graph(source: Path, out: Path) -> None:
+    """The float32 graph with each ReLU that feeds one max pooling moved behind it.
+
+    The outputs are the same, since both take the larger of values. The ReLU, which ONNX Runtime runs in float between
+    two INT8 operators, then has a quarter of the work, and pooling runs in INT8.
+    """
+    import onnx
+
+    model = onnx.load(str(source))
+    nodes = model.graph.node
+    readers: dict[str, list[Any]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in model.graph.output}
+    for relu in [node for node in nodes if node.op_type == "Relu"]:
+        after = readers.get(relu.output[0], [])
+        if len(after) == 1 and after[0].op_type == "MaxPool" and relu.output[0] not in outputs:
+            pool = after[0]
+            between = relu.output[0]
+            relu.output[0], pool.input[0] = pool.output[0], relu.input[0]
+            pool.output[0] = relu.input[0] = between
+            nodes.remove(relu)
+            nodes.insert(list(nodes).index(pool) + 1, relu)
+    del model.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    onnx.checker.check_model(model, full_check=True)
+    out.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def int8_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[str] = ()) -> None:
+    """Write the Q/DQ graph: symmetric INT8, per channel for weights, per tensor for activations, biases left float32.
+
+    A convolution's output and the output of its ReLU share one scale: what is below zero is cut by the ReLU anyway, so
+    the range is spent on what remains, and a value is rounded once instead of twice.
+
+    Args:
+        graph: the float32 graph of :func:`float_graph`.
+        ranges: of that graph's activations, from :func:`wgap.calibrate.ranges.activation_ranges`.
+        out: where to write it.
+        keep_float: convolution nodes left in float32.
+
+    Raises:
+        CalibrationError: if ``keep_float`` names a node that is no convolution, or leaves none to quantise.
+    """
+    quantization = toolkit()
+    import onnx
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+
+    names = convolutions(graph)
+    if strange := sorted(set(keep_float) - set(names)):
+        raise CalibrationError(f"no convolution is called {strange[0]!r}; the graph has {', '.join(names)}")
+    if set(keep_float) == set(names):
+        raise CalibrationError("every convolution would stay in float32; use the float32 file")
+    with tempfile.TemporaryDirectory(prefix="wgap-int8-") as folder, silence():
+        cache = Path(folder) / "ranges.json"
+        method = quantization.CalibrationMethod.MinMax
+        shared = _shared(graph, ranges)
+        save_tensors_data(
+            TensorsData(method, {name: TensorData(lowest=_f32(a), highest=_f32(b)) for name, (a, b) in shared.items()}),
+            cache,
+        )
+        quantization.quantize_static(
+            str(graph),
+            str(Path(folder) / "int8.onnx"),
+            None,
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            nodes_to_exclude=sorted(keep_float),
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=method,
+            extra_options={"QuantizeBias": False, "ActivationSymmetric": True},
+            calibration_cache_path=cache,
+        )
+        model = onnx.load(str(Path(folder) / "int8.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    out.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def scales(graph: Path) -> dict[str, float]:
+    """Scale of each quantised activation in a Q/DQ file, by the name of the float tensor."""
+    import onnx
+    from onnx import numpy_helper
+
+    content = onnx.load(str(graph)).graph
+    constants = {tensor.name: tensor for tensor in content.initializer}
+    return {
+        node.input[0]: float(numpy_helper.to_array(constants[node.input[1]]))
+        for node in content.node
+        if node.op_type == "QuantizeLinear"
+    }
+
+
+def _shared(graph: Path, ranges: Ranges) -> Ranges:
+    """Ranges with each convolution's output (and its pooled output) given that of the ReLU behind it."""
+    import onnx
+
+    nodes = onnx.load(str(graph)).graph.node
+    source = {node.output[0]: node for node in nodes}
+    shared = dict(ranges)
+    for relu in (node for node in nodes if node.op_type == "Relu"):
+        name, result = relu.input[0], ranges[relu.output[0]]
+        while name in source and source[name].op_type in ("MaxPool", "Conv"):
+            shared[name] = result
+            if source[name].op_type == "Conv":
+                break
+            name = source[name].input[0]
+    return shared
+
+
+def _f32(value: float) -> Any:
+    import numpy as np
+
+    return np.array(value, np.float32)

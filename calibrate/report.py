@@ -1,0 +1,6 @@
+def require_new(*a):
+    pass
+
+
+def write_report(*a):
+    pass

@@ -1,0 +1,198 @@
+"""``wgap calibrate`` and ``wgap gate``: lower precision, and what it costs in boxes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from wgap.bundle import Bundle
+    from wgap.calibrate.gate import Verdict
+
+GATE_FAILED = 3
+"""Exit code of a gate that refused a file."""
+
+_SPLITS = "train, val, test or all; of a labelled set only."
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    images: Annotated[Path, typer.Option(help="Calibration images: a folder, or a labelled set.")],
+    precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
+    method: Annotated[
+        str, typer.Option(help="How activation ranges are chosen: minmax, entropy or percentile.")
+    ] = "minmax",
+    count: Annotated[int, typer.Option(help="Calibration images to take, every class in turn.")] = 32,
+    split: Annotated[str, typer.Option(help=_SPLITS)] = "train",
+    gate_images: Annotated[
+        Path | None, typer.Option("--gate", help="Images that judge the result: a folder, or a labelled set.")
+    ] = None,
+    gate_split: Annotated[str, typer.Option(help=_SPLITS)] = "test",
+    gate_count: Annotated[int | None, typer.Option(help="At most so many gate images; default: all.")] = None,
+    max_drop: Annotated[float, typer.Option(help="Largest loss of GT-known and Top-1 localization, a share.")] = 0.01,
+    min_iou: Annotated[float, typer.Option(help="Smallest mean IoU of the boxes against float32's.")] = 0.98,
+    min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
+    keep_float: Annotated[
+        list[str] | None, typer.Option(help="A convolution, by node name, that stays in float32; may be repeated.")
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Keep the fewest convolutions in float32 that let the gate pass.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Folder for pictures and report.json.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Keep ranges and the log of --auto here, named by content, to go on later.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace --report if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
+) -> None:
+    """Add a lower-precision model to BUNDLE, judged on --gate; exit code 3 if the gate refuses it."""
+    from wgap.bundle import Bundle
+    from wgap.calibrate.auto import search
+    from wgap.calibrate.candidate import GateRun, enter, prepare, require_writable
+    from wgap.calibrate.candidate import calibrate as make
+    from wgap.calibrate.gate import Limits
+    from wgap.calibrate.images import image_set, require_disjoint
+    from wgap.calibrate.report import require_new, write_report
+    from wgap.errors import DataError
+
+    if auto and (gate_images is None or precision != "int8"):
+        raise DataError("--auto searches for an int8 file that passes the gate: give --gate, and --precision int8")
+    if report is not None:
+        require_new(report, force)
+    limits = Limits(max_drop, min_iou, min_agreement)
+    opened = Bundle.open(bundle)
+    require_writable(opened)
+    progress = _progress()
+    chosen = image_set(
+        opened, images, split=split, count=count, progress=lambda items: progress(items, "reading calibration images")
+    )
+    _warn(chosen.warnings)
+    judges = None
+    if gate_images is not None:
+        judges = _gate_images(opened, gate_images, gate_split, gate_count)
+        require_disjoint(chosen.listing(), judges)
+    with prepare(opened, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
+        run = None if judges is None else GateRun(opened, judges, limits, progress)
+        judged = None
+        if auto and run is not None:
+            candidate, judged = search(source, run, Path(folder), cache_dir, progress, _note)
+        else:
+            candidate = make(source, precision, Path(folder) / f"{precision}.onnx", keep_float or ())
+            if run is not None:
+                judged = run.judge(candidate.path, precision, chosen.listing())
+        opened = enter(opened, candidate, judged)
+        if report is not None:
+            write_report(report, opened, source, candidate, run, judged, force)
+    _finish(opened, precision, judged, as_json)
+
+
+def gate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    images: Annotated[Path, typer.Option(help="Images that judge: a folder, or a labelled set.")],
+    precision: Annotated[str, typer.Option(help="Which of the bundle's models to judge.")] = "int8",
+    split: Annotated[str, typer.Option(help=_SPLITS)] = "test",
+    count: Annotated[int | None, typer.Option(help="At most so many images; default: all.")] = None,
+    max_drop: Annotated[float, typer.Option(help="Largest loss of GT-known and Top-1 localization, a share.")] = 0.01,
+    min_iou: Annotated[float, typer.Option(help="Smallest mean IoU of the boxes against float32's.")] = 0.98,
+    min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
+) -> None:
+    """Judge a lower-precision model of BUNDLE anew and enter the verdict; exit code 3 if it is refused."""
+    from wgap.bundle import Bundle
+    from wgap.calibrate.candidate import GateRun, gate_file, require_writable
+    from wgap.calibrate.gate import Limits
+
+    limits = Limits(max_drop, min_iou, min_agreement)
+    opened = Bundle.open(bundle)
+    opened.model_file(precision, ungated=True)
+    require_writable(opened)
+    run = GateRun(opened, _gate_images(opened, images, split, count), limits, _progress())
+    judged, opened = gate_file(opened, precision, run)
+    _finish(opened, precision, judged, as_json)
+
+
+def _gate_images(bundle: Bundle, source: Path, split: str, count: int | None) -> Any:
+    from wgap.calibrate.images import image_set
+
+    progress = _progress()
+    found = image_set(
+        bundle, source, split=split, count=count, with_boxes=True, purpose="gate",
+        progress=lambda items: progress(items, "reading gate images"),
+    )  # fmt: skip
+    _warn(found.warnings)
+    return found
+
+
+def _progress() -> Callable[[Sequence[Any], str], Iterable[Any]]:
+    from rich.console import Console
+    from rich.progress import track
+
+    errors = Console(stderr=True)
+    return lambda items, what: track(items, what, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        _note(f"warning: {warning}")
+
+
+def _finish(bundle: Bundle, precision: str, judged: Verdict | None, as_json: bool) -> None:
+    """Say what was entered; exit code 3 where the gate refused it."""
+    from dataclasses import asdict
+
+    rejected = judged is not None and not judged.passed
+    entry = bundle.file("rejected" if rejected else "onnx", precision)
+    if as_json:
+        typer.echo(
+            json.dumps({"bundle": str(bundle.root), "usable": judged is not None and judged.passed, **asdict(entry)})
+        )
+    else:
+        _print(bundle, entry, judged)
+    if rejected:
+        raise typer.Exit(GATE_FAILED)
+
+
+def _print(bundle: Bundle, entry: Any, judged: Verdict | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    typer.echo(f"{bundle.root / entry.path}: {entry.size / 1e6:.1f} MB")
+    if attested := entry.provenance.get("quantisation", {}).get("attestation"):
+        typer.echo(
+            f"{attested['runtime']} runs {attested['ran_int8']} convolutions in INT8, {attested['ran_float']} in float"
+        )
+    if tightest := entry.provenance.get("lowering", {}).get("headroom"):
+        row = tightest[0]
+        typer.echo(
+            f"largest activation {row['largest']:.0f} ({row['tensor']}): float16 holds {row['factor']:.1f} times that"
+        )
+    if judged is None:
+        typer.echo("not judged: no --gate; the runtime refuses this file until `wgap gate` has passed it")
+        return
+    figures, limits = judged.figures, judged.limits
+    table = Table("measure", "float32", entry.precision, "limit", title=f"gate on {figures['images']} images")
+    table.add_row("top-1 agreement", "", f"{figures['top1_agreement']:.3f}", f">= {limits.min_agreement:g}")
+    table.add_row("mean box IoU", "", f"{figures['box_iou']['mean']:.4f}", f">= {limits.min_iou:g}")
+    table.add_row("box IoU, 5th percentile", "", f"{figures['box_iou']['p5']:.3f}", "")
+    table.add_row("boxes with IoU < 0.9", "", f"{figures['box_iou']['share_below_0.9']:.3f}", "")
+    table.add_row("level flips", "", str(figures["level_flips"]), "")
+    for name, title in (("gt_known", "GT-known"), ("top1_loc", "Top-1 loc")):
+        if row := figures[name]:
+            low, high = row["interval"]
+            table.add_row(
+                title,
+                f"{row['float32']:.3f}",
+                f"{row['candidate']:.3f} ({row['change']:+.3f}, 95 % {low:+.3f} to {high:+.3f})",
+                f">= -{limits.max_drop:g}",
+            )
+    Console().print(table)
+    typer.echo("passed" if judged.passed else f"refused, kept aside in {entry.path}: {'; '.join(judged.reasons)}")
