@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wgap.atomic import atomic_file
-from wgap.errors import BundleError, HashMismatchError, ManifestError
+from wgap.errors import BundleError, GateError, HashMismatchError, ManifestError
 from wgap.preprocessing import Preprocessing
 
 SCHEMA = 1
