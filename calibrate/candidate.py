@@ -19,7 +19,7 @@ from wgap.bundle import Bundle, BundleFile, describe_file, write_manifest
 from wgap.calibrate.attest import attest_int8
 from wgap.calibrate.gate import Limits, Observation, Verdict, observe, verdict
 from wgap.calibrate.images import ImageSet, require_disjoint
-from wgap.calibrate.lower import fp16_graph, headroom
+from wgap.calibrate.lower import fp16_graph, headroom, rounded_graph
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import BundleError, CalibrationError, DataError
@@ -185,10 +185,16 @@ class GateRun:
         from wgap.runtime.backends.onnxruntime import session_backend
 
         require_disjoint(calibration, self.images)
-        backend = session_backend(self.bundle, path, precision)
-        seen = observe(
-            self.bundle, backend, self.images, self.float32, lambda items: self._progress(items, f"gate, {precision}")
-        )
+        with tempfile.TemporaryDirectory(prefix="wgap-gate-") as folder:
+            runs = path
+            if precision == "fp16":
+                runs = Path(folder) / "rounded.onnx"
+                rounded_graph(path, runs)
+            backend = session_backend(self.bundle, runs, precision)
+            seen = observe(
+                self.bundle, backend, self.images, self.float32,
+                lambda items: self._progress(items, f"gate, {precision}"),
+            )  # fmt: skip
         found = verdict(self.bundle, self.images, self.float32, seen, self.limits)
         identity = {
             "candidate_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -196,7 +202,7 @@ class GateRun:
             "disjoint_from_calibration": True,
             "map": self.bundle.manifest.postprocessing.map,
             "threshold": self.bundle.manifest.postprocessing.threshold,
-            "backend": f"{backend.name} {backend.version}",
+            "backend": f"{backend.name} {backend.version}" + (", float16 emulated" if runs != path else ""),
         }
         return replace(found, figures={**found.figures, **identity})
 

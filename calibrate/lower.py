@@ -10,7 +10,7 @@ from typing import Any
 from wgap.calibrate.ranges import Ranges, silence, toolkit
 from wgap.errors import CalibrationError
 
-__all__ = ["FP16_LARGEST", "Headroom", "fp16_graph", "headroom"]
+__all__ = ["FP16_LARGEST", "Headroom", "fp16_graph", "headroom", "rounded_graph"]
 
 FP16_LARGEST = 65504.0
 """Largest finite float16."""
@@ -76,6 +76,7 @@ def fp16_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[st
     import onnx
     from onnx import numpy_helper
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = onnx.load(str(graph))
     tight = {row.tensor for row in headroom(graph, ranges) if row.factor < MARGIN}
@@ -95,6 +96,50 @@ def fp16_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[st
         lowered = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=[], node_block_list=[*outside, *kept]
         )
+        # Between two float32 nodes the converter goes through float16 and back, which would cost their precision.
+        tidy = OnnxModel(lowered)
+        tidy.remove_cascaded_cast_nodes()
+        tidy.topological_sort(is_deterministic=True)
     onnx.checker.check_model(lowered, full_check=True)
     out.write_bytes(lowered.SerializeToString(deterministic=True))
     return kept
+
+
+def rounded_graph(fp16: Path, out: Path) -> None:
+    """Write an FP16 file as a float32 graph that rounds every value as float16 would.
+
+    ONNX Runtime's CPU provider has no half-precision convolution: it computes an FP16 file in float32 and drops the
+    casts in between, so that running the file there shows no rounding at all. Here each convolution's result, and what
+    enters the half-precision part, goes through float16 explicitly: rounded to nearest even, infinite above 65504,
+    with sums in float32 as tensor cores have them. ReLU and max pooling make no new values.
+
+    Args:
+        fp16: a file of :func:`fp16_graph`.
+        out: where to write the float32 graph; same inputs, outputs and weights.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(str(fp16))
+    graph = model.graph
+    half = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    for tensor in graph.initializer:
+        if tensor.name in half:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
+    del graph.value_info[:]
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        enters = node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16
+        if not enters and not (node.op_type == "Conv" and node.input[1] in half):
+            graph.node.append(node)
+            continue
+        result = node.output[0]
+        exact, rounded = (node.input[0] if enters else f"{result}_exact"), f"{result}_rounded"
+        if not enters:
+            node.output[0] = exact
+            graph.node.append(node)
+        graph.node.append(helper.make_node("Cast", [exact], [rounded], f"{result}_round", to=TensorProto.FLOAT16))
+        graph.node.append(helper.make_node("Cast", [rounded], [result], f"{result}_widen", to=TensorProto.FLOAT))
+    onnx.checker.check_model(model, full_check=True)
+    out.write_bytes(model.SerializeToString(deterministic=True))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from wgap.bundle import BundleFile
 
 
 def inspect(
@@ -30,10 +33,18 @@ def inspect(
             f"map {defaults.map}, threshold {defaults.threshold}\n"
             f"{len(info.classes)} classes: {', '.join(info.classes[:8])}{' ...' if len(info.classes) > 8 else ''}"
         )
-        table = Table("file", "role", "precision", "bytes", "sha256")
+        table = Table("file", "role", "precision", "gate", "bytes", "sha256")
         for entry in opened.manifest.files:
-            table.add_row(entry.path, entry.role, entry.precision, str(entry.size), entry.sha256[:12])
+            table.add_row(entry.path, entry.role, entry.precision, _gate(entry), str(entry.size), entry.sha256[:12])
         Console().print(table)
     opened.verify()
     if not as_json:
         typer.echo("every file is as the manifest says")
+
+
+def _gate(entry: BundleFile) -> str:
+    """What the gate said of a lower-precision model; empty for every other file."""
+    if entry.precision == "fp32" or entry.role not in ("onnx", "rejected"):
+        return ""
+    verdict = entry.provenance.get("gate")
+    return "never ran" if verdict is None else "passed" if verdict["passed"] else "refused"
