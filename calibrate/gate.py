@@ -110,7 +110,8 @@ def observe(
         bundle: classifier, input size, map and threshold.
         backend: the network.
         images: the images.
-        reference: float32's observations, whose top-1 classes ``Observation.reference`` follows; None: this *is* float32.
+        reference: float32's observations, whose top-1 classes ``Observation.reference`` follows; None: this *is*
+            float32.
         progress: wraps the batches, for a progress bar.
         batch_size: images per forward pass.
     """

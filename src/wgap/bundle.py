@@ -3,7 +3,7 @@
 ::
 
     wgap.json                manifest: schema, model, preprocessing, postprocessing, each file's role, precision, sha256
-    model.onnx               float32: input ``image`` uint8 [N, H, W, 3] RGB; outputs ``logits`` and ``features`` float32
+    model.onnx               input ``image`` uint8 [N, H, W, 3] RGB; outputs ``logits`` and ``features`` float32
     classifier.safetensors   ``weight`` float32 [K, C], ``bias`` float32 [K]: recombination needs them outside the graph
     model.int8.onnx          the same graph at a lower precision, entered by ``wgap calibrate`` with its gate's verdict
     rejected/                lower-precision files whose gate failed, kept aside
