@@ -285,7 +285,7 @@ def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:
     """Whether entering the candidate under this role removes that entry."""
     if entry.precision != candidate.precision or entry.role not in ("onnx", "rejected"):
         return False
-    if role == "onnx" or entry.role == role:
+    if role in ("onnx", entry.role):
         return True
     return entry.sha256 == hashlib.sha256(candidate.path.read_bytes()).hexdigest()
 

@@ -25,11 +25,26 @@ def float_graph(source: Path, out: Path) -> None:
 
     The outputs are the same, since both take the larger of values. The ReLU, which ONNX Runtime runs in float between
     two INT8 operators, then has a quarter of the work, and pooling runs in INT8.
+
+    Raises:
+        CalibrationError: if the graph is of a lower precision already, or cannot be read.
     """
     import onnx
+    from google.protobuf.message import DecodeError
 
-    model = onnx.load(str(source))
+    try:
+        model = onnx.load(str(source))
+    except DecodeError as error:
+        raise CalibrationError(f"{source} is not an ONNX file ({error}); export the bundle again") from error
     nodes = model.graph.node
+    lower = next((node.op_type for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")), None)
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        lower = "float16"
+    if lower is not None:
+        raise CalibrationError(
+            f"{source}: expected the float32 graph of `wgap export`, but it already has {lower} "
+            f"{'weights' if lower == 'float16' else 'nodes'}; calibrate a bundle exported from the checkpoint"
+        )
     readers: dict[str, list[Any]] = {}
     for node in nodes:
         for name in node.input:
