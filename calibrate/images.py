@@ -113,7 +113,9 @@ def image_set(
     if any(label is not None for _, label, _ in chosen) and len({label for _, label, _ in chosen}) == 1:
         name = bundle.manifest.model.classes[chosen[0][1] or 0]
         warnings.append(f"all {len(chosen)} {purpose} images are of one class, {name}")
-    pictures = [_picture(*entry, bundle.manifest.model.input_size) for entry in progress(chosen)]
+    pictures = [
+        _picture(path, label, boxes, bundle.manifest.model.input_size) for path, label, boxes in progress(chosen)
+    ]
     first: dict[str, Path] = {}
     for picture in pictures:
         if picture.pixels_sha256 in first:
@@ -195,5 +197,5 @@ def _picture(path: Path, label: int | None, boxes: tuple[Box, ...], side: tuple[
     pixels = np.ascontiguousarray(resize(image, *side) if image.shape[:2] != side else image)
     return Picture(
         path, label, boxes, (image.shape[0], image.shape[1]), pixels,
-        hashlib.sha256(data).hexdigest(), hashlib.sha256(pixels).hexdigest(),
+        hashlib.sha256(data).hexdigest(), hashlib.sha256(pixels.tobytes()).hexdigest(),
     )  # fmt: skip

@@ -19,7 +19,7 @@ _HALF = ("Conv", "Relu", "MaxPool")
 """Operators that run in float16; everything else is preprocessing, pooling and the classifier, and stays float32."""
 
 MARGIN = 2.0
-"""An activation must stay this many times below the largest float16 on the calibration set, or its layer stays float32."""
+"""An activation must stay this many times below the largest float16, or its layer stays float32."""
 
 
 @dataclass(frozen=True)

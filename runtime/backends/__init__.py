@@ -46,7 +46,9 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(name: str, bundle: Bundle, precision: str = "fp32", threads: int | None = None, ungated: bool = False) -> Backend:
+def open_backend(
+    name: str, bundle: Bundle, precision: str = "fp32", threads: int | None = None, ungated: bool = False
+) -> Backend:
     """The backend of that name over a bundle.
 
     Args:

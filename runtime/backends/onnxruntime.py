@@ -39,7 +39,9 @@ class OnnxRuntimeBackend:
         return logits, features
 
 
-def open_bundle(bundle: Bundle, precision: str = "fp32", threads: int | None = None, ungated: bool = False) -> OnnxRuntimeBackend:
+def open_bundle(
+    bundle: Bundle, precision: str = "fp32", threads: int | None = None, ungated: bool = False
+) -> OnnxRuntimeBackend:
     """Open the bundle's ONNX file of that precision on the CPU.
 
     Raises:
@@ -97,8 +99,7 @@ def _check_signature(session: Any, bundle: Bundle, path: Path) -> None:
         if name not in found or found[name][0] != dtype or found[name][1][1:] != shape:
             got = "no such tensor" if name not in found else f"{found[name][0]} {found[name][1]}"
             raise BundleError(
-                f"{path}: the manifest promises {name} {dtype} {['N', *shape]}, got {got}; "
-                "export the bundle again"
+                f"{path}: the manifest promises {name} {dtype} {['N', *shape]}, got {got}; export the bundle again"
             )
     batch = found["image"][1][0]
     if isinstance(batch, int):

@@ -18,7 +18,7 @@ from wgap.calibrate.images import ImageSet, image_set
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A labelled set for ``tiny_bundle``: 16 calibration and 16 gate pictures of discs, rings and crosses, with boxes."""
+    """A labelled set for ``tiny_bundle``: 16 pictures to calibrate with and 16 to judge, with boxes."""
     root = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(5)
     boxes = ["image,x0,y0,x1,y1"]

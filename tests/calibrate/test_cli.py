@@ -1,4 +1,4 @@
-"""``wgap calibrate`` and ``wgap gate`` as people call them, and everything that can be wrong with what they are given."""
+"""``wgap calibrate`` and ``wgap gate`` as people call them, and what can be wrong with what they are given."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_a_convolution_that_would_run_in_float_fails_the_attestation(source: Cal
     for node in (quantize, dequantize):
         model.graph.node.remove(node)
     onnx.save(model, str(path))
-    with pytest.raises(CheckFailedError, match="expected 13 of 13 convolutions in INT8, onnxruntime .* runs 12"):
+    with pytest.raises(CheckFailedError, match=r"expected 13 of 13 convolutions in INT8, onnxruntime .* runs 12"):
         attest_int8(path)
 
 

@@ -173,6 +173,6 @@ def test_a_refused_file_is_kept_aside_and_runs_only_when_told(
         Localizer(bundle, precision="int8")
     bundle = enter(bundle, candidate, verdict)
     assert not (good / "model.int8.onnx").exists()
-    with pytest.raises(GateError, match="the gate refused this int8 file: .*mean box IoU"):
+    with pytest.raises(GateError, match=r"the gate refused this int8 file: .*mean box IoU"):
         Localizer(bundle, precision="int8")
     assert Localizer(bundle, precision="int8", ungated=True).backend.precision == "int8"
