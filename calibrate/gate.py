@@ -49,7 +49,8 @@ class Observation(NamedTuple):
 
     ``top1`` is its class; ``own`` the box of that class's map; ``reference`` and ``level`` the box and level of
     the map of float32's top-1 class; ``label`` the box of the true class's map, None where it is
-    unknown. Boxes on the map, half-open. ``finite`` is False where features or logits held NaN or infinity: every box is then None.
+    unknown. Boxes on the map, half-open. ``finite`` is False where features or logits held NaN or infinity: every box
+    is then None.
     """
 
     finite: bool

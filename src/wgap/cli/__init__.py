@@ -18,6 +18,7 @@ from wgap.cli.export import export
 from wgap.cli.inspect import inspect
 from wgap.cli.localize import localize
 from wgap.cli.selftest import selftest
+from wgap.cli.sensitivity import sensitivity
 from wgap.cli.train import train
 from wgap.errors import WgapError
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, train, export, calibrate, gate, check, selftest, localize, evaluate, bench, inspect):
+for verb in (demo, train, export, calibrate, gate, sensitivity, check, selftest, localize, evaluate, bench, inspect):
     app.command()(verb)
 
 

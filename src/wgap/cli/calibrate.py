@@ -67,11 +67,11 @@ def calibrate(
     limits = Limits(max_drop, min_iou, min_agreement)
     opened = Bundle.open(bundle)
     require_writable(opened)
-    progress = _progress()
+    progress = show_progress()
     chosen = image_set(
         opened, images, split=split, count=count, progress=lambda items: progress(items, "reading calibration images")
     )
-    _warn(chosen.warnings)
+    warn(chosen.warnings)
     judges = None
     if gate_images is not None:
         judges = _gate_images(opened, gate_images, gate_split, gate_count)
@@ -111,7 +111,7 @@ def gate(
     opened = Bundle.open(bundle)
     opened.model_file(precision, ungated=True)
     require_writable(opened)
-    run = GateRun(opened, _gate_images(opened, images, split, count), limits, _progress())
+    run = GateRun(opened, _gate_images(opened, images, split, count), limits, show_progress())
     judged, opened = gate_file(opened, precision, run)
     _finish(opened, precision, judged, as_json)
 
@@ -119,16 +119,17 @@ def gate(
 def _gate_images(bundle: Bundle, source: Path, split: str, count: int | None) -> Any:
     from wgap.calibrate.images import image_set
 
-    progress = _progress()
+    progress = show_progress()
     found = image_set(
         bundle, source, split=split, count=count, with_boxes=True, purpose="gate",
         progress=lambda items: progress(items, "reading gate images"),
     )  # fmt: skip
-    _warn(found.warnings)
+    warn(found.warnings)
     return found
 
 
-def _progress() -> Callable[[Sequence[Any], str], Iterable[Any]]:
+def show_progress() -> Callable[[Sequence[Any], str], Iterable[Any]]:
+    """A bar on standard error where that is a terminal, else nothing."""
     from rich.console import Console
     from rich.progress import track
 
@@ -140,7 +141,8 @@ def _note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _warn(warnings: Iterable[str]) -> None:
+def warn(warnings: Iterable[str]) -> None:
+    """Tell warnings on standard error."""
     for warning in warnings:
         _note(f"warning: {warning}")
 

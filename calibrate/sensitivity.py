@@ -1,0 +1,208 @@
+"""What INT8 costs layer by layer, and what each layer kept in float32 buys back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wgap.atomic import atomic_file
+from wgap.calibrate.candidate import Calibration, Progress, silent
+from wgap.calibrate.gate import Limits, Observation, observe, verdict
+from wgap.calibrate.quantise import convolutions, int8_graph
+from wgap.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from wgap.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+__all__ = ["LayerCost", "Point", "Sensitivity", "plot", "rank", "sensitivity"]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One convolution; mean box IoU against float32 on the calibration images.
+
+    Attributes:
+        layer: node name.
+        alone: with only this layer in INT8.
+        all_but: with every layer but this one in INT8; high where this layer is the one that hurts.
+    """
+
+    layer: str
+    alone: float
+    all_but: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One mixture: how many of the most harmful layers are float32, mean box IoU, milliseconds of a forward pass."""
+
+    keep_float: tuple[str, ...]
+    iou: float
+    p25_ms: float
+    median_ms: float
+    p75_ms: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Costs in the network's order, layers from most to least harmful, and the latency curve (may be empty)."""
+
+    images: int
+    all_int8: float
+    layers: tuple[LayerCost, ...]
+    ranking: tuple[str, ...]
+    pareto: tuple[Point, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, ready for JSON."""
+        return asdict(self)
+
+
+def rank(source: Calibration, progress: Progress = silent) -> list[tuple[str, float]]:
+    """(layer, mean box IoU with only it in INT8), the most harmful layer first.
+
+    Measured on the calibration images: a ranking by the gate's images would tune the file to its judge. A layer alone
+    in INT8 shows its own harm; with all the others in INT8 too, their noise hides it, and a scale that two neighbours
+    share stays bad whichever of the two is spared.
+    """
+    return _ranked(_alone(source, _float32(source), progress))
+
+
+def _alone(source: Calibration, float32: Sequence[Observation], progress: Progress) -> dict[str, float]:
+    names = convolutions(source.graph)
+    return {
+        name: _iou(source, [other for other in names if other != name], float32)
+        for name in progress(names, "one layer alone")
+    }
+
+
+def _ranked(alone: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(alone.items(), key=lambda row: row[1])
+
+
+def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = silent, rounds: int = 15) -> Sensitivity:
+    """Quantise every convolution alone and all but it, and time what mixtures cost.
+
+    Args:
+        source: graph, ranges and calibration images, which are also the ones measured on.
+        pareto: also make the k most harmful layers float32, k = 0, 1, ..., and time a forward pass at batch 1 of all
+            mixtures and of float32, interleaved, with idle threads asleep.
+        progress: shown while it works.
+        rounds: timed forward passes of each mixture.
+    """
+    names, float32 = convolutions(source.graph), _float32(source)
+    alone = _alone(source, float32, progress)
+    layers = tuple(
+        LayerCost(name, alone[name], _iou(source, [name], float32)) for name in progress(names, "all but one layer")
+    )
+    ranking = tuple(name for name, _ in _ranked(alone))
+    points = _pareto(source, ranking, float32, progress, rounds) if pareto else ()
+    return Sensitivity(len(source.images), _iou(source, (), float32), layers, ranking, points)
+
+
+def plot(found: Sensitivity, folder: Path) -> None:
+    """Write ``layers.png`` and, where it was measured, ``pareto.png``.
+
+    Raises:
+        MissingDependencyError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("plots need matplotlib: pip install 'wgap[calibrate]'") from error
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    at = range(len(found.layers))
+    axes.bar([x - 0.2 for x in at], [1 - row.alone for row in found.layers], 0.4, label="only this layer in INT8")
+    gain = [row.all_but - found.all_int8 for row in found.layers]
+    axes.bar([x + 0.2 for x in at], gain, 0.4, label="gained by keeping this layer in float32")
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set_xticks(list(at), [row.layer for row in found.layers], rotation=40, ha="right", fontsize=8)
+    axes.set_ylabel("mean box IoU against float32")
+    axes.set_title(f"all in INT8: {found.all_int8:.4f}, on {found.images} calibration images", fontsize=10)
+    axes.legend(fontsize=8)
+    with atomic_file(folder / "layers.png") as temporary:
+        figure.savefig(temporary, dpi=110)
+    if not found.pareto:
+        return
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for best, colour, label in ((True, "tab:orange", "no other is better in both"), (False, "0.6", "others")):
+        rows = [row for row in found.pareto if row.best == best]
+        spread = [[row.median_ms - row.p25_ms for row in rows], [row.p75_ms - row.median_ms for row in rows]]
+        axes.errorbar(
+            [r.median_ms for r in rows], [r.iou for r in rows], xerr=spread, fmt="o", color=colour, label=label
+        )
+    for row in found.pareto:
+        axes.annotate(
+            str(len(row.keep_float)), (row.median_ms, row.iou), xytext=(4, 4), textcoords="offset points", fontsize=8
+        )
+    axes.set_xlabel("forward pass at batch 1 in ms (median, quartiles)")
+    axes.set_ylabel("mean box IoU against float32")
+    axes.set_title("numbers: convolutions kept in float32", fontsize=10)
+    axes.legend(fontsize=8)
+    with atomic_file(folder / "pareto.png") as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _float32(source: Calibration) -> list[Observation]:
+    return observe(source.bundle, _backend(source, source.graph), source.images)
+
+
+def _iou(source: Calibration, keep_float: Sequence[str], float32: Sequence[Observation]) -> float:
+    if len(keep_float) == len(convolutions(source.graph)):
+        return 1.0
+    with tempfile.TemporaryDirectory(prefix="wgap-layer-") as folder:
+        path = Path(folder) / "int8.onnx"
+        int8_graph(source.graph, source.ranges, path, keep_float)
+        seen = observe(source.bundle, _backend(source, path), source.images, float32)
+    mean: float = verdict(source.bundle, source.images, float32, seen, Limits()).figures["box_iou"]["mean"]
+    return mean
+
+
+def _backend(source: Calibration, path: Path) -> OnnxRuntimeBackend:
+    from wgap.runtime.backends.onnxruntime import session_backend
+
+    return session_backend(source.bundle, path, "int8")
+
+
+def _pareto(
+    source: Calibration, ranking: Sequence[str], float32: Sequence[Observation], progress: Progress, rounds: int
+) -> tuple[Point, ...]:
+    from time import perf_counter
+
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    kept = [tuple(ranking[:k]) for k in range(len(ranking) + 1)]
+    shares, sessions = [], []
+    with tempfile.TemporaryDirectory(prefix="wgap-pareto-") as folder:
+        for mixture in progress(kept, "mixtures"):
+            path = source.graph
+            if len(mixture) < len(ranking):
+                path = Path(folder) / f"{len(mixture)}.onnx"
+                int8_graph(source.graph, source.ranges, path, mixture)
+            sessions.append(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+            shares.append(_iou(source, mixture, float32))
+        batch = source.images.batch(slice(0, 1))
+        times: list[list[float]] = [[] for _ in kept]
+        for number in progress(range(rounds + 2), "timing"):
+            for row, session in zip(times, sessions, strict=True):
+                start = perf_counter()
+                session.run(None, {"image": batch})
+                if number >= 2:
+                    row.append(1000 * (perf_counter() - start))
+    quartiles = [[float(q) for q in np.percentile(row, (25, 50, 75))] for row in times]
+    points = []
+    for mixture, share, (p25, median, p75) in zip(kept, shares, quartiles, strict=True):
+        beaten = any(s >= share and q[1] < median for s, q in zip(shares, quartiles, strict=True))
+        points.append(Point(mixture, share, p25, median, p75, not beaten))
+    return tuple(points)
