@@ -209,6 +209,11 @@ def verdict(
             "images_lost": int((change < 0).sum()),
             "images_won": int((change > 0).sum()),
         }
+        if name == "gt_known" and len(pairs) * limits.max_drop < 1:
+            figures["warnings"].append(
+                f"one of {len(pairs)} images with boxes weighs {1 / len(pairs):.3f}, more than the allowed drop of "
+                f"{limits.max_drop:g}: losing a single one refuses the file; judge on more images"
+            )
         if -change.mean() > limits.max_drop + 1e-12:
             reasons.append(f"{title} drops by {-change.mean():.4f}, at most {limits.max_drop:g} allowed")
     return Verdict(not reasons, tuple(reasons), figures, limits, drifts)

@@ -16,7 +16,7 @@ from wgap.errors import BundleError, DataError
 from wgap.images import decode, resize
 from wgap.runtime.localizer import Localizer
 
-__all__ = ["STAGES", "BatchLatency", "LatencyReport", "StageLatency", "measure_latency"]
+__all__ = ["STAGES", "BatchLatency", "LatencyReport", "StageLatency", "cpu_model", "measure_latency"]
 
 STAGES = ("decode", "resize", "forward", "postprocess", "total")
 """``total`` is a call of the localizer on encoded bytes, timed on its own; the others its parts, one by one."""
@@ -120,7 +120,7 @@ def measure_latency(
             "warmup": warmup,
             "iterations": iterations,
         },
-        machine={"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": _kernel_target()},
+        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": _kernel_target()},
         versions=_versions(localizer),
         batches=tuple(results),
     )
@@ -172,7 +172,8 @@ def _golden_jpeg(bundle: Bundle) -> bytes:
     raise BundleError(f"{bundle.root} has no golden image to time; pass one with --image")
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's own name, or what the platform calls it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

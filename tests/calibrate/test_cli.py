@@ -210,6 +210,9 @@ def test_one_class_and_too_few_images_are_warned_of_by_name(own: Path, shapes: P
     one = wgap("calibrate", own, "--images", shapes, "--split", "train", "--count", "64")
     assert one.returncode == 0
     assert "has 16 calibration images, 64 were asked for" in one.stderr
+    judged = wgap("calibrate", own, "--images", shapes, "--count", "16", "--gate", shapes, "--json")
+    assert "one of 16 images with boxes weighs 0.062, more than the allowed drop of 0.01" in judged.stderr
+    assert "judge on more images" in json.loads(judged.stdout)["provenance"]["gate"]["warnings"][0]
     few = shapes.parent / "one-class"
     for index, path in enumerate(sorted((shapes / "train").rglob("*.png"))):
         target = few / "train" / "ring" / f"{index}.png"

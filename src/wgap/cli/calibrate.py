@@ -124,7 +124,6 @@ def _gate_images(bundle: Bundle, source: Path, split: str, count: int | None) ->
         bundle, source, split=split, count=count, with_boxes=True, purpose="gate",
         progress=lambda items: progress(items, "reading gate images"),
     )  # fmt: skip
-    warn(found.warnings)
     return found
 
 
@@ -151,6 +150,7 @@ def _finish(bundle: Bundle, precision: str, judged: Verdict | None, as_json: boo
     """Say what was entered; exit code 3 where the gate refused it."""
     from dataclasses import asdict
 
+    warn(judged.figures["warnings"] if judged else ())
     rejected = judged is not None and not judged.passed
     entry = bundle.file("rejected" if rejected else "onnx", precision)
     if as_json:
