@@ -106,7 +106,7 @@ def image_set(
     if len(chosen) < FEWEST:
         raise CalibrationError(
             f"{source}: expected at least {FEWEST} {purpose} images, got {len(chosen)}; "
-            "32 of the training set, spread over the classes, are a good start"
+            "the more there are, the surer the figures"
         )
     if count is not None and len(chosen) < count:
         warnings.append(f"{source} has {len(chosen)} {purpose} images, {count} were asked for")

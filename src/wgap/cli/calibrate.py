@@ -120,11 +120,10 @@ def _gate_images(bundle: Bundle, source: Path, split: str, count: int | None) ->
     from wgap.calibrate.images import image_set
 
     progress = show_progress()
-    found = image_set(
+    return image_set(
         bundle, source, split=split, count=count, with_boxes=True, purpose="gate",
         progress=lambda items: progress(items, "reading gate images"),
     )  # fmt: skip
-    return found
 
 
 def show_progress() -> Callable[[Sequence[Any], str], Iterable[Any]]:

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+NAMED = 10
+"""At most so many images are named in the table's text."""
+
 
 def check(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
@@ -51,7 +54,9 @@ def check(
                 style="" if stage.ok else "bold red",
             )
         Console().print(table)
-        for name in report.differing:
+        for name in report.differing[:NAMED]:
             typer.echo(f"box differs end to end: {name}")
+        if len(report.differing) > NAMED:
+            typer.echo(f"and on {len(report.differing) - NAMED} more images; --json names them all")
     if not report.ok:
         raise typer.Exit(1)
