@@ -3,9 +3,11 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -14,7 +16,9 @@
 #include <vector>
 
 #include "lease.h"
+#include "record.h"
 #include "targets.h"
+#include "wgap/cuda_kernel.h"
 #include "wgap/wgap.h"
 #include "workspace.h"
 
@@ -296,6 +300,65 @@ nb::dict profile(const Array& features, const Array& logits, const Array& weight
   return told;
 }
 
+// Bytes that one block of the CUDA kernel needs, of shared memory (at most `room`) and of global memory.
+std::pair<std::uint64_t, std::uint64_t> cuda_layout(const std::vector<int>& shape, std::uint64_t room) {
+  wgap::u64 shared = 0;
+  const wgap::u64 scratch =
+      wgap::cuda_layout(wgap::Shape{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]}, room, &shared);
+  return {shared, (scratch + 63) / 64 * 64};
+}
+
+// The argument of a launch, as the kernel reads it. Pointers are the device's; 0 is none.
+nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, const std::string& map,
+                    const std::string& threshold, std::uint64_t room, const std::vector<std::uint64_t>& pointers) {
+  const double eta = threshold_named(threshold);
+  const auto [shared, scratch] = cuda_layout(shape, room);
+  const auto at = [&](int i) { return reinterpret_cast<void*>(static_cast<std::uintptr_t>(pointers[i])); };
+  wgap::CudaTask task{};
+  task.shape = {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
+  task.map = map_named(map);
+  task.fixed = eta == WGAP_ADAPTIVE ? -1 : static_cast<int>(std::nearbyint(eta * wgap::kOne));
+  task.fixed_eta = eta;
+  task.tasks = images * per_image;
+  task.per_image = per_image;
+  task.features = static_cast<const float*>(at(0));
+  task.logits = static_cast<const float*>(at(1));
+  task.weight = static_cast<const float*>(at(2));
+  task.classes = static_cast<const wgap::i64*>(at(3));
+  task.heatmaps = static_cast<float*>(at(4));
+  task.results = static_cast<wgap::Result*>(at(5));
+  task.scratch = static_cast<wgap::u8*>(at(6));
+  task.scratch_bytes = scratch;
+  task.shared_bytes = shared;
+  return nb::bytes(reinterpret_cast<const char*>(&task), sizeof task);
+}
+
+// The records that a launch wrote, [images][per_image] of wgap::Result; maps: a view for each of them, or none.
+nb::list cuda_records(const nb::bytes& results, int images, int per_image, bool adaptive, nb::object maps) {
+  const std::size_t count = static_cast<std::size_t>(images) * static_cast<std::size_t>(per_image);
+  if (results.size() != count * sizeof(wgap::Result)) throw nb::value_error("results: not as many as images");
+  std::vector<wgap_record> records(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    wgap::Result result;
+    std::memcpy(&result, results.c_str() + i * sizeof result, sizeof result);
+    wgap::tell(result, &records[i]);
+  }
+  for (const wgap_record& record : records)
+    if (record.status != WGAP_OK) raise_call(static_cast<wgap_status>(record.status), records, per_image);
+  nb::list all;
+  for (int i = 0; i < images; ++i) {
+    nb::list one;
+    for (int j = 0; j < per_image; ++j) {
+      const int at = i * per_image + j;
+      const wgap_record& record = records[static_cast<std::size_t>(at)];
+      one.append(
+          BoxRecord{record, maps.is_none() ? nb::none() : nb::object(maps[at]), adaptive && record.degenerate == 0});
+    }
+    all.append(std::move(one));
+  }
+  return all;
+}
+
 nb::object resize(const Array& source, int height, int width, nb::object out) {
   const auto bytes_per_pixel = [](const auto& a) { return a.ndim() == 3 ? static_cast<std::int64_t>(a.shape(2)) : 0; };
   const std::int64_t channels = bytes_per_pixel(source);
@@ -380,6 +443,12 @@ NB_MODULE(_native, m) {
         nb::arg("threads") = 1, nb::arg("target") = "");
   m.def("_profile", &profile, nb::arg("features"), nb::arg("logits"), nb::arg("weight"), nb::kw_only(), nb::arg("size"),
         nb::arg("target") = "", nb::arg("repeats") = 200);
+  m.attr("_CUDA_RESULT_BYTES") = sizeof(wgap::Result);
+  m.def("_cuda_layout", &cuda_layout, nb::arg("shape"), nb::arg("room"));
+  m.def("_cuda_task", &cuda_task, nb::arg("shape"), nb::arg("images"), nb::arg("per_image"), nb::arg("map"),
+        nb::arg("threshold"), nb::arg("room"), nb::arg("pointers"));
+  m.def("_cuda_records", &cuda_records, nb::arg("results"), nb::arg("images"), nb::arg("per_image"),
+        nb::arg("adaptive"), nb::arg("maps") = nb::none());
   m.def("cpu_targets", [] {
     nb::list names;
     for (const char* const* name = wgap_targets(); *name != nullptr; ++name) names.append(*name);

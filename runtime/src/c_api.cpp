@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 
+#include "record.h"
 #include "targets.h"
 #include "wgap/wgap.h"
 #include "workspace.h"
@@ -26,14 +27,6 @@ namespace {
 constexpr double kLargestFixed = 0.999;  // beyond it the peak itself could round below the threshold
 
 bool aligned(const void* p, std::size_t alignment) { return reinterpret_cast<std::uintptr_t>(p) % alignment == 0; }
-
-wgap_status status_of(int outcome) {
-  switch (outcome) {
-    case wgap::kDone: return WGAP_OK;
-    case wgap::kBadLogits: return WGAP_LOGITS_NOT_FINITE;
-    default: return WGAP_FEATURES_NOT_FINITE;
-  }
-}
 
 // Everything a task needs; task i is image i / per_image, rank i % per_image.
 struct Call {
@@ -69,17 +62,7 @@ void run_task(const void* context, long long i, void* scratch) {
   problem.heatmap = call.heatmaps != nullptr ? call.heatmaps + pixels * i : nullptr;
   wgap::Result result;
   call.target->localize(problem, scratch, &result);
-  wgap_record& record = call.records[i];
-  record.status = status_of(result.outcome);
-  if (record.status != WGAP_OK) return;
-  record.class_id = result.class_id;
-  record.score = result.score;
-  record.logit = result.logit;
-  record.level = result.level;
-  record.degenerate = result.degenerate;
-  record.threshold = result.threshold;
-  std::memcpy(record.box, result.box, sizeof record.box);
-  std::memcpy(record.edge_mean, result.edge_mean, sizeof record.edge_mean);
+  wgap::tell(result, &call.records[i]);
 }
 
 // a * b <= limit for positive a, b.

@@ -30,7 +30,18 @@ struct CpuLanes {
 #endif
   }
 
+  static constexpr int kLanes = 1;
+  static constexpr int kChannels = 8;
   static constexpr int kMostWords = 64;
+
+  template <class T>
+  static WGAP_HD T highest(T value) {
+    return value;
+  }
+  template <class T>
+  static WGAP_HD T lowest(T value) {
+    return value;
+  }
 
   // The positions are listed first, without a branch per bit, and then visited in one predictable loop.
   template <class F>

@@ -1,9 +1,11 @@
-// The kernel with a block of several threads: the same result as with one, bit for bit, for any number of them. Under
-// ThreadSanitizer this finds a missing sync() without a GPU. With an argument k the k-th barrier is left out, and the
+// The kernel with a block of several threads, alone or in groups of lanes that act in step as a GPU's warps do: the same
+// result as with one, bit for bit, for any number of them. Under ThreadSanitizer this finds a missing sync() without a GPU. With an argument k the k-th barrier is left out, and the
 // program must fail.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -35,18 +37,73 @@ class Barrier {
   std::atomic<unsigned> round_{0};
 };
 
+// Where the lanes of one group meet.
+struct Group {
+  explicit Group(int lanes) : barrier(lanes) {}
+  Barrier barrier;
+  u64 told[8];
+};
+
+template <int kLanesOfGroup>
 struct ThreadedBlock : CpuLanes {
+  static constexpr int kLanes = kLanesOfGroup;
   static constexpr int kTileRows = 5;
   static constexpr int kCopies = 3;
   static constexpr int kSpan = 2;
+  static constexpr int kChannels = kLanes == 1 ? 8 : 5;
 
   Barrier& barrier;
+  Group& group;
   int number, threads;
   int omitted, late;
   int passed = 0;
 
-  ThreadedBlock(Barrier& b, int n, int of, int without, int last)
-      : barrier(b), number(n), threads(of), omitted(without), late(last) {}
+  ThreadedBlock(Barrier& b, Group& g, int n, int of, int without, int last)
+      : barrier(b), group(g), number(n), threads(of), omitted(without), late(last) {}
+
+  // Every lane's value to all lanes of the group.
+  template <class F>
+  void exchange(u64 mine, F take) {
+    if (kLanes == 1) return take(mine);
+    group.told[number % kLanes] = mine;
+    group.barrier.wait();
+    for (int lane = 0; lane < kLanes; ++lane) take(group.told[lane]);
+    group.barrier.wait();
+  }
+  template <class T>
+  T highest(T value) {
+    exchange(static_cast<u64>(value), [&](u64 other) { value = std::max(value, static_cast<T>(other)); });
+    return value;
+  }
+  template <class T>
+  T lowest(T value) {
+    exchange(static_cast<u64>(value), [&](u64 other) { value = std::min(value, static_cast<T>(other)); });
+    return value;
+  }
+  u64 greater(const u8* row, int bound, int n) {
+    u64 mine = 0, all = 0;
+    for (int i = number % kLanes; i < n; i += kLanes) mine |= static_cast<u64>(row[i] > bound) << i;
+    exchange(mine, [&](u64 bits) { all |= bits; });
+    return all;
+  }
+  u64 steps(const u8* row, int stride, int n, u8* low) {
+    u64 mine = 0, all = 0;
+    for (int i = number % kLanes; i < n; i += kLanes) {
+      const u8* const p = row + i;
+      low[i] = static_cast<u8>(smaller(smaller(p[-stride], p[stride]), smaller(p[-1], p[1])));
+      mine |= static_cast<u64>(low[i] < *p) << i;
+    }
+    exchange(mine, [&](u64 bits) { all |= bits; });
+    return all;
+  }
+  template <class F>
+  void for_bits(const u64* words, int count, F f) {
+    int ordinal = 0;
+    for (int i = 0; i < count; ++i)
+      for (u64 bits = words[i]; bits != 0; bits &= bits - 1, ++ordinal)
+        if (ordinal % kLanes == number % kLanes) f(i * 64 + first_bit(bits), ordinal);
+  }
+
   int rank() const { return number; }
   int size() const { return threads; }
   void sync() {
@@ -109,18 +166,23 @@ Result serial(const Problem& problem) {
 }
 
 // One result for each of three rounds: scratch memory is used again without being cleared.
+template <int kLanes>
 std::vector<Result> threaded(const Problem& problem, int threads, int omitted) {
+  using Block = ThreadedBlock<kLanes>;
   Scratch scratch;
-  const Buffer memory = scratch_for<ThreadedBlock>(problem.shape, &scratch);
+  const Buffer memory = scratch_for<Block>(problem.shape, &scratch);
   Barrier barrier(threads);
+  std::deque<Group> groups;
+  for (int i = 0; i < threads / kLanes; ++i) groups.emplace_back(kLanes);
   std::vector<Result> results(3);
   std::vector<std::thread> workers;
   for (int i = 0; i < threads; ++i)
     workers.emplace_back([&, i] {
-      ThreadedBlock whole(barrier, i, threads, -1, 0);
+      Group& group = groups[static_cast<std::size_t>(i / kLanes)];
+      Block whole(barrier, group, i, threads, -1, 0);
       prepare_block(whole, problem.shape, scratch);
       for (int round = 0; round < 3; ++round) {
-        ThreadedBlock block(barrier, i, threads, omitted, round);
+        Block block(barrier, group, i, threads, omitted, round);
         localize_block(block, problem, scratch, &results[round]);
         barrier.wait();
       }
@@ -156,12 +218,15 @@ void compare(Random& random, const Shape& shape, int kind, int omitted) {
   problem.fixed = omitted >= 0 || random.below(3) > 0 ? -1 : random.below(kOne / 2);
   problem.heatmap = expected_map.data();
   const Result expected = serial(problem);
-  for (const int threads : {1, 2, 3, 4, 7}) {
-    if (omitted >= 0 && threads != 3) continue;
-    problem.heatmap = map.data();
-    for (const Result& result : threaded(problem, threads, omitted)) EXPECT(same(expected, result));
+  problem.heatmap = map.data();
+  const auto agree = [&](const std::vector<Result>& results) {
+    for (const Result& result : results) EXPECT(same(expected, result));
     if (expected.outcome == kDone) EXPECT(std::memcmp(map.data(), expected_map.data(), pixels * sizeof(float)) == 0);
-  }
+  };
+  if (omitted >= 0) return agree(threaded<1>(problem, 3, omitted));
+  for (const int threads : {1, 2, 3, 4, 7}) agree(threaded<1>(problem, threads, omitted));
+  for (const int groups : {1, 3}) agree(threaded<2>(problem, 2 * groups, omitted));
+  for (const int groups : {1, 2}) agree(threaded<4>(problem, 4 * groups, omitted));
 }
 
 }  // namespace
@@ -170,7 +235,7 @@ int main(int count, char** arguments) {
   Random random{20220527};
   if (count > 1) {
     // Two classes ranked and three full tiles: every barrier there is, at least once.
-    const Shape shape{24, 6, 7, 3 * ThreadedBlock::kTileRows, 130, 40};
+    const Shape shape{24, 6, 7, 3 * ThreadedBlock<1>::kTileRows, 130, 40};
     for (int i = 0; i < 12; ++i) compare(random, shape, i % 2, std::atoi(arguments[1]));
     std::printf("barrier %s is not missed\n", arguments[1]);
     return 0;

@@ -45,8 +45,8 @@ WGAP_HD int choose_class(Block& block, const Problem& problem, const Scratch& sc
       const u64 order = (static_cast<u64>(key) << 32) | static_cast<u32>(~k);
       best = order < bound && order > best ? order : best;
     }
-    block.max(&state->logit_bits, bits);
-    block.max(&state->best_class[pass % 3], best);
+    max_into(block, &state->logit_bits, bits);
+    max_into(block, &state->best_class[pass % 3], best);
     // Three places in turn: one being filled, one that a slower thread may still read, one to clear. One barrier does.
     if (block.rank() == 0) block.store(&state->best_class[(pass + 1) % 3], 0ULL);
     block.sync();
@@ -90,7 +90,7 @@ WGAP_HD bool recombine(Block& block, const Problem& problem, const float* weight
   const int places = problem.shape.height * problem.shape.width;
   const int map = problem.map;
   float* const WGAP_RESTRICT low = scratch.low;
-  constexpr int kTogether = 8;  // channels per visit of the sums
+  constexpr int kTogether = Block::kChannels;  // per visit of the sums
   int c = 0;
   each(block, places, [=](int p) { low[p] = 0.0f; });
   for (; c + kTogether <= C; c += kTogether) {
@@ -100,14 +100,8 @@ WGAP_HD bool recombine(Block& block, const Problem& problem, const float* weight
     const i64 step = places;
     each(block, places, [=](int p) {
       float sum = low[p];
-      sum += w[0] * f[p];
-      sum += w[1] * f[p + step];
-      sum += w[2] * f[p + 2 * step];
-      sum += w[3] * f[p + 3 * step];
-      sum += w[4] * f[p + 4 * step];
-      sum += w[5] * f[p + 5 * step];
-      sum += w[6] * f[p + 6 * step];
-      sum += w[7] * f[p + 7 * step];
+      WGAP_UNROLL
+      for (int i = 0; i < kTogether; ++i) sum += w[i] * f[p + i * step];
       low[p] = sum;
     });
   }
@@ -118,7 +112,7 @@ WGAP_HD bool recombine(Block& block, const Problem& problem, const float* weight
   }
   int bits = 0;
   for (int p = block.rank(); p < places; p += block.size()) bits = larger(bits, float_bits(low[p]) & 0x7fffffff);
-  block.max(&scratch.state->low_bits, bits);
+  max_into(block, &scratch.state->low_bits, bits);
   block.sync();
   return block.load(&scratch.state->low_bits) <= kLargestBits;
 }
@@ -150,19 +144,19 @@ WGAP_HD void find_extremes(Block& block, const Shape& s, const Scratch& scratch)
   const int H = s.map_height, W = s.map_width;
   int highest = -0x7fffffff - 1, lowest = 0x7fffffff;
   const Taps taps = scratch.rows;
-  for (int y = 0; y < H; ++y) {
+  for (int y = group_of(block); y < H; y += groups_of(block)) {
     if (y > 0 && y + 1 < H && taps.lower[y - 1] == taps.lower[y] && taps.lower[y + 1] == taps.lower[y]) continue;
     const float* const WGAP_RESTRICT above = scratch.wide + static_cast<i64>(taps.lower[y]) * W;
     const float* const WGAP_RESTRICT below = scratch.wide + static_cast<i64>(taps.upper[y]) * W;
     const float t = taps.blend[y];
-    for (int x = block.rank(); x < W; x += block.size()) {
+    for (int x = lane_of(block); x < W; x += Block::kLanes) {
       const int key = ordered(float_bits(blend_between(above[x], below[x], t)));
       highest = larger(highest, key);
       lowest = smaller(lowest, key);
     }
   }
-  block.max(&scratch.state->map_highest, highest);
-  block.min(&scratch.state->map_lowest, lowest);
+  max_into(block, &scratch.state->map_highest, highest);
+  min_into(block, &scratch.state->map_lowest, lowest);
   block.sync();
 }
 

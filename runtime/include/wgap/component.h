@@ -8,7 +8,7 @@ inline namespace WGAP_TARGET_NAMESPACE {
 
 // Runs of mask pixels of one row, left to right.
 template <class Block>
-WGAP_HD void find_runs(const Shape& s, const Scratch& scratch, int y, int bound) {
+WGAP_HD void find_runs(Block& block, const Shape& s, const Scratch& scratch, int y, int bound) {
   const int W = s.map_width;
   const i64 slot = static_cast<i64>(y) * scratch.run_stride;
   const u8* const index = scratch.index + static_cast<i64>(y) * scratch.index_stride;
@@ -17,10 +17,11 @@ WGAP_HD void find_runs(const Shape& s, const Scratch& scratch, int y, int bound)
   u64 carried = 0;  // was the last pixel of the word before in the mask
   // Up to and including the first place beyond the row, where a run that reaches the border ends.
   for (int x = 0; x <= W; x += 64) {
-    const u64 mask = x < W ? Block::greater(index + x, bound, smaller(64, W - x)) : 0;
+    const u64 mask = x < W ? block.greater(index + x, bound, smaller(64, W - x)) : 0;
     u64 turns = mask ^ (mask << 1 | carried);
     carried = mask >> 63;
     for (; turns != 0; turns &= turns - 1, ++found) {
+      if (lane_of(block) != 0) continue;
       Run& run = runs[found / 2];
       const int at = x + Block::first_bit(turns);
       if (found % 2) {
@@ -30,7 +31,7 @@ WGAP_HD void find_runs(const Shape& s, const Scratch& scratch, int y, int bound)
       }
     }
   }
-  scratch.run_count[y] = found / 2;
+  if (lane_of(block) == 0) scratch.run_count[y] = found / 2;
 }
 
 template <class Block>
@@ -87,7 +88,7 @@ template <class Block>
 WGAP_HD void largest_component(Block& block, const Shape& s, const Scratch& scratch, int bound) {
   State* const state = scratch.state;
   const int H = s.map_height;
-  for (int y = block.rank(); y < H; y += block.size()) find_runs<Block>(s, scratch, y, bound);
+  for (int y = group_of(block); y < H; y += groups_of(block)) find_runs(block, s, scratch, y, bound);
   block.sync();
   for (int y = block.rank(); y < H; y += block.size())
     if (y > 0) join_rows(block, scratch, y);
@@ -110,22 +111,24 @@ WGAP_HD void largest_component(Block& block, const Shape& s, const Scratch& scra
       best = key > best ? key : best;
     }
   }
-  block.max(&state->best_component, best);
+  max_into(block, &state->best_component, best);
   block.sync();
   const u32 root = ~static_cast<u32>(block.load(&state->best_component));
-  int box[4] = {0x7fffffff, 0x7fffffff, 0, 0};
+  int x0 = 0x7fffffff, y0 = 0x7fffffff, x1 = 0, y1 = 0;
   for (int y = block.rank(); y < H; y += block.size()) {
     const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
     for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) {
       if (runs[run].parent != root) continue;
-      box[0] = smaller(box[0], runs[run].start);
-      box[1] = smaller(box[1], y);
-      box[2] = larger(box[2], runs[run].end);
-      box[3] = larger(box[3], y + 1);
+      x0 = smaller(x0, runs[run].start);
+      y0 = smaller(y0, y);
+      x1 = larger(x1, runs[run].end);
+      y1 = larger(y1, y + 1);
     }
   }
-  for (int i = 0; i < 2; ++i) block.min(&state->box[i], box[i]);
-  for (int i = 2; i < 4; ++i) block.max(&state->box[i], box[i]);
+  min_into(block, &state->box[0], x0);
+  min_into(block, &state->box[1], y0);
+  max_into(block, &state->box[2], x1);
+  max_into(block, &state->box[3], y1);
   block.sync();
 }
 

@@ -102,10 +102,11 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
          [=](int x) { scratch.fixed_point[x] = scratch.fixed_point[static_cast<i64>(last - y) * pitch + x]; });
     block.sync();
   }
+  if (problem.fixed < 0) choose_level(block, scratch, result->edge_mean);
   if (leader) {
+    const int level = problem.fixed < 0 ? state->mask_bound : -1;
+    if (level < 0) state->mask_bound = 0;
     result->degenerate = 0;
-    const int level = problem.fixed < 0 ? choose_level<Block>(scratch.level_sums, result->edge_mean) : -1;
-    state->mask_bound = level < 0 ? 0 : level;
     result->level = level;
     result->threshold = level < 0 ? problem.fixed_eta : static_cast<double>(level) / kLevels;
   }

@@ -22,6 +22,7 @@ struct State {
   int box[4];
   int mask_bound;
   float lane_sum[kExpLanes];
+  double difference[kLevels + 1];
 };
 
 // A row's unbroken stretch of mask pixels, [start, end).
@@ -33,7 +34,7 @@ struct Run {
 
 struct Scratch {
   State* state;
-  u64* level_sums;  // [kCopies][2][kLevelSlots]
+  u64* level_sums;  // [2][kLevelSlots][kCopies]
   Taps rows, columns;
   float* exps;       // [classes]
   float* low;        // [height, width]
@@ -51,22 +52,36 @@ struct Scratch {
   int* run_count;  // [map_height]
 };
 
-// Hands out 64-byte aligned pieces of one allocation; with no base it only counts.
+// A small memory that is fast to reach, such as a GPU's shared memory: pieces go there while they fit.
+struct Fast {
+  void* base;  // 64-byte aligned; null only counts
+  u64 room, used;
+};
+
+// Hands out 64-byte aligned pieces, of the fast memory first, then of the other; with no base it only counts.
 struct Carver {
   u8* base;
   u64 used;
+  Fast* fast;
   template <class T>
   WGAP_HD T* take(u64 count) {
-    T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
-    used += (count * sizeof(T) + 63) / 64 * 64;
+    const u64 bytes = (count * sizeof(T) + 63) / 64 * 64;
+    if (fast && bytes <= fast->room - fast->used) {
+      T* const piece = fast->base ? reinterpret_cast<T*>(static_cast<u8*>(fast->base) + fast->used) : nullptr;
+      fast->used += bytes;
+      return piece;
+    }
+    T* const piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += bytes;
     return piece;
   }
 };
 
-// Lays scratch memory out for a shape. base must be 64-byte aligned, or null to learn the size in bytes.
+// Lays scratch memory out for a shape. base must be 64-byte aligned, or null to learn how many bytes it needs, which is
+// what is returned. The pieces that are reached most come first.
 template <class Block>
-WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch) {
-  Carver carver{static_cast<u8*>(base), 0};
+WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch, Fast* fast = nullptr) {
+  Carver carver{static_cast<u8*>(base), 0, fast};
   const u64 H = s.map_height, W = s.map_width, h = s.height;
   scratch->index_stride = static_cast<int>(W < 64 ? W + 1 : (W + 64) / 64 * 64);
   // An odd number of cache lines, so that the rows' first runs do not crowd into a few cache sets.
@@ -77,7 +92,6 @@ WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch) {
   scratch->level_sums = carver.take<u64>(Block::kCopies * 2 * kLevelSlots);
   scratch->rows = {carver.take<int>(H), carver.take<int>(H), carver.take<float>(H)};
   scratch->columns = {carver.take<int>(W), carver.take<int>(W), carver.take<float>(W)};
-  scratch->exps = carver.take<float>(s.classes);
   scratch->low = carver.take<float>(h * s.width);
   scratch->wide = carver.take<float>(h * W);
   scratch->words = static_cast<int>((W + 63) / 64);
@@ -87,8 +101,9 @@ WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch) {
   scratch->edges = carver.take<u64>(window);
   u8* index = carver.take<u8>(index_bytes);
   scratch->index = index ? index + 64 + scratch->index_stride : nullptr;
-  scratch->runs = carver.take<Run>(runs);
   scratch->run_count = carver.take<int>(H);
+  scratch->exps = carver.take<float>(s.classes);
+  scratch->runs = carver.take<Run>(runs);
   return carver.used;
 }
 
@@ -112,9 +127,15 @@ template <class Block>
 WGAP_HD void prepare_block(Block& block, const Shape& s, const Scratch& scratch) {
   fill_taps(block, s.height, s.map_height, scratch.rows);
   fill_taps(block, s.width, s.map_width, scratch.columns);
-  u8* const index = scratch.index - scratch.index_stride - 64;
-  const i64 bytes = (static_cast<i64>(s.map_height) + 2) * scratch.index_stride + 192;
-  for (i64 i = block.rank(); i < bytes; i += block.size()) index[i] = 255;
+  u8* const index = scratch.index;
+  const int stride = scratch.index_stride, W = s.map_width;
+  each(block, 64 + stride, [=](int i) { index[-1 - i] = 255; });
+  each_row(block, 0, s.map_height, stride - W, [=](int y) {
+    u8* const after = index + static_cast<i64>(y) * stride + W;
+    return [=](int x) { after[x] = 255; };
+  });
+  u8* const below = index + static_cast<i64>(s.map_height) * stride;
+  each(block, stride + 128, [=](int i) { below[i] = 255; });
   block.sync();
 }
 

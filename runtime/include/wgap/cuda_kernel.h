@@ -1,0 +1,165 @@
+// The kernel on NVIDIA GPUs: a CUDA thread block is a Block, its warps are the groups. NVRTC and nvcc compile this file
+// alike; compile with -std=c++17 --fmad=false.
+//
+// A launch has any number of blocks of kCudaThreads threads; block b takes tasks b, b + gridDim.x, ... A task is one image
+// and one class. Blocks need task.scratch_bytes each of task.scratch, 64-byte aligned, and task.shared_bytes of dynamic
+// shared memory: both from cuda_layout(), which also runs on the host.
+#pragma once
+
+#include "wgap/localize_block.h"
+
+namespace wgap {
+
+constexpr int kCudaThreads = 512;
+
+// What of a Block decides the layout of its memory.
+struct CudaTuning {
+  static constexpr int kTileRows = 32;  // two rows a warp between two barriers
+  static constexpr int kCopies = 32;    // a copy of the level sums for each lane: no two lanes meet in one place
+};
+
+struct CudaTask {
+  Shape shape;
+  int map, fixed;         // as in Problem
+  int tasks, per_image;   // task i is image i / per_image, rank i % per_image
+  const float* features;  // [images, channels, height, width], float32, on the device
+  const float* logits;    // [images, classes]
+  const float* weight;    // [classes, channels]
+  const i64* classes;     // [images] or null: the per_image classes by logit
+  float* heatmaps;        // [tasks, map_height, map_width] or null
+  Result* results;        // [tasks]
+  u8* scratch;            // gridDim.x times scratch_bytes
+  u64 scratch_bytes, shared_bytes;
+  double fixed_eta;
+};
+
+// Bytes a block needs: of shared memory, at most `room`, and, returned, of global memory.
+WGAP_HD u64 cuda_layout(const Shape& shape, u64 room, u64* shared_bytes) {
+  Scratch scratch;
+  Fast fast{nullptr, room, 0};
+  const u64 bytes = lay_out<CudaTuning>(shape, nullptr, &scratch, &fast);
+  *shared_bytes = fast.used;
+  return bytes;
+}
+
+#if defined(__CUDACC__)
+
+struct CudaBlock : CudaTuning {
+  static constexpr int kLanes = 32;
+  static constexpr int kChannels = 32;
+  static constexpr int kSpan = 4;  // a byte of edge bits for each lane
+
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % kLanes; }
+  __device__ static int rank() { return static_cast<int>(threadIdx.x); }
+  __device__ static int size() { return kCudaThreads; }
+  __device__ static void sync() { __syncthreads(); }
+  __device__ static void mark(Stage) {}
+
+  __device__ static int first_bit(u64 bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
+  __device__ static int nearest(float value) { return __float2int_rn(value); }
+
+  template <class T>
+  __device__ static T highest(T value) {
+    for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+      const T other = __shfl_xor_sync(~0u, value, apart);
+      value = other > value ? other : value;
+    }
+    return value;
+  }
+  template <class T>
+  __device__ static T lowest(T value) {
+    for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+      const T other = __shfl_xor_sync(~0u, value, apart);
+      value = other < value ? other : value;
+    }
+    return value;
+  }
+
+  __device__ static u64 word(bool low, bool high) {
+    const u64 upper = __ballot_sync(~0u, high);
+    return upper << 32 | __ballot_sync(~0u, low);
+  }
+  __device__ static u64 greater(const u8* row, int bound, int n) {
+    const int i = lane(), j = i + kLanes;
+    return word(i < n && row[i] > bound, j < n && row[j] > bound);
+  }
+  __device__ static bool step(const u8* p, int stride, u8* low) {
+    const int m = smaller(smaller(p[-stride], p[stride]), smaller(p[-1], p[1]));
+    *low = static_cast<u8>(m);
+    return m < *p;
+  }
+  __device__ static u64 steps(const u8* row, int stride, int n, u8* low) {
+    const int i = lane(), j = i + kLanes;
+    return word(i < n && step(row + i, stride, low + i), j < n && step(row + j, stride, low + j));
+  }
+  template <class F>
+  __device__ static void for_bits(const u64* words, int count, F f) {
+    const int mine = lane() / 8, shift = lane() % 8 * 8;
+    if (mine >= count) return;
+    for (u32 bits = static_cast<u32>(words[mine] >> shift) & 255u; bits != 0; bits &= bits - 1)
+      f(mine * 64 + shift + __ffs(static_cast<int>(bits)) - 1, lane());
+  }
+
+  // Shared memory adds 32 bits at a time; the carry is told by the old value, and the sum of all carries is exact.
+  __device__ static void add(u64* at, u64 value) {
+    u32* const half = reinterpret_cast<u32*>(at);
+    const u32 low = static_cast<u32>(value), old = atomicAdd(half, low);
+    const u32 high = static_cast<u32>(value >> 32) + (old + low < old ? 1u : 0u);
+    if (high != 0) atomicAdd(half + 1, high);
+  }
+  __device__ static void add(u32* at, u32 value) { atomicAdd(at, value); }
+  template <class T>
+  __device__ static T min(T* at, T value) {
+    return atomicMin(at, value);
+  }
+  template <class T>
+  __device__ static void max(T* at, T value) {
+    atomicMax(at, value);
+  }
+  template <class T>
+  __device__ static T load(const T* at) {
+    return *static_cast<const volatile T*>(at);
+  }
+  template <class T>
+  __device__ static void store(T* at, T value) {
+    *static_cast<volatile T*>(at) = value;
+  }
+};
+
+#endif
+
+}  // namespace wgap
+
+#if defined(__CUDACC__)
+
+extern "C" __global__ void __launch_bounds__(wgap::kCudaThreads, 1) wgap_localize_cuda(const wgap::CudaTask task) {
+  extern __shared__ __align__(64) unsigned char shared[];
+  __shared__ wgap::Scratch scratch;  // its two dozen pointers would take the registers
+  wgap::CudaBlock block;
+  if (block.rank() == 0) {
+    wgap::Fast fast{shared, task.shared_bytes, 0};
+    wgap::lay_out<wgap::CudaBlock>(task.shape, task.scratch + task.scratch_bytes * blockIdx.x, &scratch, &fast);
+  }
+  block.sync();
+  wgap::prepare_block(block, task.shape, scratch);
+  for (int i = static_cast<int>(blockIdx.x); i < task.tasks; i += static_cast<int>(gridDim.x)) {
+    const wgap::i64 image = i / task.per_image;
+    const wgap::Shape& shape = task.shape;
+    wgap::Problem problem;
+    problem.shape = shape;
+    problem.features = task.features + image * shape.channels * shape.height * shape.width;
+    problem.logits = task.logits + image * shape.classes;
+    problem.weight = task.weight;
+    problem.map = task.map;
+    problem.class_id = task.classes ? static_cast<int>(task.classes[image]) : -1;
+    problem.class_rank = i % task.per_image;
+    problem.fixed = task.fixed;
+    problem.fixed_eta = task.fixed_eta;
+    problem.heatmap =
+        task.heatmaps ? task.heatmaps + static_cast<wgap::i64>(i) * shape.map_height * shape.map_width : nullptr;
+    wgap::localize_block(block, problem, scratch, task.results + i);
+    block.sync();
+  }
+}
+
+#endif
