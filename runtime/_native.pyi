@@ -1,6 +1,6 @@
 """Native core; documented in wgap.runtime.postprocess."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 __version__: str
@@ -67,3 +67,23 @@ def cpu_targets() -> list[str]:
 
 def active_target() -> str:
     """The instruction set in use: WGAP_TARGET from the environment, or the best this machine offers."""
+
+_CUDA_RESULT_BYTES: int
+
+def _cuda_layout(shape: Sequence[int], room: int) -> tuple[int, int]:
+    """(shared, global) bytes that a block of the CUDA kernel needs; shape is C, h, w, H, W, K."""
+
+def _cuda_task(
+    shape: Sequence[int],
+    images: int,
+    per_image: int,
+    map: str,  # noqa: A002
+    threshold: str,
+    room: int,
+    pointers: Sequence[int],
+) -> bytes:
+    """The argument of a launch; pointers: features, logits, weight, classes, heatmaps, results, scratch."""
+
+def _cuda_records(
+    results: bytes, images: int, per_image: int, adaptive: bool, maps: Sequence[Any] | None = None
+) -> list[list[BoxRecord]]: ...

@@ -10,7 +10,10 @@
 
 namespace wgap {
 
-constexpr int kCudaThreads = 512;
+#ifndef WGAP_CUDA_THREADS
+#define WGAP_CUDA_THREADS 512
+#endif
+constexpr int kCudaThreads = WGAP_CUDA_THREADS;  // a multiple of 32
 
 // What of a Block decides the layout of its memory.
 struct CudaTuning {
