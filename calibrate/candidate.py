@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,17 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from wgap import __version__
-from wgap.atomic import atomic_file
-from wgap.bundle import Bundle, BundleFile, describe_file, write_manifest
+from wgap.bundle import Bundle, BundleFile
 from wgap.calibrate.attest import attest_int8
 from wgap.calibrate.gate import Limits, Observation, Verdict, observe, verdict
 from wgap.calibrate.images import ImageSet, require_disjoint
 from wgap.calibrate.lower import fp16_graph, headroom, rounded_graph
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
-from wgap.errors import BundleError, CalibrationError, DataError
+from wgap.errors import CalibrationError, DataError
+from wgap.extend import enter_file, require_writable
 
-__all__ = ["PRECISIONS", "Calibration", "Candidate", "GateRun", "calibrate", "enter", "gate_file", "prepare"]
+__all__ = [
+    "PRECISIONS",
+    "Calibration",
+    "Candidate",
+    "GateRun",
+    "calibrate",
+    "enter",
+    "gate_file",
+    "prepare",
+    "require_writable",
+]
 
 PRECISIONS = ("int8", "fp16")
 
@@ -210,8 +218,8 @@ class GateRun:
 def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundle:
     """Put a file into the bundle: usable if its verdict passed (or is still to come), else below ``rejected/``.
 
-    The manifest is rewritten around the file so that the bundle is whole at every instant. A rejected file never
-    replaces a usable one; a usable one removes an older rejected one.
+    A rejected file never replaces a usable one; a usable one removes an older rejected one. For the rest see
+    :func:`wgap.extend.enter_file`.
 
     Returns:
         the bundle, opened again.
@@ -219,32 +227,17 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
     Raises:
         BundleError: if the bundle cannot be written; it is as it was then.
     """
-    rejected = judged is not None and not judged.passed
+    role = "rejected" if judged is not None and not judged.passed else "onnx"
     name = f"model.{candidate.precision}.onnx"
-    target = bundle.root / ("rejected" if rejected else "") / name
-    provenance = {**candidate.provenance, **({"gate": judged.to_json()} if judged else {})}
-    role = "rejected" if rejected else "onnx"
-    with _writing(bundle):
-        bundle = Bundle.open(bundle.root, verify=False)
-        replaced = [e for e in bundle.manifest.files if _superseded(e, candidate, role)]
-        same = target.is_file() and target.read_bytes() == candidate.path.read_bytes()
-        if not same:
-            with atomic_file(target.with_name(f".incoming-{name}")) as temporary:
-                shutil.copyfile(candidate.path, temporary)
-        try:
-            if replaced and not same:
-                _rewrite(bundle, replaced, None)
-            if not same:
-                target.with_name(f".incoming-{name}").replace(target)
-            _rewrite(bundle, replaced, describe_file(bundle.root, target, role, candidate.precision, **provenance))
-        finally:
-            target.with_name(f".incoming-{name}").unlink(missing_ok=True)
-        for entry in replaced:
-            if bundle.root / entry.path != target:
-                (bundle.root / entry.path).unlink(missing_ok=True)
-        if (bundle.root / "rejected").is_dir() and not any((bundle.root / "rejected").iterdir()):
-            (bundle.root / "rejected").rmdir()
-    return Bundle.open(bundle.root)
+    return enter_file(
+        bundle,
+        candidate.path,
+        f"rejected/{name}" if role == "rejected" else name,
+        role,
+        candidate.precision,
+        lambda entry: _superseded(entry, candidate, role),
+        {**candidate.provenance, **({"gate": judged.to_json()} if judged else {})},
+    )
 
 
 def gate_file(bundle: Bundle, precision: str, run: GateRun) -> tuple[Verdict, Bundle]:
@@ -269,18 +262,6 @@ def gate_file(bundle: Bundle, precision: str, run: GateRun) -> tuple[Verdict, Bu
     return judged, enter(bundle, Candidate(path, precision, (), provenance), judged)
 
 
-def require_writable(bundle: Bundle) -> None:
-    """Find out before minutes of work whether the bundle can be extended.
-
-    Raises:
-        BundleError: if nothing can be written into its folder.
-    """
-    with _writing(bundle), tempfile.TemporaryFile(dir=bundle.root) as probe:
-        probe.write(b"\0" * 4096)
-        probe.flush()
-        os.fsync(probe.fileno())
-
-
 def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:
     """Whether entering the candidate under this role removes that entry."""
     if entry.precision != candidate.precision or entry.role not in ("onnx", "rejected"):
@@ -288,23 +269,3 @@ def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:
     if role in ("onnx", entry.role):
         return True
     return entry.sha256 == hashlib.sha256(candidate.path.read_bytes()).hexdigest()
-
-
-def _rewrite(bundle: Bundle, without: Sequence[BundleFile], entry: BundleFile | None) -> None:
-    files = [e for e in bundle.manifest.files if e not in without]
-    if entry is not None:
-        files.insert(sum(e.role in ("onnx", "rejected") for e in files), entry)
-    write_manifest(bundle.root, replace(bundle.manifest, files=tuple(files)))
-
-
-@contextmanager
-def _writing(bundle: Bundle) -> Iterator[None]:
-    try:
-        yield
-    except BundleError:
-        raise
-    except OSError as error:
-        raise BundleError(
-            f"{bundle.root} cannot be written ({error.strerror}); free space or allow writing and run it again. "
-            "The bundle is as it was"
-        ) from error

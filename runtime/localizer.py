@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, ove
 from wgap.bundle import Bundle
 from wgap.errors import DataError, FeatureError, ImageError, WgapError
 from wgap.images import decode, resize
-from wgap.runtime.backends import Backend, open_backend
+from wgap.runtime.backends import Backend, DeviceBackend, open_backend
 from wgap.runtime.localization import Failure, Localization
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from wgap.runtime.cuda.postprocess import Options
     from wgap.runtime.postprocess import BoxRecord, Map
 
 __all__ = ["Failure", "Localization", "Localizer"]
@@ -52,7 +53,8 @@ class Localizer:
 
     Args:
         bundle: a bundle folder, or one already opened (then taken as verified).
-        backend: ``onnxruntime``.
+        backend: ``onnxruntime`` on the CPU; ``onnxruntime_cuda``, ``onnxruntime_tensorrt``, ``tensorrt`` or
+            ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md).
         precision: which of the bundle's model files to run: ``fp32``, or ``int8`` or ``fp16`` once calibrated.
         threads: of the forward pass and of the kernel; None lets the backend take every core, the kernel one.
         top_k: how many classes to localize per image, when no class is given.
@@ -196,7 +198,10 @@ class Localizer:
         found: Iterator[Localization | Failure] = iter(())
         if good:
             batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
-            found = iter(self._results_of(good, *self.backend.run(batch), heatmap))
+            if isinstance(self.backend, DeviceBackend):
+                found = iter(self._results_on_device(self.backend, good, batch, heatmap))
+            else:
+                found = iter(self._results_of(good, *self.backend.run(batch), heatmap))
         return [next(found) if item.error is None else Failure(item.image, item.error) for item in items]
 
     def boxes(
@@ -248,6 +253,68 @@ class Localizer:
             rows = range(len(items))
             return [self._results_of([items[n]], logits[n : n + 1], features[n : n + 1], heatmap)[0] for n in rows]
         return [self._record(item, *records) for item, records in zip(items, found, strict=True)]
+
+    def _results_on_device(
+        self, backend: DeviceBackend, items: Sequence[_Prepared], batch: Any, heatmap: bool
+    ) -> list[Localization | Failure]:
+        """Likewise where the kernel runs behind the network."""
+        given = [item.class_id for item in items if item.class_id is not None]
+        try:
+            found = backend.records(batch, self._options(given or None, heatmap))
+        except FeatureError as error:
+            if len(items) == 1:
+                return [Failure(items[0].image, FeatureError(f"{items[0].label}: {_cause(error)}"))]
+            rows = range(len(items))
+            return [self._results_on_device(backend, [items[n]], batch[n : n + 1], heatmap)[0] for n in rows]
+        return [self._record(item, *records) for item, records in zip(items, found, strict=True)]
+
+    def _options(self, classes: Sequence[int] | None, heatmap: bool) -> Options:
+        from wgap.runtime.cuda.postprocess import Options
+
+        top_k = 1 if classes is not None else self.top_k
+        return Options(self._input_size, self.map, self.threshold, top_k, classes, heatmap)
+
+    def batch(
+        self,
+        images: Any,
+        classes: int | str | Iterable[int | str] | None = None,
+        heatmap: bool = False,
+        stream: int | None = None,
+    ) -> list[Localization]:
+        """Localize images that already lie on the GPU, without a copy to the host.
+
+        Args:
+            images: uint8[N, H, W, 3] RGB at the network's input size, C-contiguous: anything with
+                ``__cuda_array_interface__`` or DLPack (PyTorch, CuPy, PyCUDA's GPUArray).
+            classes: as in :meth:`__call__`.
+            heatmap: likewise.
+            stream: handle of the stream that the images were made on and that the work is to be queued on; None takes
+                one of the backend's own, which first waits for them. The call returns when the boxes are known.
+
+        Returns:
+            one result per image, in order; boxes in pixels of the given images.
+
+        Raises:
+            FeatureError: the array does not fit, or the network gave NaN or infinity for an image; it is named.
+            DataError: a class is unknown, or there are not as many as images; or the backend is not on a GPU.
+            BackendError: the device failed.
+        """
+        if not isinstance(self.backend, DeviceBackend):
+            raise DataError(
+                f"images on the GPU need a backend that is there too; {self.backend.name} takes images in host memory"
+            )
+        class_ids = self._each_class(classes)
+        count = int(images.shape[0])
+        ids = [_following(class_ids, n) for n in range(count)]
+        given = None if classes is None else cast("list[int]", ids)
+        found = self.backend.records(images, self._options(given, heatmap), stream)
+        item = _Prepared(None, "", self._input_size, None, None, None)
+        return [self._record(item, *records) for records in found]
+
+    def close(self) -> None:
+        """Free what the backend holds on a GPU; without one there is nothing to free. No call may be under way."""
+        if isinstance(self.backend, DeviceBackend):
+            self.backend.close()
 
     def _record(self, item: _Prepared, best: BoxRecord, *others: BoxRecord) -> Localization:
         import numpy as np

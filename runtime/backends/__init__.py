@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from wgap.errors import BackendError
 
@@ -12,11 +12,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wgap.bundle import Bundle
+    from wgap.runtime._native import BoxRecord
+    from wgap.runtime.cuda.postprocess import Options
 
-__all__ = ["BACKENDS", "Backend", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "DeviceBackend", "open_backend"]
 
-BACKENDS = {"onnxruntime": "wgap.runtime.backends.onnxruntime"}
-"""Name of each backend and the module whose ``open_bundle`` makes it; modules load on first use."""
+BACKENDS = {
+    "onnxruntime": "wgap.runtime.backends.onnxruntime:open_bundle",
+    "onnxruntime_cuda": "wgap.runtime.backends.onnxruntime_gpu:open_cuda",
+    "onnxruntime_tensorrt": "wgap.runtime.backends.onnxruntime_gpu:open_tensorrt",
+    "tensorrt": "wgap.runtime.backends.tensorrt:open_bundle",
+    "tensorrt_rtx": "wgap.runtime.backends.tensorrt:open_rtx",
+}
+"""Name of each backend, and the module and function that make it; modules load on first use."""
 
 
 class Backend(Protocol):
@@ -46,6 +54,24 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend on a GPU: the kernel runs behind the network on the device, and only its records come back."""
+
+    def records(self, images: Any, options: Options, stream: int | None = None) -> list[list[BoxRecord]]:
+        """Forward and localize a batch uint8[N, H, W, 3] in host memory or on the GPU; one list of records an image.
+
+        Raises:
+            FeatureError: an image's features or logits are not finite; its index is named.
+            BackendError: the library or the device failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything on the device; no call may be under way."""
+        ...
+
+
 def open_backend(
     name: str, bundle: Bundle, precision: str = "fp32", threads: int | None = None, ungated: bool = False
 ) -> Backend:
@@ -66,6 +92,6 @@ def open_backend(
     """
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; expected one of: {', '.join(sorted(BACKENDS))}")
-    module: Any = importlib.import_module(BACKENDS[name])
-    backend: Backend = module.open_bundle(bundle, precision, threads, ungated)
+    module, _, function = BACKENDS[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), function)(bundle, precision, threads, ungated)
     return backend

@@ -55,6 +55,31 @@ def open_bundle(
 
 def session_backend(bundle: Bundle, path: Path, precision: str, threads: int | None = None) -> OnnxRuntimeBackend:
     """A file with the bundle's inputs and outputs as a backend, whether the bundle lists it or not; raises likewise."""
+    session, failures = new_session(bundle, path, ["CPUExecutionProvider"], threads=threads)
+    import onnxruntime
+
+    return OnnxRuntimeBackend(session, precision, str(onnxruntime.__version__), failures)
+
+
+def new_session(
+    bundle: Bundle,
+    path: Path,
+    providers: list[Any],
+    settings: dict[str, str] | None = None,
+    threads: int | None = None,
+) -> tuple[Any, tuple[type[Exception], ...]]:
+    """A checked inference session and the library's exceptions.
+
+    Args:
+        bundle: whose inputs and outputs the file must have.
+        path: the ONNX file.
+        providers: as ONNX Runtime takes them.
+        settings: session configuration entries.
+        threads: of one forward pass; None takes every core.
+
+    Raises:
+        BackendError, BundleError, MissingDependencyError: see :func:`open_bundle`.
+    """
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -68,15 +93,17 @@ def session_backend(bundle: Bundle, path: Path, precision: str, threads: int | N
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads or 0
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except failures as error:
         raise BackendError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {path}: {error}. If the file is damaged, copy the bundle "
             "again or export it again"
         ) from error
     _check_signature(session, bundle, path)
-    return OnnxRuntimeBackend(session, precision, str(onnxruntime.__version__), failures)
+    return session, failures
 
 
 def library_errors() -> tuple[type[Exception], ...]:

@@ -7,6 +7,7 @@ import ctypes
 import operator
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from wgap.runtime._native import BoxRecord
     from wgap.runtime.postprocess import Map
 
-__all__ = ["CudaPostprocess", "Plan"]
+__all__ = ["CudaPostprocess", "Options", "Plan", "class_ids", "wait_for"]
 
 _LARGEST = 1 << 20  # pixels of a map, as in problem.h
 
@@ -104,10 +105,8 @@ class CudaPostprocess:
             ValueError: an option is not as above.
             BackendError: the device failed.
         """
-        maps, scores = (
-            device_array(features, "float32", "NChw", "features"),
-            device_array(logits, "float32", "NK", "logits"),
-        )
+        maps = device_array(features, "float32", "NChw", "features")
+        scores = device_array(logits, "float32", "NK", "logits")
         images = maps.shape[0]
         if scores.shape != (images, self.classes):
             raise FeatureError(f"logits: expected float32[{images}, {self.classes}], got float32{list(scores.shape)}")
@@ -115,28 +114,30 @@ class CudaPostprocess:
             raise FeatureError(f"features: expected float32[N, {self.channels}, h, w], got float32{list(maps.shape)}")
         if images == 0:
             return []
-        ids = _class_ids(classes, images, self.classes)
-        key = (maps.shape, size, 1 if ids else top_k, bool(ids), map, threshold, heatmaps)
+        options = Options(size, map, threshold, top_k, class_ids(classes, images, self.classes), heatmaps)
         with self.context:
-            plan = self._take(key)
-            try:
-                own = stream is None
-                if own:
-                    _wait_for((maps, scores))
-                plan.bind(maps.pointer, scores.pointer, ids)
-                plan.enqueue(int(self._stream) if own else int(stream or 0))
-                call("cuStreamSynchronize", self._stream if own else stream)
-                return plan.records()
-            finally:
-                with self._lock:
-                    self._idle.setdefault(key, []).append(plan)
+            if stream is None:
+                wait_for(maps, scores)
+            return self.run(maps.pointer, scores.pointer, maps.shape, options, stream)
 
-    def _take(self, key: tuple[Any, ...]) -> Plan:
+    def run(
+        self, features: int, logits: int, shape: Sequence[int], options: Options, stream: int | None = None
+    ) -> list[list[BoxRecord]]:
+        """Features and logits at two addresses, in the current context, on ``stream`` (None: its own), waited for."""
+        key = (tuple(shape), *options.key())
         with self._lock:
-            if idle := self._idle.get(key):
-                return idle.pop()
-        shape, size, top_k, given, map_, threshold, heatmaps = key
-        return Plan(self, shape, size, top_k, given, map_, threshold, heatmaps)
+            idle = self._idle.get(key)
+            plan = idle.pop() if idle else None
+        plan = plan or Plan(self, shape, options)
+        try:
+            plan.bind(features, logits, options.classes)
+            handle = int(self._stream) if stream is None else stream
+            plan.enqueue(handle)
+            call("cuStreamSynchronize", handle)
+            return plan.records()
+        finally:
+            with self._lock:
+                self._idle.setdefault(key, []).append(plan)
 
     def close(self) -> None:
         """Free everything on the device; no call may be under way."""
@@ -158,24 +159,34 @@ class CudaPostprocess:
                 self.close()
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a batch; as the arguments of :meth:`CudaPostprocess.__call__`."""
+
+    size: tuple[int, int]
+    map: Map = "recombined"
+    threshold: str = "adaptive"
+    top_k: int = 1
+    classes: Sequence[int] | None = None
+    heatmaps: bool = False
+
+    def per_image(self) -> int:
+        """Records per image."""
+        return 1 if self.classes is not None else self.top_k
+
+    def key(self) -> tuple[Any, ...]:
+        """What a plan is made for; the class ids themselves may change."""
+        return self.size, self.map, self.threshold, self.per_image(), self.classes is not None, self.heatmaps
+
+
 class Plan:
     """One launch for fixed shapes and options, with its memory: what a CUDA graph captures.
 
     Made and used in the owner's context, by one thread at a time.
     """
 
-    def __init__(
-        self,
-        owner: CudaPostprocess,
-        features: Sequence[int],
-        size: tuple[int, int],
-        top_k: int = 1,
-        given: bool = False,
-        map: Map = "recombined",  # noqa: A002
-        threshold: str = "adaptive",
-        heatmaps: bool = False,
-    ) -> None:
-        images, channels, height, width = features
+    def __init__(self, owner: CudaPostprocess, features: Sequence[int], options: Options) -> None:
+        (images, channels, height, width), size, top_k = features, options.size, options.per_image()
         if (
             min(size) < 1
             or size[0] * size[1] > _LARGEST
@@ -185,7 +196,7 @@ class Plan:
             raise ValueError(f"size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got {size}")
         if not 1 <= top_k <= owner.classes:
             raise ValueError(f"top_k: expected 1..{owner.classes}, got {top_k}")
-        self._owner, self._options = owner, (map, threshold)
+        self._owner, self._options = owner, (options.map, options.threshold)
         self._shape = [channels, height, width, *size, owner.classes]
         self._size, self._images, self._per_image = size, images, top_k
         tasks = images * top_k
@@ -196,10 +207,10 @@ class Plan:
         self._scratch = self._new(scratch * self._grid)
         self._results = self._new(tasks * _native._CUDA_RESULT_BYTES)
         self._told = self._new(tasks * _native._CUDA_RESULT_BYTES, pinned=True)
-        self._classes = self._new(images * 8) if given else None
+        self._classes = self._new(images * 8) if options.classes is not None else None
         pixels = size[0] * size[1] * 4
-        self._maps = self._new(tasks * pixels) if heatmaps else None
-        self._maps_told = self._new(tasks * pixels, pinned=True) if heatmaps else None
+        self._maps = self._new(tasks * pixels) if options.heatmaps else None
+        self._maps_told = self._new(tasks * pixels, pinned=True) if options.heatmaps else None
         self._argument: Any = None
 
     def _new(self, size: int, pinned: bool = False) -> Memory:
@@ -263,7 +274,12 @@ class Plan:
         self._memory.clear()
 
 
-def _class_ids(classes: int | Iterable[int] | None, images: int, known: int) -> list[int] | None:
+def class_ids(classes: int | Iterable[int] | None, images: int, known: int) -> list[int] | None:
+    """One class id for each image, None for None.
+
+    Raises:
+        ValueError: if there are not as many, or one is not among the ``known``.
+    """
     if classes is None:
         return None
     ids = [operator.index(n) for n in classes] if isinstance(classes, Iterable) else [operator.index(classes)] * images
@@ -275,7 +291,7 @@ def _class_ids(classes: int | Iterable[int] | None, images: int, known: int) -> 
     return ids
 
 
-def _wait_for(arrays: Sequence[DeviceArray]) -> None:
+def wait_for(*arrays: DeviceArray) -> None:
     """Until what the arrays hold has been computed; an array that names no stream may be under work on any."""
     if any(array.stream is None for array in arrays):
         call("cuCtxSynchronize")

@@ -35,10 +35,15 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)  # some writers make their files private
         _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file that is already on the disk to its own name, and see the folder to the disk before going on."""
+    temporary.replace(path)
+    _sync(path.parent)
 
 
 @contextmanager

@@ -13,6 +13,8 @@
     │   └── GateError          a lower-precision file whose gate failed or never ran was asked for
     ├── FeatureError           feature maps, logits or weights hold NaN or infinity, or have the wrong shape
     ├── BackendError           an inference backend refused a model or failed to run it
+    ├── EngineError            an engine could not be built or found
+    │   └── EngineMismatchError an engine does not fit the library, the GPU, the batch or its bundle
     ├── MissingDependencyError an optional dependency is not installed
     ├── OutputExistsError      the output is already there and overwriting was not asked for
     └── CheckFailedError       a parity or golden check found a difference
@@ -29,6 +31,8 @@ __all__ = [
     "CheckFailedError",
     "CheckpointError",
     "DataError",
+    "EngineError",
+    "EngineMismatchError",
     "FeatureError",
     "GateError",
     "HashMismatchError",
@@ -82,6 +86,14 @@ class FeatureError(WgapError, ValueError):
 
 class BackendError(WgapError):
     """An inference backend refused a model or failed to run it."""
+
+
+class EngineError(WgapError):
+    """An engine could not be built or found."""
+
+
+class EngineMismatchError(EngineError):
+    """An engine does not fit the library, the GPU, the batch or its bundle."""
 
 
 class MissingDependencyError(WgapError, ImportError):

@@ -10,6 +10,7 @@ import typer
 
 from wgap import __version__
 from wgap.cli.bench import bench
+from wgap.cli.build import build
 from wgap.cli.calibrate import calibrate, gate
 from wgap.cli.check import check
 from wgap.cli.demo import demo
@@ -29,7 +30,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, train, export, calibrate, gate, sensitivity, check, selftest, localize, evaluate, bench, inspect):
+for verb in (
+    demo,
+    train,
+    export,
+    calibrate,
+    gate,
+    sensitivity,
+    build,
+    check,
+    selftest,
+    localize,
+    evaluate,
+    bench,
+    inspect,
+):
     app.command()(verb)
 
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from wgap.bundle import BundleFile
+    from wgap.bundle import Bundle, BundleFile
 
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest as JSON, and which engines are stale.")
+    ] = False,
 ) -> None:
-    """Show the model, the preprocessing and every file of BUNDLE; exit code 1 if a file is missing or changed."""
+    """Show the model, every file and every engine of BUNDLE; exit code 1 if a file is missing or changed."""
     from rich.console import Console
     from rich.table import Table
 
     from wgap.bundle import Bundle
+    from wgap.runtime.engine import engines, stale
 
     opened = Bundle.open(bundle, verify=False)
     if as_json:
-        typer.echo(opened.manifest.to_json().rstrip())
+        outdated = [entry.path for entry in engines(opened) if stale(opened, entry)]
+        typer.echo(json.dumps({**json.loads(opened.manifest.to_json()), "stale_engines": outdated}, indent=2))
     else:
         info, steps, defaults = opened.manifest.model, opened.manifest.preprocessing, opened.manifest.postprocessing
         typer.echo(
@@ -37,6 +42,7 @@ def inspect(
         for entry in opened.manifest.files:
             table.add_row(entry.path, entry.role, entry.precision, _gate(entry), str(entry.size), entry.sha256[:12])
         Console().print(table)
+        _print_engines(opened)
     opened.verify()
     if not as_json:
         typer.echo("every file is as the manifest says")
@@ -48,3 +54,17 @@ def _gate(entry: BundleFile) -> str:
         return ""
     verdict = entry.provenance.get("gate")
     return "never ran" if verdict is None else "passed" if verdict["passed"] else "refused"
+
+
+def _print_engines(bundle: Bundle) -> None:
+    """What each engine is for; neither TensorRT nor a GPU is asked."""
+    from wgap.runtime.engine import engines, stale
+
+    for entry in engines(bundle):
+        made = entry.provenance
+        state = "stale, its model was replaced: build it again" if stale(bundle, entry) else "up to date"
+        typer.echo(
+            f"engine {entry.path}: {made.get('flavor')} {made.get('version')}, {entry.precision}, "
+            f"GPU architecture {made.get('architecture')}, {made.get('platform')}, "
+            f"batch {'/'.join(str(size) for size in made.get('profile', {}).values())}, {state}"
+        )

@@ -1,0 +1,302 @@
+"""Engines of a bundle: which there are, and whether one may be deserialised here.
+
+::
+
+    plan = preflight(bundle, "engines/model.int8.tensorrt_rtx-1.7.1.116.plan", Host.here("tensorrt_rtx"), batch=1)
+    engine = runtime.deserialize_cuda_engine(plan)      # the very bytes that were checked
+
+A plan is code for one library, one kind of GPU and one network; read by another it fails late, or not at all. The
+checks need the manifest alone: neither TensorRT nor a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform as machine
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wgap.bundle import Bundle, BundleFile
+from wgap.errors import BundleError, EngineError, EngineMismatchError, GateError
+from wgap.runtime.library import load_library, running_gpu
+
+__all__ = [
+    "DEFAULT_BATCH", "Host", "Mismatch", "build_command", "engine_file", "engines", "fits", "mismatches", "preflight",
+    "stale",
+]  # fmt: skip
+
+DEFAULT_BATCH = (1, 8, 16)
+"""Smallest, usual and largest batch of an engine's profile, where nothing else is asked for."""
+
+PORTABLE = "portable"
+"""TensorRT-RTX's default: compiled on the GPU it is loaded on."""
+
+_PORTABLE_TO = ("8.0", "8.6", "8.9")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What is to run an engine.
+
+    Attributes:
+        flavor: ``tensorrt`` or ``tensorrt_rtx``.
+        version: of that library.
+        compute_capability: of the GPU, such as ``8.6``; None where there is none or it is unknown.
+        platform: such as ``linux x86_64``.
+        library: its Python module, for its own check of the plan; None leaves that out.
+    """
+
+    flavor: str
+    version: str
+    compute_capability: str | None = None
+    platform: str = f"{sys.platform} {machine.machine()}"
+    library: Any = None
+
+    @staticmethod
+    def here(flavor: str) -> Host:
+        """This machine, this environment.
+
+        Raises:
+            MissingDependencyError: see :func:`wgap.runtime.library.load_library`.
+        """
+        library, gpu = load_library(flavor), running_gpu()
+        return Host(flavor, str(library.__version__), gpu.compute_capability if gpu else None, library=library)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One row of the table: what was compared, what would fit, what is there."""
+
+    what: str
+    expected: str
+    found: str
+
+
+def engines(bundle: Bundle) -> list[BundleFile]:
+    """The bundle's engines, in the manifest's order."""
+    return [entry for entry in bundle.manifest.files if entry.role == "engine"]
+
+
+def stale(bundle: Bundle, entry: BundleFile) -> bool:
+    """Whether the bundle's model of the engine's precision is no longer the file that the engine was built from."""
+    return _model_sha256(bundle, entry.precision) != entry.provenance.get("onnx_sha256")
+
+
+def fits(architecture: str, compute_capability: str) -> bool:
+    """Whether an engine for ``portable``, ``8.0+`` or a list such as ``8.6,8.9`` runs on that compute capability.
+
+    Portable is what TensorRT-RTX documents: 8.0, 8.6, 8.9, 12.0 and later.
+    """
+    if architecture == PORTABLE:
+        return compute_capability in _PORTABLE_TO or _numbers(compute_capability) >= (12, 0)
+    if architecture.endswith("+"):
+        return _numbers(compute_capability) >= _numbers(architecture[:-1])
+    return compute_capability in architecture.split(",")
+
+
+def engine_file(bundle: Bundle, host: Host, precision: str, batch: int | None = None) -> BundleFile:
+    """The engine to use: of the host's flavor and that precision, the one with the fewest mismatches.
+
+    One that has its weights goes before one that was stripped of them.
+
+    Raises:
+        EngineError: if there is none; the message has the command that builds one.
+    """
+    found = [e for e in engines(bundle) if (e.provenance.get("flavor"), e.precision) == (host.flavor, precision)]
+    if not found:
+        have = ", ".join(f"{e.provenance.get('flavor')} {e.precision}" for e in engines(bundle)) or "none"
+        raise EngineError(
+            f"{bundle.root} holds no {host.flavor} engine of precision {precision}; its engines: {have}. Build one: "
+            f"{build_command(bundle, host, precision, batch=batch)}"
+        )
+    return min(
+        found,
+        key=lambda entry: (
+            len(mismatches(bundle, entry, host, batch)),
+            bool(entry.provenance.get("options", {}).get("strip_weights")),
+        ),
+    )
+
+
+def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None = None) -> list[Mismatch]:
+    """What the manifest says against the host; the plan itself is not read.
+
+    Args:
+        bundle: the bundle.
+        entry: its engine.
+        host: what is to run it.
+        batch: images per call; None leaves the profile out.
+    """
+    made = entry.provenance
+    rows = []
+    if made.get("flavor") != host.flavor:
+        rows.append(Mismatch("flavor", host.flavor, str(made.get("flavor"))))
+    elif not _same_version(made, host.version):
+        rows.append(Mismatch("version", host.version, str(made.get("version"))))
+    if host.compute_capability is not None and not fits(str(made.get("architecture")), host.compute_capability):
+        rows.append(Mismatch("GPU architecture", host.compute_capability, str(made.get("architecture"))))
+    if made.get("platform") != host.platform:
+        rows.append(Mismatch("platform", host.platform, str(made.get("platform"))))
+    low, _, high = _profile(entry)
+    if batch is not None and not low <= batch <= high:
+        rows.append(Mismatch("batch", str(batch), f"{low} to {high}"))
+    if stale(bundle, entry):
+        current = _model_sha256(bundle, entry.precision)
+        rows.append(
+            Mismatch(
+                f"{entry.precision} model, sha256",
+                f"{current[:12]}..." if current else "a model of that precision",
+                f"{str(made.get('onnx_sha256'))[:12]}..." + ("" if current else ", not in the bundle"),
+            )
+        )
+    return rows
+
+
+def preflight(
+    bundle: Bundle,
+    path: Path | str,
+    host: Host,
+    batch: int | None = None,
+    trust: bool = False,
+    ungated: bool = False,
+) -> bytes:
+    """Check a plan before any of its bytes is deserialised.
+
+    Args:
+        bundle: the bundle.
+        path: the plan, relative to the bundle, or absolute.
+        host: what is to run it.
+        batch: images per call; None leaves the profile out.
+        trust: take a plan that the manifest does not list; of the checks only the library's own remains.
+        ungated: take an engine whose model's gate failed or never ran.
+
+    Returns:
+        the plan, the very bytes that were checked.
+
+    Raises:
+        EngineMismatchError: with a table of everything that differs, and the command that builds a fitting engine.
+        EngineError: if the plan is missing, or is not listed in the manifest.
+        GateError: see :meth:`wgap.bundle.Bundle.model_file`.
+    """
+    where = bundle.root / path
+    entry = next((e for e in bundle.manifest.files if (bundle.root / e.path).resolve() == where.resolve()), None)
+    if not trust and (entry is None or entry.role != "engine"):
+        raise EngineError(
+            f"{where} is not listed in the manifest as an engine, so that nothing says what it is. A plan is code: "
+            "pass trust=True only if you know who made it; else build one: "
+            f"{build_command(bundle, host, entry.precision if entry else 'fp32', batch=batch)}"
+        )
+    if not where.is_file():
+        raise EngineError(
+            f"{where} is missing; copy the whole bundle or build it again: {_rebuild(bundle, entry, host, batch)}"
+        )
+    plan = where.read_bytes()
+    rows: list[Mismatch] = []
+    if entry is not None and entry.role == "engine":
+        rows = [*_content(entry, plan), *mismatches(bundle, entry, host, batch)]
+    if not rows:
+        rows = _library_check(plan, host)
+    if rows:
+        raise EngineMismatchError(_table(where, rows, _rebuild(bundle, entry, host, batch)))
+    if entry is not None and entry.role == "engine":
+        bundle.model_file(entry.precision, ungated)
+    return plan
+
+
+def build_command(
+    bundle: Bundle, host: Host, precision: str, entry: BundleFile | None = None, batch: int | None = None
+) -> str:
+    """The ``wgap build`` command that makes an engine fit for the host and the batch."""
+    low, usual, high = _profile(entry) if entry else DEFAULT_BATCH
+    wanted = usual if batch is None else max(batch, 1)
+    low, high = min(low, wanted), max(high, wanted)
+    words = ["wgap", "build", str(bundle.root), "--flavor", host.flavor, "--precision", precision]
+    words += ["--batch", f"{low},{usual},{high}"]
+    restricted = entry is not None and entry.provenance.get("architecture") != PORTABLE
+    if host.flavor == "tensorrt_rtx" and host.compute_capability and restricted:
+        words += ["--compute-capability", host.compute_capability]
+    words += _options(entry, host) if entry else []
+    try:
+        bundle.model_file(precision)
+    except GateError:
+        words.append("--ungated")
+    except BundleError:
+        pass  # the build says what to do first
+    return f"`{shlex.join(words)}`"
+
+
+def _options(entry: BundleFile, host: Host) -> list[str]:
+    """How the engine was built, as far as that goes for the host too."""
+    made = entry.provenance
+    options = made.get("options", {})
+    if made.get("flavor") != host.flavor:
+        return []
+    switches = ("version_compatible", "strip_weights", "refit", "tf32")
+    words = [f"--{name.replace('_', '-')}" for name in switches if options.get(name)]
+    level = options.get("hardware_compat", "none")
+    if level != "none" and (host.compute_capability is None or _numbers(host.compute_capability) >= (8, 0)):
+        words += ["--hardware-compat", level]
+    return words
+
+
+def _rebuild(bundle: Bundle, entry: BundleFile | None, host: Host, batch: int | None) -> str:
+    return build_command(bundle, host, entry.precision if entry else "fp32", entry, batch)
+
+
+def _table(where: Path, rows: list[Mismatch], command: str) -> str:
+    lines = [("what", "expected", "found"), *((row.what, row.expected, row.found) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(2)]
+    listing = "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in lines)
+    return f"{where} does not fit and was not loaded:\n{listing}\nBuild one that does, on this machine: {command}"
+
+
+def _content(entry: BundleFile, plan: bytes) -> list[Mismatch]:
+    if len(plan) != entry.size:
+        return [Mismatch("bytes", str(entry.size), str(len(plan)))]
+    found = hashlib.sha256(plan).hexdigest()
+    return [] if found == entry.sha256 else [Mismatch("sha256", f"{entry.sha256[:12]}...", f"{found[:12]}...")]
+
+
+def _library_check(plan: bytes, host: Host) -> list[Mismatch]:
+    """What the library itself reads from the plan's header, where it has such a check (TensorRT-RTX)."""
+    if host.library is None or not hasattr(host.library.Runtime, "get_engine_validity"):
+        return []
+    from wgap.runtime.library import library_log
+
+    runtime = host.library.Runtime(library_log(host.library))
+    validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    if validity != host.library.EngineValidity.INVALID:
+        return []
+    known = host.library.EngineInvalidityDiagnostics.__members__
+    reasons = [name.lower().replace("_", " ") for name, member in known.items() if int(bits) & int(member)]
+    if not reasons and host.compute_capability is None:
+        return []  # without a GPU the library calls every whole plan invalid, without a reason
+    return [Mismatch(f"{host.flavor}'s own check", "valid", ", ".join(reasons) or "invalid, no reason given")]
+
+
+def _same_version(made: dict[str, Any], running: str) -> bool:
+    built = str(made.get("version"))
+    if built == running:
+        return True
+    if made.get("flavor") != "tensorrt" or not made.get("options", {}).get("version_compatible"):
+        return False  # TensorRT-RTX promises nothing between releases
+    return _numbers(built)[:1] == _numbers(running)[:1] and _numbers(built) <= _numbers(running)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _profile(entry: BundleFile) -> tuple[int, int, int]:
+    profile = entry.provenance.get("profile", {})
+    return int(profile.get("min", 0)), int(profile.get("opt", 0)), int(profile.get("max", 0))
+
+
+def _model_sha256(bundle: Bundle, precision: str) -> str | None:
+    try:
+        return bundle.model_file(precision, ungated=True).sha256
+    except BundleError:
+        return None
