@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wgap.atomic import atomic_file
 from wgap.errors import BackendError, MissingDependencyError
@@ -83,7 +83,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wgap"
 
 
-def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS) -> Compiled:
+def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS, profile: bool = False) -> Compiled:
     """Compile the kernel, or take it from the cache.
 
     The cache names a file by the hash of every header, the options, the architecture and NVRTC's version; a file that
@@ -93,6 +93,7 @@ def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS)
         arch: such as ``sm_89``.
         cache: a folder, see :func:`cache_folder`; None compiles anew.
         threads: of a block, a multiple of 32.
+        profile: with a clock at every stage.
 
     Raises:
         BackendError: if NVRTC does not know the architecture, or refuses the source; with its log.
@@ -100,39 +101,55 @@ def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS)
     """
     try:
         from cuda.bindings import nvrtc
-        from cuda.core import Program, ProgramOptions
 
-        version = nvrtc.nvrtcVersion()[1:]
+        version = ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
     except (ImportError, RuntimeError) as error:
         raise MissingDependencyError(
-            f"the CUDA kernel needs cuda-core and NVRTC, which cannot be loaded ({error}): pip install 'wgap[cuda]'"
+            f"the CUDA kernel needs cuda-bindings and NVRTC, which cannot be loaded ({error}): pip install 'wgap[cuda]'"
         ) from error
-    options = {
-        "std": "c++17",
-        "fma": False,
-        "ptxas_options": ["-v"],
-        "define_macro": ("WGAP_CUDA_THREADS", str(threads)),
-    }
-    path = None if cache is None else cache / f"{_key(arch, options, version)}.cubin"
+    options = [
+        f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v",
+        f"--define-macro=WGAP_CUDA_THREADS={threads}", *(["--define-macro=WGAP_CUDA_PROFILE"] if profile else []),
+    ]  # fmt: skip
+    path = None if cache is None else cache / f"{_key(options, version)}.cubin"
     if path is not None and (cubin := _read(path)) is not None:
         return Compiled(cubin, arch, "")
-    log = io.StringIO()
+    name = f"NVRTC {version}"
+    program = _checked(name, nvrtc.nvrtcCreateProgram(_SOURCE.encode(), b"wgap.cu", 0, [], []))
     try:
-        program = Program(
-            _SOURCE, "c++", ProgramOptions(name="wgap.cu", arch=arch, include_path=str(_INCLUDE), **options)
-        )
-        cubin = bytes(program.compile("cubin", logs=log).code)
-    except Exception as error:  # cuda-core has no common exception class
-        name = f"NVRTC {'.'.join(map(str, version))}"
-        raise BackendError(f"{name} cannot compile the kernel for {arch}: {error}\n{log.getvalue()}".strip()) from error
+        flags = [option.encode() for option in (*options, f"--include-path={_INCLUDE}")]
+        (code,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
+        log = _read_out(name, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+        text = log.rstrip(b"\0").decode(errors="replace")
+        if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            told = nvrtc.nvrtcGetErrorString(code)[1].decode()
+            raise BackendError(f"{name} cannot compile the kernel for {arch}: {told}\n{text}".strip())
+        cubin = _read_out(name, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
     if path is not None:
         with atomic_file(path) as temporary:
             temporary.write_bytes(hashlib.sha256(cubin).digest() + cubin)
-    return Compiled(cubin, arch, log.getvalue())
+    return Compiled(cubin, arch, text)
 
 
-def _key(arch: str, options: object, version: object) -> str:
-    digest = hashlib.sha256(repr((arch, options, version, _SOURCE)).encode())
+def _checked(name: str, answer: tuple[Any, ...]) -> Any:
+    """The value of a call of NVRTC."""
+    code, *values = answer
+    if code.value != 0:
+        raise BackendError(f"{name} failed: {code.name}")
+    return values[0] if values else None
+
+
+def _read_out(name: str, size_of: Any, get: Any, program: Any) -> bytes:
+    """Bytes that NVRTC copies into memory that it is given."""
+    content = bytes(_checked(name, size_of(program)))
+    _checked(name, get(program, content))
+    return content
+
+
+def _key(options: list[str], version: str) -> str:
+    digest = hashlib.sha256(repr((options, version, _SOURCE)).encode())
     for header in sorted((_INCLUDE / "wgap").glob("*.h")):
         digest.update(header.name.encode() + b"\0" + header.read_bytes())
     return digest.hexdigest()[:32]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CudaPostprocess", "Options", "Plan", "class_ids", "wait_for"]
 
+STAGES = ("class", "recombine", "upsample_columns", "quantise", "edges", "level", "component", "heatmap")
+"""``wgap::Stage``."""
+
 _LARGEST = 1 << 20  # pixels of a map, as in problem.h
 
 
@@ -41,6 +44,7 @@ class CudaPostprocess:
         device: CUDA device number.
         threads: of a CUDA block, a multiple of 32 up to 512.
         cache: folder for the compiled kernel; None takes :func:`wgap.runtime.cuda.compiler.cache_folder`.
+        profile: count clock ticks by stage, see :meth:`ticks`; slower.
 
     Raises:
         BackendError: if there is no GPU, or its architecture cannot be compiled for.
@@ -48,11 +52,14 @@ class CudaPostprocess:
         MissingDependencyError: if cuda-core is not installed.
     """
 
-    def __init__(self, weight: Any, device: int = 0, threads: int = THREADS, cache: Path | None = None) -> None:
+    def __init__(
+        self, weight: Any, device: int = 0, threads: int = THREADS, cache: Path | None = None, profile: bool = False
+    ) -> None:
         classifier = _native.Classifier(weight)
         self.classes, self.channels, self.threads = int(classifier.num_classes), int(classifier.channels), threads
         self.arch = device_arch(device)
-        cubin = compile_kernel(f"sm_{self.arch.replace('.', '')}", cache or cache_folder(), threads).cubin
+        sm = f"sm_{self.arch.replace('.', '')}"
+        cubin = compile_kernel(sm, cache or cache_folder(), threads, profile).cubin
         self.context = Context(device)
         self._lock = threading.Lock()
         self._closed = False
@@ -138,6 +145,15 @@ class CudaPostprocess:
         finally:
             with self._lock:
                 self._idle.setdefault(key, []).append(plan)
+
+    def ticks(self) -> dict[str, int]:
+        """Clock ticks of each block's first thread, by stage, since the last call; of a profiling kernel alone."""
+        with self.context:
+            pointer, size = call("cuModuleGetGlobal", self._module, b"wgap_cuda_ticks")
+            told = (ctypes.c_uint64 * (int(size) // 8))()
+            call("cuMemcpyDtoH", ctypes.addressof(told), pointer, int(size))
+            call("cuMemsetD8", pointer, 0, int(size))
+        return dict(zip(STAGES, told, strict=True))
 
     def close(self) -> None:
         """Free everything on the device; no call may be under way."""
@@ -235,13 +251,17 @@ class Plan:
         content = ctypes.create_string_buffer(task, len(task))
         self._argument = content, (ctypes.c_void_p * 1)(ctypes.addressof(content))
 
-    def enqueue(self, stream: int) -> None:
-        """Queue the launch and the copy of its records; nothing is waited for."""
+    def launch(self, stream: int) -> None:
+        """Queue the kernel alone."""
         _, argument = self._argument
         call(
             "cuLaunchKernel", self._owner.function, self._grid, 1, 1, self._owner.threads, 1, 1, self._shared, stream,
             ctypes.addressof(argument), 0,
         )  # fmt: skip
+
+    def enqueue(self, stream: int) -> None:
+        """Queue the kernel and the copy of its records; nothing is waited for."""
+        self.launch(stream)
         call("cuMemcpyDtoHAsync", self._told.pointer, self._results.pointer, self._results.size, stream)
         if self._maps is not None and self._maps_told is not None:
             call("cuMemcpyDtoHAsync", self._maps_told.pointer, self._maps.pointer, self._maps.size, stream)

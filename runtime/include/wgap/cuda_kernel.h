@@ -47,6 +47,13 @@ WGAP_HD u64 cuda_layout(const Shape& shape, u64 room, u64* shared_bytes) {
 
 #if defined(__CUDACC__)
 
+}  // namespace wgap
+#if defined(WGAP_CUDA_PROFILE)
+extern "C" __device__ wgap::u64
+    wgap_cuda_ticks[wgap::kStages];  // of each block's first thread, since the program began
+#endif
+namespace wgap {
+
 struct CudaBlock : CudaTuning {
   static constexpr int kLanes = 32;
   static constexpr int kChannels = 32;
@@ -56,7 +63,16 @@ struct CudaBlock : CudaTuning {
   __device__ static int rank() { return static_cast<int>(threadIdx.x); }
   __device__ static int size() { return kCudaThreads; }
   __device__ static void sync() { __syncthreads(); }
+#if defined(WGAP_CUDA_PROFILE)
+  i64 last = clock64();
+  __device__ void mark(Stage stage) {
+    const i64 now = clock64();
+    if (threadIdx.x == 0) atomicAdd(wgap_cuda_ticks + stage, static_cast<u64>(now - last));
+    last = now;
+  }
+#else
   __device__ static void mark(Stage) {}
+#endif
 
   __device__ static int first_bit(u64 bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
   __device__ static int nearest(float value) { return __float2int_rn(value); }

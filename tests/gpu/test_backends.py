@@ -1,0 +1,193 @@
+"""Whole sessions on the device: image bytes in; out the boxes that the CPU's kernel gives on their own features."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.gpu.conftest import EMULATED, OnDevice, absent, free_memory
+
+from wgap import Localizer
+from wgap.bundle import Bundle
+from wgap.errors import BackendError, BundleError, FeatureError, WgapError
+from wgap.runtime.backends import DeviceBackend
+from wgap.runtime.postprocess import postprocess
+
+BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_tensorrt")
+
+
+@pytest.fixture(scope="module")
+def root(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick bundle, with an engine for batches of 1 to 4 of each flavor that builds here."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "tiny"))
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest, root: Path) -> str:
+    """The name of a backend that runs here."""
+    name: str = request.param
+    if EMULATED:
+        if name != "tensorrt":
+            pytest.skip(f"{name} needs a real driver")
+        _enter_onnx_as_plan(root)
+    elif not name.startswith("onnxruntime"):
+        from wgap.export.engine import BuildOptions, engine_from_bundle
+
+        try:
+            engine_from_bundle(Bundle.open(root), name, "fp32", BuildOptions(batch=(1, 2, 4)))
+        except WgapError as error:
+            absent(f"{name}: {error}")
+    try:
+        Localizer(root, backend=name).close()
+    except WgapError as error:
+        absent(f"{name}: {error}")
+    return name
+
+
+def _enter_onnx_as_plan(root: Path) -> None:
+    from wgap.extend import enter_file
+
+    bundle = Bundle.open(root)
+    onnx = bundle.model_file("fp32")
+    provenance = {
+        "flavor": "tensorrt", "version": import_module("tensorrt").__version__, "architecture": "8.6",
+        "platform": f"linux {platform.machine()}", "profile": {"min": 1, "opt": 2, "max": 4},
+        "onnx_sha256": onnx.sha256, "options": {},
+    }  # fmt: skip
+    enter_file(bundle, root / onnx.path, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, provenance)
+
+
+@pytest.fixture
+def localizer(root: Path, backend: str) -> Any:
+    made = Localizer(root, backend=backend, batch_size=3, threshold="fixed:0.7")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    return np.random.default_rng(8).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+
+
+def boxes_of(localizer: Localizer, images: Any) -> list[tuple[int, ...]]:
+    """What the CPU's kernel makes of the session's own features."""
+    logits, features = localizer.backend.run(images)
+    return [row[0].box for row in localizer.boxes(logits, features)]
+
+
+def test_host_images_device_images_and_borrowed_streams_give_the_kernel_s_boxes(
+    localizer: Localizer, images: Any
+) -> None:
+    assert isinstance(localizer.backend, DeviceBackend)
+    expected = boxes_of(localizer, images)
+    assert len(set(expected)) > 3
+    for _ in range(3):  # plainly, captured, replayed
+        assert [r.box for r in localizer(images)] == expected
+    on_device = OnDevice(images)
+    for stream in (None, 1, None):  # its own stream; the legacy default stream
+        assert [r.box for r in localizer.batch(on_device, stream=stream)] == expected
+    classes = [n % 3 for n in range(len(images))]
+    logits, features = localizer.backend.run(images)
+    given = postprocess(features, logits, localizer._classifier, size=(64, 64), classes=classes, threshold="fixed:0.7")
+    for _ in range(3):
+        assert [(r.class_id, r.box) for r in localizer.batch(on_device, classes)] == [
+            (row[0].class_id, row[0].box) for row in given
+        ]
+        classes, given = (
+            classes[::-1],
+            postprocess(
+                features, logits, localizer._classifier, size=(64, 64), classes=classes[::-1], threshold="fixed:0.7"
+            ),
+        )
+    with pytest.raises(FeatureError, match="images: expected uint8"):
+        localizer.batch(OnDevice(images[:, :32]))
+    on_device.close()
+
+
+def test_the_network_s_outputs_are_the_cpu_s_within_float32(localizer: Localizer, root: Path, images: Any) -> None:
+    plain = Localizer(root)
+    for ours, theirs in zip(localizer.backend.run(images), plain.backend.run(images), strict=True):
+        assert np.abs(ours - theirs).max() <= 2e-3 * np.abs(theirs).max()
+
+
+def test_many_threads_share_one_localizer(localizer: Localizer, images: Any) -> None:
+    expected = boxes_of(localizer, images)
+
+    def work(n: int) -> bool:
+        return [r.box for r in localizer(images[n % 8 : n % 8 + 3])] == expected[n % 8 : n % 8 + 3]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(64)))
+
+
+def test_an_exception_in_the_middle_of_a_batch_leaks_nothing_and_blocks_nobody(
+    localizer: Localizer, images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wgap.runtime.cuda.postprocess import Plan
+
+    expected = boxes_of(localizer, images)
+    list(localizer(images))
+    before = free_memory()
+    whole = Plan.records
+    calls = 0
+
+    def tired(self: Plan) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise BackendError("the device is tired")
+        return whole(self)
+
+    monkeypatch.setattr(Plan, "records", tired)
+    for _ in range(40):  # more often than there are slots
+        with pytest.raises(BackendError, match="tired"):
+            list(localizer(images))
+    monkeypatch.undo()
+    assert [r.box for r in localizer(images)] == expected
+    assert before - free_memory() <= (0 if EMULATED else 2 << 20)
+
+
+def test_two_hundred_sessions_leave_no_memory_behind(root: Path, backend: str, images: Any) -> None:
+    def once() -> None:
+        made = Localizer(root, backend=backend, verify=False)
+        list(made(images[:2]))
+        made.close()
+
+    for _ in range(5):
+        once()
+    gc.collect()
+    before = free_memory()
+    for _ in range(200 if EMULATED or backend.startswith("tensorrt") else 20):
+        once()
+    gc.collect()
+    assert before - free_memory() <= (0 if EMULATED else 8 << 20)
+
+
+@pytest.mark.skipif(not EMULATED, reason="makes the library fail on purpose")
+def test_failures_of_the_library_are_told(root: Path, backend: str, images: Any) -> None:
+    library: Any = import_module("tensorrt")
+    made = Localizer(root, backend=backend, batch_size=4)
+    runs = library.Context.runs
+    library.FAIL_AT[:] = [runs + 2]
+    list(made(images[:4]))
+    made.backend.graphs = False  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match=r"failed on a batch of shape \(4, 64, 64, 3\): the device is tired"):
+        list(made(images[:4]))
+    library.FAIL_AT[:] = [library.Context.runs + 2]
+    made.backend.graphs = True  # type: ignore[attr-defined]
+    list(made(images[:2]))
+    made.backend._free[0]._seen.add((True, 4, *made._options(None, False).key()))  # type: ignore[attr-defined]
+    with pytest.warns(RuntimeWarning, match="cannot be captured into a CUDA graph .*goes on without graphs"):
+        list(made(images[:4]))
+    made.close()
+    plan = next(e for e in Bundle.open(root).manifest.files if e.role == "engine")
+    (root / plan.path).write_bytes(b"\0" * plan.size)
+    with pytest.raises(BundleError, match="sha256"):
+        Localizer(root, backend=backend)
