@@ -6,7 +6,7 @@ BIN := .venv/bin
 OUT ?= demo-out
 ROOMS := train export calibrate runtime evaluate
 
-.PHONY: help setup demo test test-wheel lint format types bench clean
+.PHONY: help setup demo test test-wheel lint format types bench gpu-check clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,5 +47,10 @@ format: setup ## rewrite sources in the house format
 bench: setup ## the kernel against OpenCV and PyTorch, interleaved
 	$(BIN)/python benchmarks/postprocess.py
 
+gpu-check: ## on a machine with an NVIDIA GPU: every GPU test, parity, timings, profile; BUNDLE=, DATA= optional
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu
+	.venv-gpu/bin/pip install -q $(PIP_FLAGS) -e '.[calibrate,cuda,gpu-check]'
+	.venv-gpu/bin/python benchmarks/gpu_check.py $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA)) $(CHECK_FLAGS)
+
 clean: ## remove what make made
-	rm -rf .venv build $(OUT)
+	rm -rf .venv .venv-gpu build $(OUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ class TensorRtBackend:
                 raise BackendError(f"{flavor} {host.version} refuses {bundle.root / entry.path}: {self.reason()}")
             self._check_signature(str(bundle.root / entry.path))
         self._free: list[_Slot] = []
-        self._made, self._slots = 0, slots
+        self._made, self._slots, self._closed = 0, slots, False
         self._changed = threading.Condition()
 
     def reason(self) -> str:
@@ -180,6 +181,9 @@ class TensorRtBackend:
 
     def close(self) -> None:
         """Free everything on the device; no call may be under way."""
+        if self._closed:
+            return
+        self._closed = True
         with self._changed:
             slots, self._free, self._made = self._free, [], 0
         with self.kernel.context:
@@ -187,6 +191,11 @@ class TensorRtBackend:
                 slot.close()
             self._engine = self._runtime = None
         self.kernel.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_changed", None) is not None:
+            with contextlib.suppress(Exception):  # the driver may be gone at exit, and a destructor has no caller
+                self.close()
 
 
 class _Slot:
@@ -281,6 +290,8 @@ class _Slot:
         return graph
 
     def _capture(self, key: tuple[Any, ...], plan: Plan) -> Any:
+        self._enqueue(key[1], key[0], self.stream)  # what a change of shape sets off must not happen while capturing
+        call("cuStreamSynchronize", self.stream)
         mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         call("cuStreamBeginCapture", self.stream, mode)
         try:

@@ -53,6 +53,13 @@ def test_every_error_is_in_the_drawn_tree() -> None:
         assert issubclass(getattr(errors, name), errors.WgapError)
 
 
+def test_the_kernel_s_headers_are_where_the_compiler_for_gpus_looks() -> None:
+    from wgap.runtime.cuda import compiler
+
+    header = compiler._INCLUDE / "wgap" / "cuda_kernel.h"
+    assert "wgap_localize_cuda" in header.read_text()
+
+
 def test_the_suite_runs_against_the_installation_it_was_told_to() -> None:
     expected = os.environ.get("WGAP_EXPECT_PREFIX")
     home = wgap.__file__

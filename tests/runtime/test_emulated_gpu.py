@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,24 +16,35 @@ ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = ROOT / "tests" / "gpu" / "emulator"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the emulated driver")
-@pytest.mark.skipif(not (ROOT / "runtime" / "src").is_dir(), reason="needs the kernel's sources (installed wheel)")
-def test_the_gpu_tests_pass_on_the_emulated_driver(tmp_path: Path) -> None:
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to build the emulated driver"),
+    pytest.mark.skipif(not (ROOT / "runtime" / "src").is_dir(), reason="needs the sources (installed wheel)"),
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables that make the emulated driver the machine's."""
     pytest.importorskip("cuda.bindings")
     from wgap.runtime.cuda.compiler import compile_kernel
 
-    compile_kernel("sm_86", tmp_path / "cache")  # NVRTC would ask the emulated driver for more than it can do
+    folder = tmp_path_factory.mktemp("driver")
+    for threads in (256, 512):  # NVRTC would ask the emulated driver for more than it can do
+        compile_kernel("sm_86", folder / "cache", threads)
     includes = ["-I", ROOT / "runtime" / "include", "-I", ROOT / "runtime" / "src"]
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    command = ["g++", *flags, *includes, EMULATOR / "libcuda.cpp", "-o", tmp_path / "libcuda.so.1"]
+    command = ["g++", *flags, *includes, EMULATOR / "libcuda.cpp", "-o", folder / "libcuda.so.1"]
     subprocess.run(list(map(str, command)), check=True)
-    environment = {
+    return {
         **os.environ,
-        "LD_LIBRARY_PATH": str(tmp_path),
-        "WGAP_CACHE": str(tmp_path / "cache"),
+        "LD_LIBRARY_PATH": str(folder),
+        "WGAP_CACHE": str(folder / "cache"),
         "WGAP_EMULATED_GPU": "1",
         "PYTHONPATH": str(EMULATOR),
     }
+
+
+def test_the_gpu_tests_pass_on_the_emulated_driver(environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "tests/gpu"],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
@@ -41,3 +53,38 @@ def test_the_gpu_tests_pass_on_the_emulated_driver(tmp_path: Path) -> None:
     told = re.search(r"(\d+) passed, (\d+) skipped", done.stdout)
     assert told is not None, done.stdout
     assert int(told[1]) >= 11
+
+
+def test_gpu_check_reports_each_part_and_goes_on(
+    environment: dict[str, str], tmp_path: Path, tiny_bundle: Path
+) -> None:
+    check = [sys.executable, "benchmarks/gpu_check.py", "--out", tmp_path, "--batches", "1,2", "--rounds", "2"]
+    only = ["--bundle", tiny_bundle, "--data", tmp_path / "none", "--only", "parity", "kernel"]
+    done = subprocess.run(
+        list(map(str, check + only)), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu-emulated.json").read_text())
+    assert found["environment"]["device"] == "emulated"
+    assert found["parity"] == {**found["parity"], "state": "absent"}
+    assert "needs --bundle and --data" in found["parity"]["reason"]
+    assert [(row["images"], row["threads"]) for row in found["kernel"]["rows"]] == [
+        (1, 256), (1, 512), (2, 256), (2, 512),
+    ]  # fmt: skip
+    assert all(row["p25"] <= row["p50"] <= row["p75"] for row in found["kernel"]["rows"])
+    text = (tmp_path / "gpu-emulated.md").read_text()
+    assert "| parity | absent | needs --bundle" in text
+    assert "## kernel, us" in text
+
+
+def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
+    from wgap.runtime.library import running_gpu
+
+    if running_gpu() is not None:
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu_check.py", "--out", str(tmp_path), "--only", "kernel"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "no NVIDIA driver or GPU on this machine" in done.stdout
+    assert json.loads((tmp_path / "gpu-none.json").read_text())["kernel"]["state"] == "absent"
