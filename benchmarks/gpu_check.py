@@ -30,12 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from synthetic import synthetic
 
 from wgap import Bundle, Localizer
-from wgap.errors import WgapError
+from wgap.errors import BackendError, EngineError, GateError, MissingDependencyError
 from wgap.runtime import _native
 from wgap.runtime.backends import BACKENDS
-from wgap.runtime.cuda.driver import Context, Memory, attribute, call, device_arch, driver
+from wgap.runtime.cuda.driver import LEGACY, Context, Memory, attribute, call, device_arch, driver
 from wgap.runtime.cuda.postprocess import CudaPostprocess, Options, Plan
 from wgap.runtime.library import running_gpu
 from wgap.runtime.postprocess import Classifier, postprocess
@@ -72,8 +73,10 @@ def main() -> int:
             print(f"== {name}", flush=True)
             start = time.perf_counter()
             try:
+                if found and found["environment"]["state"] != "ran":
+                    raise AbsentError(found["environment"]["reason"])
                 found[name] = {"state": "ran", **part(arguments)}
-            except (AbsentError, WgapError, ImportError) as error:
+            except (AbsentError, MissingDependencyError, ImportError) as error:
                 found[name] = {"state": "absent", "reason": str(error)}
             except Exception as error:  # noqa: BLE001  (a part's failure is a result, and the next part still counts)
                 found[name] = {"state": "failed", "reason": repr(error), "trace": traceback.format_exc()}
@@ -155,6 +158,7 @@ def on_device(kernel: CudaPostprocess, features: Any, logits: Any, size: tuple[i
         try:
             for piece, array in zip(memory, (features, logits), strict=True):
                 call("cuMemcpyHtoD", piece.pointer, array.ctypes.data, array.nbytes)
+            call("cuStreamSynchronize", LEGACY)
             return kernel.run(memory[0].pointer, memory[1].pointer, features.shape, Options(size))
         finally:
             for piece in memory:
@@ -165,9 +169,6 @@ class Bench:
     """The kernel on a batch of synthetic maps, ready to launch."""
 
     def __init__(self, images: int, threads: int, profile: bool = False) -> None:
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        from postprocess import synthetic
-
         few = min(images, 32)
         features, logits, weight = synthetic(few, *SHAPE[:2], 10)
         repeat = -(-images // few)
@@ -178,6 +179,7 @@ class Bench:
             self.memory = [Memory(array.nbytes) for array in (features, logits)]
             for piece, array in zip(self.memory, (features, logits), strict=True):
                 call("cuMemcpyHtoD", piece.pointer, array.ctypes.data, array.nbytes)
+            call("cuStreamSynchronize", LEGACY)
             self.stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
             self.plan = Plan(self.kernel, features.shape, Options(SIZE))
             self.plan.bind(self.memory[0].pointer, self.memory[1].pointer)
@@ -190,7 +192,10 @@ class Bench:
         call("cuStreamBeginCapture", self.stream, mode)
         for _ in range(LAUNCHES):
             launch(self.stream)
-        return call("cuGraphInstantiate", call("cuStreamEndCapture", self.stream), 0)
+        captured = call("cuStreamEndCapture", self.stream)
+        graph = call("cuGraphInstantiate", captured, 0)
+        call("cuGraphDestroy", captured)
+        return graph
 
     def microseconds(self) -> float:
         """One launch among fifty."""
@@ -331,7 +336,10 @@ def network(arguments: argparse.Namespace) -> dict[str, Any]:
             absent |= missing
         except (ImportError, AbsentError) as error:
             absent["torch"] = str(error)
-        opened, missing = sessions(arguments, images)
+        try:
+            opened, missing = sessions(arguments, images)
+        except ImportError as error:
+            opened, missing = {}, {"sessions": str(error)}
         absent |= missing
         peers |= {name: forward(made, batch) for name, made in opened.items()}
         rows += timed(peers, images, arguments.rounds)
@@ -367,7 +375,7 @@ def sessions(arguments: argparse.Namespace, images: int) -> tuple[dict[str, Loca
                     options = BuildOptions(batch=(1, min(8, images), max(images, 8)))
                     engine_from_bundle(Bundle.open(bundle.root), name, str(precision), options, ungated=True)
                 made[label] = Localizer(bundle.root, name, precision=str(precision), batch_size=images, ungated=True)
-            except WgapError as error:
+            except (MissingDependencyError, EngineError, GateError, BackendError) as error:
                 absent[label] = str(error)[:400]
     return made, absent
 
@@ -420,6 +428,7 @@ class Guest:
         with self.context:
             self.memory = Memory(images.nbytes)
             call("cuMemcpyHtoD", self.memory.pointer, images.ctypes.data, images.nbytes)
+            call("cuStreamSynchronize", LEGACY)
         self.__cuda_array_interface__ = {
             "shape": images.shape, "typestr": "|u1", "data": (self.memory.pointer, False), "version": 3, "stream": 1,
         }  # fmt: skip

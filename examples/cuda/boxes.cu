@@ -73,7 +73,7 @@ int main(int count, char** arguments) {
           "cudaMemcpyAsync");
   require(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
   for (const wgap::Result& r : results)
-    std::printf("{\"outcome\": %d, \"class_id\": %d, \"level\": %d, \"box\": [%d, %d, %d, %d]}\n", r.outcome, r.class_id,
-                r.level, r.box[0], r.box[1], r.box[2], r.box[3]);
+    std::printf("{\"outcome\": %d, \"class_id\": %d, \"level\": %d, \"box\": [%d, %d, %d, %d]}\n", r.outcome,
+                r.class_id, r.level, r.box[0], r.box[1], r.box[2], r.box[3]);
   return 0;
 }

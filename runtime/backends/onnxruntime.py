@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntimeBackend", "open_bundle"]
 
+_ADVICE = (
+    "If the file is damaged, copy the bundle again or export it again",
+    "On a GPU: check that the provider finds CUDA, cuDNN and TensorRT in the versions that onnxruntime-gpu was built "
+    "for, and that this version has a GPU kernel for every operator of the file; nothing runs on the CPU instead",
+)
 _SILENT = 4  # the library's own log; whatever it has to say about a failure is in the exception
 
 
@@ -99,8 +104,7 @@ def new_session(
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except failures as error:
         raise BackendError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses {path}: {error}. If the file is damaged, copy the bundle "
-            "again or export it again"
+            f"ONNX Runtime {onnxruntime.__version__} refuses {path}: {error}. {_ADVICE[settings is not None]}"
         ) from error
     _check_signature(session, bundle, path)
     return session, failures

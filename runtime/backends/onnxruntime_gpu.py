@@ -41,10 +41,11 @@ class OnnxRuntimeGpuBackend:
 
     def __init__(self, bundle: Bundle, name: str, precision: str, ungated: bool = False, device: int = 0) -> None:
         path = bundle.root / bundle.model_file(precision, ungated).path
-        wanted, options = _PROVIDERS[name], {"device_id": device}
-        providers: list[Any] = [(wanted, options)]
+        wanted = _PROVIDERS[name]
+        # TF32 is the provider's default: off, so that float32 is float32. TensorRT leaves some nodes to CUDA.
+        providers: list[Any] = [("CUDAExecutionProvider", {"device_id": device, "use_tf32": 0})]
         if name == "onnxruntime_tensorrt":
-            providers.append(("CUDAExecutionProvider", options))  # for what TensorRT leaves
+            providers.insert(0, (wanted, {"device_id": device}))
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
@@ -54,7 +55,8 @@ class OnnxRuntimeGpuBackend:
                 f"this build of ONNX Runtime has no {wanted}; it has: {', '.join(offered)}. "
                 "Install onnxruntime-gpu in place of onnxruntime: pip install 'wgap[gpu]'"
             )
-        self.kernel = CudaPostprocess(bundle.classifier()[0], device)
+        getattr(onnxruntime, "preload_dlls", lambda: None)()  # CUDA and cuDNN from wheels, where they are wheels
+        self.kernel = CudaPostprocess(bundle.classifier()[0], device, primary=True)  # which ONNX Runtime works in
         self.name, self.precision, self.version, self._device = name, precision, str(onnxruntime.__version__), device
         self._session, self._failures = new_session(bundle, path, providers, {"session.disable_cpu_ep_fallback": "1"})
         if wanted not in (started := self._session.get_providers()):

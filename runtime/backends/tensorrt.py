@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wgap.errors import BackendError, BundleError, FeatureError
 from wgap.runtime.cuda.arrays import device_array, on_device
-from wgap.runtime.cuda.driver import Memory, call, driver
+from wgap.runtime.cuda.driver import Memory, call, driver, quiet
 from wgap.runtime.cuda.postprocess import CudaPostprocess, Options, Plan, wait_for
 from wgap.runtime.engine import Host, build_command, engine_file, preflight
 from wgap.runtime.library import library_log
@@ -27,16 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorRtBackend", "open_bundle", "open_rtx"]
 
-_MOST_GRAPHS = 16
-"""CUDA graphs that one slot keeps; a further combination of batch and options takes the place of the oldest."""
+_MOST_BATCHES = 4
+"""Batch sizes for which one slot keeps an execution context; a further one takes the place of the oldest."""
+
+_MOST_FAILURES = 3
+"""Captures that may fail before a session goes on without graphs: another library's waiting may spoil one."""
 
 
 class TensorRtBackend:
     """A :class:`wgap.runtime.backends.DeviceBackend` over one engine of the bundle.
 
-    Each call takes a slot: an execution context with a stream and buffers of its own, so that calls from several
-    threads run at the same time. A batch and its options are captured into a CUDA graph when they come for the second
-    time: copy in, network, kernel and copy of the records are then one launch. Batches beyond the profile are split.
+    Each call takes a slot, a stream with buffers of its own, so that calls from several threads run at the same time.
+    In it is an execution context for each of the last few batch sizes, since a graph is tied to its context's state. A
+    batch and its options are captured into a CUDA graph when they come for the second time: copy in, network, kernel
+    and copy of the records are then one launch. Batches beyond the profile are split.
 
     Args:
         bundle: the bundle.
@@ -45,7 +49,7 @@ class TensorRtBackend:
         slots: how many calls may run at the same time; further ones wait.
         ungated: take an engine whose model's gate failed or never ran.
         device: CUDA device number.
-        graphs: capture CUDA graphs.
+        graphs: capture CUDA graphs; None: with TensorRT, not with TensorRT-RTX, which compiles kernels as it runs.
 
     Raises:
         EngineError, EngineMismatchError, GateError: see :func:`wgap.runtime.engine.preflight`.
@@ -61,7 +65,7 @@ class TensorRtBackend:
         slots: int = 4,
         ungated: bool = False,
         device: int = 0,
-        graphs: bool = True,
+        graphs: bool | None = None,
     ) -> None:
         info = bundle.manifest.model
         host = Host.here(flavor)
@@ -72,7 +76,9 @@ class TensorRtBackend:
                 f"build it with them: {build_command(bundle, host, precision)}"
             )
         plan = preflight(bundle, entry.path, host, ungated=ungated)
-        self.name, self.precision, self.version, self.graphs = flavor, precision, host.version, graphs
+        self.name, self.precision, self.version = flavor, precision, host.version
+        self.graphs = flavor == "tensorrt" if graphs is None else graphs
+        self.failures = 0
         self.largest = int(entry.provenance["profile"]["max"])
         self.shapes: dict[str, tuple[int, ...]] = {
             "image": (*info.input_size, 3),
@@ -202,20 +208,17 @@ class _Slot:
     """An execution context with its stream, buffers for the largest batch, plans and graphs."""
 
     def __init__(self, owner: TensorRtBackend, engine: Any) -> None:
-        self.owner = owner
+        self.owner, self._engine = owner, engine
         self.device: dict[str, Memory] = {}
         self._staging: Memory | None = None
         self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._contexts: dict[int, Any] = {}
         self._graphs: dict[tuple[Any, ...], Any] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self.stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
         try:
-            self.context = engine.create_execution_context()
-            if self.context is None:
-                raise BackendError(f"{owner.name} makes no execution context: {owner.reason()}")
             for name, shape in owner.shapes.items():
                 self.device[name] = Memory(owner.largest * prod(shape) * (1 if name == "image" else 4))
-                self.context.set_tensor_address(name, self.device[name].pointer)
         except BaseException:
             self.close()
             raise
@@ -235,14 +238,39 @@ class _Slot:
         target = self.stream if stream is None else stream
         call("cuMemcpyDtoDAsync", self.device["image"].pointer, pointer, size, target)
 
+    def _context(self, count: int) -> Any:
+        """The execution context for a batch size, whose state nothing changes afterwards."""
+        if count in self._contexts:
+            return self._contexts[count]
+        if len(self._contexts) >= _MOST_BATCHES:
+            self._forget(next(iter(self._contexts)))
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise BackendError(f"{self.owner.name} makes no execution context: {self.owner.reason()}")
+        shape = (count, *self.owner.shapes["image"])
+        if not context.set_input_shape("image", shape):
+            raise BackendError(f"{self.owner.name} takes no batch of shape {shape}: {self.owner.reason()}")
+        for name, memory in self.device.items():
+            context.set_tensor_address(name, memory.pointer)
+        self._contexts[count] = context
+        return context
+
+    def _forget(self, count: int) -> None:
+        """Drop a batch size: its graphs, its plans, then its context."""
+        for key in [key for key in self._graphs if key[1] == count]:
+            call("cuGraphExecDestroy", self._graphs.pop(key))
+        for key in [key for key in self._plans if key[1] == count]:
+            self._plans.pop(key).close()
+        self._seen = {key for key in self._seen if key[1] != count}
+        self._contexts.pop(count, None)
+
     def _enqueue(self, count: int, staged: bool, stream: int) -> None:
         """Copy in what is staged, then the network."""
         shape = (count, *self.owner.shapes["image"])
-        if not self.context.set_input_shape("image", shape):
-            raise BackendError(f"{self.owner.name} takes no batch of shape {shape}: {self.owner.reason()}")
+        context = self._context(count)
         if staged and self._staging is not None:
             call("cuMemcpyHtoDAsync", self.device["image"].pointer, self._staging.pointer, prod(shape), stream)
-        if not self.context.execute_async_v3(stream):
+        if not context.execute_async_v3(stream):
             raise BackendError(f"{self.owner.name} failed on a batch of shape {shape}: {self.owner.reason()}")
 
     def forward(self, images: NDArray[np.uint8]) -> None:
@@ -254,6 +282,7 @@ class _Slot:
     def records(self, count: int, staged: bool, options: Options, borrowed: int | None) -> list[list[BoxRecord]]:
         """The batch that was staged or taken through network and kernel."""
         key = (staged, count, *options.key())
+        self._context(count)  # may drop the plans of another batch size
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = Plan(self.owner.kernel, (count, *self.owner.shapes["features"]), options)
@@ -278,40 +307,41 @@ class _Slot:
         try:
             graph = self._capture(key, plan)
         except BackendError as error:
-            self.owner.graphs = False
-            warnings.warn(
-                f"{self.owner.name} cannot be captured into a CUDA graph ({error}); it goes on without graphs",
-                RuntimeWarning, stacklevel=2,
-            )  # fmt: skip
+            self.owner.failures += 1
+            if self.owner.failures == _MOST_FAILURES:
+                self.owner.graphs = False
+                warnings.warn(
+                    f"{self.owner.name} cannot be captured into a CUDA graph ({error}); it goes on without graphs",
+                    RuntimeWarning, stacklevel=2,
+                )  # fmt: skip
             return None
-        if len(self._graphs) >= _MOST_GRAPHS:
-            call("cuGraphExecDestroy", self._graphs.pop(next(iter(self._graphs))))
         self._graphs[key] = graph
         return graph
 
     def _capture(self, key: tuple[Any, ...], plan: Plan) -> Any:
         self._enqueue(key[1], key[0], self.stream)  # what a change of shape sets off must not happen while capturing
         call("cuStreamSynchronize", self.stream)
-        mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        call("cuStreamBeginCapture", self.stream, mode)
+        with quiet:
+            mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+            call("cuStreamBeginCapture", self.stream, mode)
+            try:
+                self._enqueue(key[1], key[0], self.stream)
+                plan.enqueue(self.stream)
+            finally:  # a capture must be ended whatever happened within it
+                captured = call("cuStreamEndCapture", self.stream)
         try:
-            self._enqueue(key[1], key[0], self.stream)
-            plan.enqueue(self.stream)
-        finally:  # a capture must be ended whatever happened within it
-            captured = call("cuStreamEndCapture", self.stream)
-        graph = call("cuGraphInstantiate", captured, 0)
-        call("cuGraphDestroy", captured)
-        return graph
+            return call("cuGraphInstantiate", captured, 0)
+        finally:
+            call("cuGraphDestroy", captured)
 
     def close(self) -> None:
         """Free its memory; nothing may run on its stream."""
-        for graph in self._graphs.values():
-            call("cuGraphExecDestroy", graph)
+        for count in list(self._contexts):
+            self._forget(count)
         for plan in self._plans.values():
             plan.close()
         for memory in (*self.device.values(), *([self._staging] if self._staging else [])):
             memory.close()
-        self.context = None
         call("cuStreamDestroy", self.stream)
 
 

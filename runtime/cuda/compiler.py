@@ -83,6 +83,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wgap"
 
 
+def nvrtc_version() -> tuple[int, int]:
+    """Major and minor version.
+
+    Raises:
+        MissingDependencyError: if cuda-bindings or NVRTC is not installed.
+    """
+    try:
+        from cuda.bindings import nvrtc
+
+        major, minor = nvrtc.nvrtcVersion()[1:]
+    except (ImportError, RuntimeError) as error:
+        raise MissingDependencyError(
+            f"the CUDA kernel needs cuda-bindings and NVRTC, which cannot be loaded ({error}): pip install 'wgap[cuda]'"
+        ) from error
+    return int(major), int(minor)
+
+
 def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS, profile: bool = False) -> Compiled:
     """Compile the kernel, or take it from the cache.
 
@@ -99,14 +116,9 @@ def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS,
         BackendError: if NVRTC does not know the architecture, or refuses the source; with its log.
         MissingDependencyError: if cuda-core or NVRTC is not installed.
     """
-    try:
-        from cuda.bindings import nvrtc
+    version = ".".join(map(str, nvrtc_version()))
+    from cuda.bindings import nvrtc
 
-        version = ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
-    except (ImportError, RuntimeError) as error:
-        raise MissingDependencyError(
-            f"the CUDA kernel needs cuda-bindings and NVRTC, which cannot be loaded ({error}): pip install 'wgap[cuda]'"
-        ) from error
     options = [
         f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v",
         f"--define-macro=WGAP_CUDA_THREADS={threads}", *(["--define-macro=WGAP_CUDA_PROFILE"] if profile else []),

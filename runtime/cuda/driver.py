@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Any
 
 from wgap.errors import BackendError, MissingDependencyError
 
-__all__ = ["Context", "Memory", "attribute", "call", "device_arch", "driver"]
+__all__ = ["LEGACY", "Context", "Memory", "attribute", "call", "device_arch", "driver", "quiet"]
 
 
 def driver() -> Any:
@@ -43,22 +44,30 @@ def call(name: str, *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+quiet = threading.Lock()
+"""Held while a stream is captured, and while a whole context is waited for: either would spoil the other."""
+
+LEGACY = 1
+"""Handle of the legacy default stream, on which the plain copies run."""
+
+
 class Context:
     """The CUDA context that everything of one owner lives in; ``with`` makes it current.
 
-    The caller's context if one is current and on this device, so that PyCUDA's arrays and streams can be used; else the
-    device's primary context, which PyTorch, CuPy and the CUDA runtime share, kept alive until :meth:`close`.
+    The caller's context if one is current and on this device, so that PyCUDA's arrays and streams can be used; else, or
+    with ``primary``, the device's primary context, which PyTorch, CuPy and the CUDA runtime share, kept alive until
+    :meth:`close`.
 
     Raises:
         BackendError: if there is no driver or no such device.
     """
 
-    def __init__(self, device: int = 0) -> None:
+    def __init__(self, device: int = 0, primary: bool = False) -> None:
         call("cuInit", 0)
         self.device = device
         self._retained: Any = None
         self._handle = call("cuCtxGetCurrent")
-        if not int(self._handle) or int(call("cuCtxGetDevice")) != device:
+        if primary or not int(self._handle) or int(call("cuCtxGetDevice")) != device:
             self._retained = call("cuDeviceGet", device)
             self._handle = call("cuDevicePrimaryCtxRetain", self._retained)
 

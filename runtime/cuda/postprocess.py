@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wgap.errors import FeatureError
+from wgap.errors import BackendError, FeatureError
 from wgap.runtime import _native
 from wgap.runtime.cuda.arrays import DeviceArray, device_array
-from wgap.runtime.cuda.compiler import SYMBOL, THREADS, cache_folder, compile_kernel
-from wgap.runtime.cuda.driver import Context, Memory, attribute, call, device_arch, driver
+from wgap.runtime.cuda.compiler import SYMBOL, THREADS, cache_folder, compile_kernel, nvrtc_version
+from wgap.runtime.cuda.driver import LEGACY, Context, Memory, attribute, call, device_arch, driver, quiet
 
 if TYPE_CHECKING:
     from wgap.runtime._native import BoxRecord
@@ -45,6 +45,7 @@ class CudaPostprocess:
         threads: of a CUDA block, a multiple of 32 up to 512.
         cache: folder for the compiled kernel; None takes :func:`wgap.runtime.cuda.compiler.cache_folder`.
         profile: count clock ticks by stage, see :meth:`ticks`; slower.
+        primary: work in the device's primary context, whichever is current.
 
     Raises:
         BackendError: if there is no GPU, or its architecture cannot be compiled for.
@@ -53,32 +54,44 @@ class CudaPostprocess:
     """
 
     def __init__(
-        self, weight: Any, device: int = 0, threads: int = THREADS, cache: Path | None = None, profile: bool = False
+        self,
+        weight: Any,
+        device: int = 0,
+        threads: int = THREADS,
+        cache: Path | None = None,
+        profile: bool = False,
+        primary: bool = False,
     ) -> None:
         classifier = _native.Classifier(weight)
         self.classes, self.channels, self.threads = int(classifier.num_classes), int(classifier.channels), threads
         self.arch = device_arch(device)
+        require_driver()
         sm = f"sm_{self.arch.replace('.', '')}"
         cubin = compile_kernel(sm, cache or cache_folder(), threads, profile).cubin
-        self.context = Context(device)
         self._lock = threading.Lock()
-        self._closed = False
         self._idle: dict[tuple[Any, ...], list[Plan]] = {}
+        self.weight: Memory | None = None
+        self._module = self._stream = None
+        self.context = Context(device, primary)
+        self._closed = False
         flat = memoryview(weight).cast("B")
-        with self.context:
-            self._module = call("cuModuleLoadData", cubin)
-            self.function = call("cuModuleGetFunction", self._module, SYMBOL)
-            cu = driver()
-            fixed = call(
-                "cuFuncGetAttribute", cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, self.function
-            )
-            self.room = attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", device) - int(fixed)
-            self.blocks = attribute("MULTIPROCESSOR_COUNT", device)
-            dynamic = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            call("cuFuncSetAttribute", self.function, dynamic, self.room)
-            self.weight = Memory(flat.nbytes)
-            call("cuMemcpyHtoD", self.weight.pointer, bytes(flat), flat.nbytes)
-            self._stream = call("cuStreamCreate", cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        try:
+            with self.context:
+                self._module = call("cuModuleLoadData", cubin)
+                self.function = call("cuModuleGetFunction", self._module, SYMBOL)
+                kinds = driver().CUfunction_attribute
+                fixed = call("cuFuncGetAttribute", kinds.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, self.function)
+                self.room = attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", device) - int(fixed)
+                self.blocks = attribute("MULTIPROCESSOR_COUNT", device)
+                dynamic = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                call("cuFuncSetAttribute", self.function, dynamic, self.room)
+                self.weight = Memory(flat.nbytes)
+                call("cuMemcpyHtoD", self.weight.pointer, bytes(flat), flat.nbytes)
+                call("cuStreamSynchronize", LEGACY)  # a copy from pageable memory may return before it has arrived
+                self._stream = call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING)
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(
         self,
@@ -138,7 +151,7 @@ class CudaPostprocess:
         plan = plan or Plan(self, shape, options)
         try:
             plan.bind(features, logits, options.classes)
-            handle = int(self._stream) if stream is None else stream
+            handle = int(self._stream or 0) if stream is None else stream
             plan.enqueue(handle)
             call("cuStreamSynchronize", handle)
             return plan.records()
@@ -164,13 +177,16 @@ class CudaPostprocess:
             for plan in (plan for plans in self._idle.values() for plan in plans):
                 plan.close()
             self._idle.clear()
-            self.weight.close()
-            call("cuStreamDestroy", self._stream)
-            call("cuModuleUnload", self._module)
+            if self.weight is not None:
+                self.weight.close()
+            if self._stream is not None:
+                call("cuStreamDestroy", self._stream)
+            if self._module is not None:
+                call("cuModuleUnload", self._module)
         self.context.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_stream", None) is not None:
+        if not getattr(self, "_closed", True):
             with contextlib.suppress(Exception):  # the driver may be gone at exit, and a destructor has no caller
                 self.close()
 
@@ -220,21 +236,26 @@ class Plan:
         self._shared, scratch = _native._cuda_layout(self._shape, owner.room)
         self._task(0, 0, (0, 0, 0, 0))  # judges map and threshold before anything is allocated
         self._memory: list[Memory] = []
-        self._scratch = self._new(scratch * self._grid)
-        self._results = self._new(tasks * _native._CUDA_RESULT_BYTES)
-        self._told = self._new(tasks * _native._CUDA_RESULT_BYTES, pinned=True)
-        self._classes = self._new(images * 8) if options.classes is not None else None
-        pixels = size[0] * size[1] * 4
-        self._maps = self._new(tasks * pixels) if options.heatmaps else None
-        self._maps_told = self._new(tasks * pixels, pinned=True) if options.heatmaps else None
         self._argument: Any = None
+        pixels, records = size[0] * size[1] * 4, tasks * _native._CUDA_RESULT_BYTES
+        given, mapped = options.classes is not None, options.heatmaps
+        try:
+            self._scratch, self._results = self._new(scratch * self._grid), self._new(records)
+            self._told = self._new(records, pinned=True)
+            self._classes = self._new(images * 8) if given else None
+            self._ids = self._new(images * 8, pinned=True) if given else None
+            self._maps = self._new(tasks * pixels) if mapped else None
+            self._maps_told = self._new(tasks * pixels, pinned=True) if mapped else None
+        except BaseException:
+            self.close()
+            raise
 
     def _new(self, size: int, pinned: bool = False) -> Memory:
         self._memory.append(Memory(size, pinned))
         return self._memory[-1]
 
     def _task(self, features: int, logits: int, own: tuple[int, int, int, int]) -> bytes:
-        weight = self._owner.weight.pointer
+        weight = self._owner.weight.pointer if self._owner.weight else 0
         pointers = [features, logits, weight, *own]
         task: bytes = _native._cuda_task(
             self._shape, self._images, self._per_image, *self._options, self._owner.room, pointers
@@ -243,9 +264,8 @@ class Plan:
 
     def bind(self, features: int, logits: int, classes: Sequence[int] | None = None) -> None:
         """Set where features and logits lie on the device, and the class ids where the plan takes them."""
-        if self._classes is not None and classes is not None:
-            ids = (ctypes.c_int64 * self._images)(*classes)
-            call("cuMemcpyHtoD", self._classes.pointer, bytes(ids), ctypes.sizeof(ids))
+        if self._ids is not None and classes is not None:
+            self._ids.view()[:] = bytes((ctypes.c_int64 * self._images)(*classes))
         optional = [0 if memory is None else memory.pointer for memory in (self._classes, self._maps)]
         task = self._task(features, logits, (*optional, self._results.pointer, self._scratch.pointer))  # type: ignore[arg-type]
         content = ctypes.create_string_buffer(task, len(task))
@@ -260,7 +280,9 @@ class Plan:
         )  # fmt: skip
 
     def enqueue(self, stream: int) -> None:
-        """Queue the kernel and the copy of its records; nothing is waited for."""
+        """Queue the copy of the class ids, the kernel and the copy of its records; nothing is waited for."""
+        if self._classes is not None and self._ids is not None:
+            call("cuMemcpyHtoDAsync", self._classes.pointer, self._ids.pointer, self._ids.size, stream)
         self.launch(stream)
         call("cuMemcpyDtoHAsync", self._told.pointer, self._results.pointer, self._results.size, stream)
         if self._maps is not None and self._maps_told is not None:
@@ -294,6 +316,16 @@ class Plan:
         self._memory.clear()
 
 
+def require_driver() -> None:
+    """Raise BackendError if the driver is older than the code that NVRTC makes."""
+    served, made = int(call("cuDriverGetVersion")), nvrtc_version()
+    if served // 1000 < made[0]:
+        raise BackendError(
+            f"the NVIDIA driver serves CUDA {served // 1000}.{served % 1000 // 10}; the code that NVRTC "
+            f"{made[0]}.{made[1]} makes needs {made[0]}.0: update the driver (R580 serves 13.0)"
+        )
+
+
 def class_ids(classes: int | Iterable[int] | None, images: int, known: int) -> list[int] | None:
     """One class id for each image, None for None.
 
@@ -314,7 +346,8 @@ def class_ids(classes: int | Iterable[int] | None, images: int, known: int) -> l
 def wait_for(*arrays: DeviceArray) -> None:
     """Until what the arrays hold has been computed; an array that names no stream may be under work on any."""
     if any(array.stream is None for array in arrays):
-        call("cuCtxSynchronize")
+        with quiet:
+            call("cuCtxSynchronize")
         return
     for stream in {array.stream for array in arrays}:
         call("cuStreamSynchronize", stream)

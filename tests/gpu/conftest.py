@@ -47,6 +47,7 @@ class OnDevice:
         with self.context:
             self.memory = Memory(array.nbytes)
             call("cuMemcpyHtoD", self.memory.pointer, array.ctypes.data, array.nbytes)
+            call("cuStreamSynchronize", 1)  # a copy from pageable memory may return before it has arrived
         self.shape = array.shape
         self.__cuda_array_interface__ = {
             "shape": array.shape,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.gpu.conftest import EMULATED, OnDevice, absent, free_memory, same
+from tests.gpu.conftest import EMULATED, OnDevice, free_memory, same
 
 from wgap.errors import FeatureError
 from wgap.runtime.cuda.driver import Context, call, driver
@@ -167,7 +167,7 @@ def test_the_cpp_program_gives_the_same_boxes(batch: tuple[Any, Any, Any], tmp_p
         pytest.skip("the CUDA runtime needs a real driver")
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        absent("no nvcc to compile examples/cuda with")
+        pytest.skip("no nvcc to compile examples/cuda with")
     features, logits, weight = batch
     arch = f"-arch=sm_{gpu.replace('.', '')}"
     include = ["-I", str(ROOT / "runtime" / "include")]
@@ -192,6 +192,8 @@ def test_arrays_of_the_libraries_people_use(batch: tuple[Any, Any, Any], library
     features, logits, weight = batch
     if library == "torch":
         torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("this PyTorch has no CUDA")
         f, l = (torch.from_numpy(a).cuda() for a in (features, logits))  # noqa: E741
     elif library == "cupy":
         cupy = pytest.importorskip("cupy")

@@ -151,7 +151,12 @@ struct CudaBlock : CudaTuning {
 
 #if defined(__CUDACC__)
 
-extern "C" __global__ void __launch_bounds__(wgap::kCudaThreads, 1) wgap_localize_cuda(const wgap::CudaTask task) {
+#if defined(__CUDACC_RTC__)
+extern "C"  // found by its name
+#else
+static  // in every file that includes it
+#endif
+    __global__ void __launch_bounds__(wgap::kCudaThreads, 1) wgap_localize_cuda(const wgap::CudaTask task) {
   extern __shared__ __align__(64) unsigned char shared[];
   __shared__ wgap::Scratch scratch;  // its two dozen pointers would take the registers
   wgap::CudaBlock block;

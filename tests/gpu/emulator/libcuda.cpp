@@ -20,7 +20,14 @@ namespace {
 using Pointer = unsigned long long;
 using Handle = void*;
 
-enum Error { kSuccess = 0, kInvalid = 1, kOutOfMemory = 2, kInvalidContext = 201, kInvalidHandle = 400, kNotFound = 500 };
+enum Error {
+  kSuccess = 0,
+  kInvalid = 1,
+  kOutOfMemory = 2,
+  kInvalidContext = 201,
+  kInvalidHandle = 400,
+  kNotFound = 500
+};
 constexpr std::size_t kMemory = 4ULL << 30;
 constexpr int kRoom = 99 * 1024, kStatic = 192, kMultiprocessors = 3;
 
@@ -65,8 +72,11 @@ int run(const wgap::CudaTask& task, int blocks, unsigned shared_bytes) {
   if (shared_bytes != task.shared_bytes || static_cast<int>(shared_bytes) > dynamic_shared) return kInvalid;
   const auto& s = task.shape;
   const std::size_t images = static_cast<std::size_t>(task.tasks / task.per_image);
-  const auto inside = [](const void* p, std::size_t size) { return within(device, reinterpret_cast<Pointer>(p), size); };
-  if (!inside(task.features, images * s.channels * s.height * s.width * 4) || !inside(task.logits, images * s.classes * 4) ||
+  const auto inside = [](const void* p, std::size_t size) {
+    return within(device, reinterpret_cast<Pointer>(p), size);
+  };
+  if (!inside(task.features, images * s.channels * s.height * s.width * 4) ||
+      !inside(task.logits, images * s.classes * 4) ||
       !inside(task.weight, static_cast<std::size_t>(s.classes) * s.channels * 4) ||
       !inside(task.results, static_cast<std::size_t>(task.tasks) * sizeof(wgap::Result)) ||
       !inside(task.scratch, static_cast<std::size_t>(blocks) * task.scratch_bytes) ||
@@ -94,7 +104,8 @@ int run(const wgap::CudaTask& task, int blocks, unsigned shared_bytes) {
       problem.class_rank = i % task.per_image;
       problem.fixed = task.fixed;
       problem.fixed_eta = task.fixed_eta;
-      problem.heatmap = task.heatmaps ? task.heatmaps + static_cast<std::size_t>(i) * s.map_height * s.map_width : nullptr;
+      problem.heatmap =
+          task.heatmaps ? task.heatmaps + static_cast<std::size_t>(i) * s.map_height * s.map_width : nullptr;
       wgap::localize_block(block, problem, scratch, task.results + i);
     }
   }
@@ -117,9 +128,9 @@ int cuDeviceGet(int* device_, int ordinal) { return *device_ = ordinal, ordinal 
 int cuDeviceGetName(char* name, int size, int) { return std::strncpy(name, "emulated", size), kSuccess; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
-    case 75: *value = 8; return kSuccess;                 // compute capability
+    case 75: *value = 8; return kSuccess;  // compute capability
     case 76: *value = 6; return kSuccess;
-    case 97: *value = kRoom; return kSuccess;             // shared memory per block, opt-in
+    case 97: *value = kRoom; return kSuccess;  // shared memory per block, opt-in
     case 16: *value = kMultiprocessors; return kSuccess;
     default: return kInvalid;
   }
@@ -259,7 +270,12 @@ int cuEventElapsedTime(float* ms, Handle from, Handle to) {
 }
 
 int cuModuleLoadData(Handle* module, const void* image) {
-  return *module = &primary, std::memcmp(image, "\x7f" "ELF", 4) == 0 ? kSuccess : kInvalid;
+  return *module = &primary, std::memcmp(image,
+                                         "\x7f"
+                                         "ELF",
+                                         4) == 0
+                                 ? kSuccess
+                                 : kInvalid;
 }
 int cuModuleUnload(Handle) { return kSuccess; }
 int cuModuleGetFunction(Handle* function, Handle, const char* name) {
@@ -283,21 +299,54 @@ int unsupported() { return 801; }  // cudaErrorNotSupported
 int cuGetProcAddress_v2(const char* symbol, void** function, int, unsigned long long, int* status) {
   static const std::map<std::string, void*> known = {
 #define WGAP_KNOWN(name) {#name, reinterpret_cast<void*>(&name)}
-      WGAP_KNOWN(cuInit), WGAP_KNOWN(cuDriverGetVersion), WGAP_KNOWN(cuDeviceGetCount), WGAP_KNOWN(cuDeviceGet),
-      WGAP_KNOWN(cuDeviceGetName), WGAP_KNOWN(cuDeviceGetAttribute), WGAP_KNOWN(cuGetErrorString),
-      WGAP_KNOWN(cuDevicePrimaryCtxRetain), WGAP_KNOWN(cuDevicePrimaryCtxRelease), WGAP_KNOWN(cuCtxPushCurrent),
-      WGAP_KNOWN(cuCtxPopCurrent), WGAP_KNOWN(cuCtxGetCurrent), WGAP_KNOWN(cuCtxGetDevice), WGAP_KNOWN(cuCtxSynchronize),
-      WGAP_KNOWN(cuMemAlloc), WGAP_KNOWN(cuMemFree), WGAP_KNOWN(cuMemHostAlloc), WGAP_KNOWN(cuMemFreeHost),
-      WGAP_KNOWN(cuMemGetInfo), WGAP_KNOWN(cuMemsetD8), WGAP_KNOWN(cuMemcpyHtoD), WGAP_KNOWN(cuMemcpyDtoH),
-      WGAP_KNOWN(cuMemcpyHtoDAsync), WGAP_KNOWN(cuMemcpyDtoHAsync), WGAP_KNOWN(cuMemcpyDtoDAsync),
-      WGAP_KNOWN(cuStreamCreate), WGAP_KNOWN(cuStreamDestroy), WGAP_KNOWN(cuStreamSynchronize),
-      WGAP_KNOWN(cuStreamBeginCapture), WGAP_KNOWN(cuStreamEndCapture), WGAP_KNOWN(cuGraphInstantiate),
-      {"cuGraphInstantiateWithFlags", reinterpret_cast<void*>(&cuGraphInstantiate)}, WGAP_KNOWN(cuGraphDestroy),
-      WGAP_KNOWN(cuGraphExecDestroy), WGAP_KNOWN(cuGraphLaunch), WGAP_KNOWN(cuLaunchHostFunc), WGAP_KNOWN(cuEventCreate),
-      WGAP_KNOWN(cuEventDestroy), WGAP_KNOWN(cuEventRecord), WGAP_KNOWN(cuEventSynchronize),
-      WGAP_KNOWN(cuEventElapsedTime), WGAP_KNOWN(cuModuleLoadData), WGAP_KNOWN(cuModuleUnload),
-      WGAP_KNOWN(cuModuleGetFunction), WGAP_KNOWN(cuFuncGetAttribute), WGAP_KNOWN(cuFuncSetAttribute),
-      WGAP_KNOWN(cuLaunchKernel), {"cuGetProcAddress", reinterpret_cast<void*>(&cuGetProcAddress_v2)},
+      WGAP_KNOWN(cuInit),
+      WGAP_KNOWN(cuDriverGetVersion),
+      WGAP_KNOWN(cuDeviceGetCount),
+      WGAP_KNOWN(cuDeviceGet),
+      WGAP_KNOWN(cuDeviceGetName),
+      WGAP_KNOWN(cuDeviceGetAttribute),
+      WGAP_KNOWN(cuGetErrorString),
+      WGAP_KNOWN(cuDevicePrimaryCtxRetain),
+      WGAP_KNOWN(cuDevicePrimaryCtxRelease),
+      WGAP_KNOWN(cuCtxPushCurrent),
+      WGAP_KNOWN(cuCtxPopCurrent),
+      WGAP_KNOWN(cuCtxGetCurrent),
+      WGAP_KNOWN(cuCtxGetDevice),
+      WGAP_KNOWN(cuCtxSynchronize),
+      WGAP_KNOWN(cuMemAlloc),
+      WGAP_KNOWN(cuMemFree),
+      WGAP_KNOWN(cuMemHostAlloc),
+      WGAP_KNOWN(cuMemFreeHost),
+      WGAP_KNOWN(cuMemGetInfo),
+      WGAP_KNOWN(cuMemsetD8),
+      WGAP_KNOWN(cuMemcpyHtoD),
+      WGAP_KNOWN(cuMemcpyDtoH),
+      WGAP_KNOWN(cuMemcpyHtoDAsync),
+      WGAP_KNOWN(cuMemcpyDtoHAsync),
+      WGAP_KNOWN(cuMemcpyDtoDAsync),
+      WGAP_KNOWN(cuStreamCreate),
+      WGAP_KNOWN(cuStreamDestroy),
+      WGAP_KNOWN(cuStreamSynchronize),
+      WGAP_KNOWN(cuStreamBeginCapture),
+      WGAP_KNOWN(cuStreamEndCapture),
+      WGAP_KNOWN(cuGraphInstantiate),
+      {"cuGraphInstantiateWithFlags", reinterpret_cast<void*>(&cuGraphInstantiate)},
+      WGAP_KNOWN(cuGraphDestroy),
+      WGAP_KNOWN(cuGraphExecDestroy),
+      WGAP_KNOWN(cuGraphLaunch),
+      WGAP_KNOWN(cuLaunchHostFunc),
+      WGAP_KNOWN(cuEventCreate),
+      WGAP_KNOWN(cuEventDestroy),
+      WGAP_KNOWN(cuEventRecord),
+      WGAP_KNOWN(cuEventSynchronize),
+      WGAP_KNOWN(cuEventElapsedTime),
+      WGAP_KNOWN(cuModuleLoadData),
+      WGAP_KNOWN(cuModuleUnload),
+      WGAP_KNOWN(cuModuleGetFunction),
+      WGAP_KNOWN(cuFuncGetAttribute),
+      WGAP_KNOWN(cuFuncSetAttribute),
+      WGAP_KNOWN(cuLaunchKernel),
+      {"cuGetProcAddress", reinterpret_cast<void*>(&cuGetProcAddress_v2)},
 #undef WGAP_KNOWN
   };
   const auto found = known.find(symbol);
