@@ -15,10 +15,12 @@ from wgap.errors import BackendError, BundleError, FeatureError
 from wgap.runtime.cuda.arrays import device_array, on_device
 from wgap.runtime.cuda.driver import Memory, call, driver, quiet
 from wgap.runtime.cuda.postprocess import CudaPostprocess, Options, Plan, wait_for
-from wgap.runtime.engine import Host, build_command, engine_file, preflight
+from wgap.runtime.engine import Host, engine_file, preflight
 from wgap.runtime.library import library_log
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -70,11 +72,6 @@ class TensorRtBackend:
         info = bundle.manifest.model
         host = Host.here(flavor)
         entry = engine_file(bundle, host, precision)
-        if entry.provenance["options"].get("strip_weights"):
-            raise BackendError(
-                f"{bundle.root / entry.path} was built without its weights, and this session does not refit engines; "
-                f"build it with them: {build_command(bundle, host, precision)}"
-            )
         plan = preflight(bundle, entry.path, host, ungated=ungated)
         self.name, self.precision, self.version = flavor, precision, host.version
         self.graphs = flavor == "tensorrt" if graphs is None else graphs
@@ -94,6 +91,8 @@ class TensorRtBackend:
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise BackendError(f"{flavor} {host.version} refuses {bundle.root / entry.path}: {self.reason()}")
+            if entry.provenance["options"].get("strip_weights"):
+                self._refit(bundle.root / bundle.model_file(precision, ungated).path)
             self._check_signature(str(bundle.root / entry.path))
         self._free: list[_Slot] = []
         self._made, self._slots, self._closed = 0, slots, False
@@ -102,6 +101,13 @@ class TensorRtBackend:
     def reason(self) -> str:
         """What the library told last at severity error."""
         return "; ".join(self._log.errors[-3:]) or "it gives no reason"
+
+    def _refit(self, onnx: Path) -> None:
+        """Give a plan without weights those of the file it was built from, which the preflight has compared."""
+        refitter = self._library.Refitter(self._engine, self._log)
+        parser = self._library.OnnxParserRefitter(refitter, self._log)
+        if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+            raise BackendError(f"{self.name} {self.version} cannot refit its engine from {onnx}: {self.reason()}")
 
     def _check_signature(self, path: str) -> None:
         types = self._library.DataType

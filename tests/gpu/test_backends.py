@@ -36,7 +36,7 @@ def backend(request: pytest.FixtureRequest, root: Path) -> str:
     if EMULATED:
         if name != "tensorrt":
             pytest.skip(f"{name} needs a real driver")
-        _enter_onnx_as_plan(root)
+        _enter_plan(root, root / Bundle.open(root).model_file("fp32").path)
     elif not name.startswith("onnxruntime"):
         from wgap.export.engine import BuildOptions, engine_from_bundle
 
@@ -51,7 +51,7 @@ def backend(request: pytest.FixtureRequest, root: Path) -> str:
     return name
 
 
-def _enter_onnx_as_plan(root: Path) -> None:
+def _enter_plan(root: Path, plan: Path | bytes, **options: bool) -> None:
     from wgap.extend import enter_file
 
     bundle = Bundle.open(root)
@@ -59,9 +59,9 @@ def _enter_onnx_as_plan(root: Path) -> None:
     provenance = {
         "flavor": "tensorrt", "version": import_module("tensorrt").__version__, "architecture": "8.6",
         "platform": f"linux {platform.machine()}", "profile": {"min": 1, "opt": 2, "max": 4},
-        "onnx_sha256": onnx.sha256, "options": {},
+        "onnx_sha256": onnx.sha256, "options": options,
     }  # fmt: skip
-    enter_file(bundle, root / onnx.path, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, provenance)
+    enter_file(bundle, plan, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, provenance)
 
 
 @pytest.fixture
@@ -170,6 +170,15 @@ def test_two_hundred_sessions_leave_no_memory_behind(root: Path, backend: str, i
         once()
     gc.collect()
     assert before - free_memory() <= (0 if EMULATED else 8 << 20)
+
+
+@pytest.mark.skipif(not EMULATED, reason="needs a library that gives plans without weights")
+def test_a_stripped_engine_gets_its_weights_back(tiny_bundle: Path, tmp_path: Path, images: Any) -> None:
+    own = Path(shutil.copytree(tiny_bundle, tmp_path / "stripped"))
+    _enter_plan(own, b"stripped of its weights", strip_weights=True)
+    made = Localizer(own, backend="tensorrt")
+    assert [r.box for r in made(images)] == boxes_of(made, images)
+    made.close()
 
 
 @pytest.mark.skipif(not EMULATED, reason="makes the library fail on purpose")

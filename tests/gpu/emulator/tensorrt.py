@@ -47,7 +47,12 @@ class Runtime:
 class Engine:
     def __init__(self, plan: bytes, log: ILogger) -> None:
         self.log = log
-        self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
+        self.load(plan)
+
+    def load(self, model: bytes | str) -> None:
+        if model == b"stripped of its weights":
+            return
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         self.tensors = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.num_io_tensors = len(self.tensors)
 
@@ -66,6 +71,28 @@ class Engine:
     def create_execution_context(self) -> Any:
         CONTEXTS.append(SimpleNamespace())
         return Context(self)
+
+
+class Refitter:
+    def __init__(self, engine: Engine, _log: ILogger) -> None:
+        self.engine = engine
+        self.model = ""
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.load(self.model)
+        return True
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter: Refitter, log: ILogger) -> None:
+        self.refitter, self.log = refitter, log
+
+    def refit_from_file(self, path: str) -> bool:
+        self.refitter.model = path
+        if path.endswith(".onnx"):
+            return True
+        self.log.log(ILogger.Severity.ERROR, "not a model")
+        return False
 
 
 class Context:
