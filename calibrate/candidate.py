@@ -16,7 +16,7 @@ from wgap.bundle import Bundle, BundleFile
 from wgap.calibrate.attest import attest_int8
 from wgap.calibrate.gate import Limits, Observation, Verdict, observe, verdict
 from wgap.calibrate.images import ImageSet, require_disjoint
-from wgap.calibrate.lower import fp16_graph, headroom, rounded_graph
+from wgap.calibrate.lower import HALVES, bf16_graph, fp16_graph, headroom, judgeable
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import CalibrationError, DataError
@@ -34,7 +34,7 @@ __all__ = [
     "require_writable",
 ]
 
-PRECISIONS = ("int8", "fp16")
+PRECISIONS = ("int8", *HALVES)
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 """Wraps a list that takes a while; the second argument says what is being done."""
@@ -70,7 +70,7 @@ class Candidate:
 
     Attributes:
         path: the ONNX file.
-        precision: ``int8`` or ``fp16``.
+        precision: ``int8``, ``fp16`` or ``bf16``.
         keep_float: nodes left in float32.
         provenance: what goes into the manifest.
     """
@@ -108,7 +108,7 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
 
     Args:
         source: graph, ranges and images.
-        precision: ``int8`` or ``fp16``.
+        precision: ``int8``, ``fp16`` or ``bf16``.
         out: where to write it.
         keep_float: convolutions that stay in float32.
 
@@ -144,18 +144,20 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
             "scales": scales(out),
             "attestation": attest_int8(out, len(kept)).to_json(),
         }
-    elif precision == "fp16":
+    elif precision in HALVES:
         if source.method != "minmax":
-            raise DataError(f"fp16 needs the whole range of every activation: method minmax, got {source.method}")
-        kept = fp16_graph(source.graph, source.ranges, out, keep_float)
-        provenance["lowering"] = {
-            "keep_float": kept,
-            "headroom": [row.to_json() for row in headroom(source.graph, source.ranges)],
-        }
+            raise DataError(
+                f"{precision} needs the whole range of every activation: method minmax, got {source.method}"
+            )
+        if precision == "fp16":
+            kept = fp16_graph(source.graph, source.ranges, out, keep_float)
+        else:
+            kept = bf16_graph(source.graph, out, keep_float)
+        provenance["lowering"] = {"keep_float": kept}
+        if precision == "fp16":  # bfloat16 holds whatever float32 holds
+            provenance["lowering"]["headroom"] = [row.to_json() for row in headroom(source.graph, source.ranges)]
     else:
-        raise DataError(
-            f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)} (bf16: no backend here runs it)"
-        )
+        raise DataError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     return Candidate(out, precision, tuple(kept), provenance)
 
 
@@ -193,11 +195,7 @@ class GateRun:
         from wgap.runtime.backends.onnxruntime import session_backend
 
         require_disjoint(calibration, self.images)
-        with tempfile.TemporaryDirectory(prefix="wgap-gate-") as folder:
-            runs = path
-            if precision == "fp16":
-                runs = Path(folder) / "rounded.onnx"
-                rounded_graph(path, runs)
+        with judgeable(path, precision) as runs:
             backend = session_backend(self.bundle, runs, precision)
             seen = observe(
                 self.bundle, backend, self.images, self.float32,
@@ -210,7 +208,7 @@ class GateRun:
             "disjoint_from_calibration": True,
             "map": self.bundle.manifest.postprocessing.map,
             "threshold": self.bundle.manifest.postprocessing.threshold,
-            "backend": f"{backend.name} {backend.version}" + (", float16 emulated" if runs != path else ""),
+            "backend": f"{backend.name} {backend.version}" + (f", {precision} emulated" if runs != path else ""),
         }
         return replace(found, figures={**found.figures, **identity})
 

@@ -1,8 +1,10 @@
-"""FP16, strongly typed: convolutions in half precision, inputs, outputs and softmax pooling in float32."""
+"""FP16 and BF16, strongly typed: convolutions in half precision; inputs, outputs and softmax pooling in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,11 @@ from typing import Any
 from wgap.calibrate.ranges import Ranges, silence, toolkit
 from wgap.errors import CalibrationError
 
-__all__ = ["FP16_LARGEST", "Headroom", "fp16_graph", "headroom", "rounded_graph"]
+__all__ = [
+    "FP16_LARGEST", "HALVES", "Headroom", "bf16_graph", "fp16_graph", "headroom", "judgeable", "rounded_graph",
+]  # fmt: skip
+
+HALVES = ("fp16", "bf16")
 
 FP16_LARGEST = 65504.0
 """Largest finite float16."""
@@ -75,8 +81,6 @@ def fp16_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[st
     import numpy as np
     import onnx
     from onnx import numpy_helper
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = onnx.load(str(graph))
     tight = {row.tensor for row in headroom(graph, ranges) if row.factor < MARGIN}
@@ -91,6 +95,56 @@ def fp16_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[st
             largest = float(np.abs(numpy_helper.to_array(constants[name])).max(initial=0.0))
             if not largest < FP16_LARGEST:
                 raise CalibrationError(f"{name}: {largest:g} does not fit in float16; leave {node.name} in float32")
+    lowered = _half(model, kept)
+    onnx.checker.check_model(lowered, full_check=True)
+    out.write_bytes(lowered.SerializeToString(deterministic=True))
+    return kept
+
+
+def bf16_graph(graph: Path, out: Path, keep_float: Collection[str] = ()) -> list[str]:
+    """Write the BF16 graph: float32's range, so that nothing overflows, and 8 bits of mantissa.
+
+    It is of opset 22, the first whose convolutions know bfloat16. TensorRT and TensorRT-RTX run it; ONNX Runtime's CPU
+    provider has no such convolution.
+
+    Args:
+        graph: the float32 graph.
+        out: where to write it.
+        keep_float: nodes to leave in float32.
+
+    Returns:
+        nodes of the half-precision part that stay float32.
+    """
+    toolkit()
+    import ml_dtypes
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper, version_converter
+
+    model = onnx.load(str(graph))
+    exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    kept = [node.name for node in model.graph.node if node.op_type in _HALF and node.name in keep_float]
+    lowered = version_converter.convert_version(_half(model, kept), 22)
+    for tensor in lowered.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:  # from float32: float16 on the way would round twice
+            values = exact[tensor.name].astype(ml_dtypes.bfloat16)
+            tensor.CopyFrom(
+                helper.make_tensor(tensor.name, TensorProto.BFLOAT16, values.shape, values.tobytes(), raw=True)
+            )
+    for node in lowered.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.BFLOAT16
+    del lowered.graph.value_info[:]
+    onnx.checker.check_model(lowered, full_check=True)
+    out.write_bytes(lowered.SerializeToString(deterministic=True))
+    return kept
+
+
+def _half(model: Any, kept: Collection[str]) -> Any:
+    """The model with convolutions, ReLU and max pooling in float16, except those that are kept."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
     outside = [node.name for node in model.graph.node if node.op_type not in _HALF]
     with silence():
         lowered = convert_float_to_float16(
@@ -100,29 +154,39 @@ def fp16_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[st
         tidy = OnnxModel(lowered)
         tidy.remove_cascaded_cast_nodes()
         tidy.topological_sort(is_deterministic=True)
-    onnx.checker.check_model(lowered, full_check=True)
-    out.write_bytes(lowered.SerializeToString(deterministic=True))
-    return kept
+    return lowered
 
 
-def rounded_graph(fp16: Path, out: Path) -> None:
-    """Write an FP16 file as a float32 graph that rounds every value as float16 would.
+@contextmanager
+def judgeable(path: Path, precision: str) -> Iterator[Path]:
+    """A file that ONNX Runtime's CPU provider computes as the given one is meant: itself, or its rounded graph."""
+    if precision not in HALVES:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="wgap-rounded-") as folder:
+        rounded = Path(folder) / "rounded.onnx"
+        rounded_graph(path, rounded)
+        yield rounded
+
+
+def rounded_graph(lowered: Path, out: Path) -> None:
+    """Write an FP16 or BF16 file as a float32 graph that rounds every value as that type would.
 
     ONNX Runtime's CPU provider has no half-precision convolution: it computes an FP16 file in float32 and drops the
     casts in between, so that running the file there shows no rounding at all. Here each convolution's result, and what
-    enters the half-precision part, goes through float16 explicitly: rounded to nearest even, infinite above 65504,
-    with sums in float32 as tensor cores have them. ReLU and max pooling make no new values.
+    enters the half-precision part, goes through the type explicitly: rounded to nearest even, float16 infinite above
+    65504, with sums in float32 as tensor cores have them. ReLU and max pooling make no new values.
 
     Args:
-        fp16: a file of :func:`fp16_graph`.
+        lowered: a file of :func:`fp16_graph` or :func:`bf16_graph`.
         out: where to write the float32 graph; same inputs, outputs and weights.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    model = onnx.load(str(fp16))
-    graph = model.graph
-    half = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    model = onnx.load(str(lowered))
+    graph, halves = model.graph, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    half = {tensor.name: tensor.data_type for tensor in graph.initializer if tensor.data_type in halves}
     for tensor in graph.initializer:
         if tensor.name in half:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
@@ -130,7 +194,7 @@ def rounded_graph(fp16: Path, out: Path) -> None:
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
-        enters = node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16
+        enters = node.op_type == "Cast" and node.attribute[0].i in halves
         if not enters and not (node.op_type == "Conv" and node.input[1] in half):
             graph.node.append(node)
             continue
@@ -139,7 +203,8 @@ def rounded_graph(fp16: Path, out: Path) -> None:
         if not enters:
             node.output[0] = exact
             graph.node.append(node)
-        graph.node.append(helper.make_node("Cast", [exact], [rounded], f"{result}_round", to=TensorProto.FLOAT16))
+        kind = node.attribute[0].i if enters else half[node.input[1]]
+        graph.node.append(helper.make_node("Cast", [exact], [rounded], f"{result}_round", to=kind))
         graph.node.append(helper.make_node("Cast", [rounded], [result], f"{result}_widen", to=TensorProto.FLOAT))
     onnx.checker.check_model(model, full_check=True)
     out.write_bytes(model.SerializeToString(deterministic=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_dir
-from wgap.calibrate.lower import FP16_LARGEST
+from wgap.calibrate.lower import FP16_LARGEST, judgeable
 from wgap.errors import MissingDependencyError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ def _worst(bundle: Bundle, candidate: Candidate, run: GateRun, judged: Verdict, 
     from wgap.runtime.overlay import overlay, save_picture
 
     float32, lower = Localizer(bundle), Localizer(bundle)
-    lower.backend = session_backend(bundle, candidate.path, candidate.precision)
+    with judgeable(candidate.path, candidate.precision) as runs:
+        lower.backend = session_backend(bundle, runs, candidate.precision)
     order = sorted(range(len(judged.drifts)), key=lambda n: judged.drifts[n].iou)[:WORST]
     rows = []
     for n in order:

@@ -12,7 +12,7 @@ from wgap.errors import CheckFailedError, MissingDependencyError
 
 __all__ = ["attest_network", "convolution_nodes", "inspect_plan"]
 
-_NAMES = {"FLOAT": "fp32", "HALF": "fp16"}
+_NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 
 
 def convolution_nodes(graph: Path) -> list[str]:

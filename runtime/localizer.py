@@ -55,7 +55,7 @@ class Localizer:
         bundle: a bundle folder, or one already opened (then taken as verified).
         backend: ``onnxruntime`` on the CPU; ``onnxruntime_cuda``, ``onnxruntime_tensorrt``, ``tensorrt`` or
             ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md).
-        precision: which of the bundle's model files to run: ``fp32``, or ``int8`` or ``fp16`` once calibrated.
+        precision: which of the bundle's model files to run: ``fp32``; ``int8``, ``fp16`` or ``bf16`` once calibrated.
         threads: of the forward pass and of the kernel; None lets the backend take every core, the kernel one.
         top_k: how many classes to localize per image, when no class is given.
         map: ``recombined`` (Eq. 3), ``positive`` or ``signed``; None takes the manifest's.

@@ -34,7 +34,7 @@ class Backend(Protocol):
     """As in ``BACKENDS``."""
 
     precision: str
-    """``fp32``, ``fp16`` or ``int8``: the file that was opened."""
+    """``fp32``, ``fp16``, ``bf16`` or ``int8``: the file that was opened."""
 
     version: str
     """Version of the library underneath."""

@@ -55,7 +55,13 @@ def open_bundle(
         BundleError: if the bundle has no such file, or its inputs and outputs are not those of the manifest.
         MissingDependencyError: if ONNX Runtime is not installed.
     """
-    return session_backend(bundle, bundle.root / bundle.model_file(precision, ungated).path, precision, threads)
+    path = bundle.root / bundle.model_file(precision, ungated).path
+    if precision == "bf16":
+        raise BackendError(
+            f"{path}: ONNX Runtime's CPU provider has no bfloat16 convolution; run it as an engine (`wgap build "
+            f"{bundle.root} --precision bf16`, backend tensorrt or tensorrt_rtx), or run another precision here"
+        )
+    return session_backend(bundle, path, precision, threads)
 
 
 def session_backend(bundle: Bundle, path: Path, precision: str, threads: int | None = None) -> OnnxRuntimeBackend:

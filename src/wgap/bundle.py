@@ -66,7 +66,7 @@ class BundleFile:
     Attributes:
         path: relative to the bundle, with forward slashes.
         role: ``onnx``, ``rejected`` (an onnx file whose gate failed), ``classifier``, ``golden`` or ``engine``.
-        precision: ``fp32``, ``fp16``, ``int8``; empty where it has no meaning.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``; empty where it has no meaning.
         sha256: of the file's bytes, lower-case hexadecimal.
         size: bytes.
         provenance: what it was made from and with: hashes of its sources, tool versions; ``gate``, the verdict on a

@@ -79,7 +79,7 @@ def test_calibrate_judges_and_enters_a_file_that_every_verb_then_runs(own: Path,
     assert "passed" in wgap("inspect", own).stdout
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "bf16"])
 def test_the_same_inputs_give_the_same_file_and_a_cache_changes_nothing(
     tiny_bundle: Path, shapes: Path, tmp_path: Path, precision: str
 ) -> None:
@@ -175,7 +175,7 @@ def test_a_verdict_holds_for_the_file_it_was_measured_on_alone(
         (["--images", "{damaged}"], "03.png: the image is cut short or corrupt"),
         (["--images", "{twice}"], "is the same picture as"),
         (["--images", "{shapes}", "--method", "magic"], "unknown method 'magic'; expected one of minmax, entropy"),
-        (["--images", "{shapes}", "--precision", "bf16"], "unknown precision 'bf16'; expected one of int8, fp16"),
+        (["--images", "{shapes}", "--precision", "fp8"], "unknown precision 'fp8'; expected one of int8, fp16, bf16"),
         (["--images", "{shapes}", "--precision", "fp16", "--method", "entropy"], "fp16 needs the whole range"),
         (["--images", "{shapes}", "--keep-float", "conv9"], "no convolution is called 'conv9'"),
         (["--images", "{shapes}", "--auto"], "give --gate"),

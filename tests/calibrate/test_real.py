@@ -71,7 +71,7 @@ def test_fp16_does_not_overflow_and_its_rounding_is_judged(
     assert 1000 < rows[0]["largest"] < FP16_LARGEST / 2
     verdict = cub10_gate.judge(candidate.path, "fp16", cub10_source.images.listing())
     assert verdict.passed
-    assert verdict.figures["backend"].endswith("float16 emulated")
+    assert verdict.figures["backend"].endswith("fp16 emulated")
     bundle = enter(Bundle.open(copied(cub10_bundle)), candidate, verdict)
     assert Localizer(bundle, precision="fp16").backend.precision == "fp16"
 
@@ -83,6 +83,29 @@ def test_fp16_does_not_overflow_and_its_rounding_is_judged(
     rounded = session_backend(bundle, tmp_path / "rounded.onnx", "fp16").run(batch)[1]
     assert np.array_equal(rounded, rounded.astype(np.float16).astype(np.float32))
     assert 1e-5 < np.abs(rounded - exact).max() / exact.max() < 1e-2
+
+
+def test_bf16_is_judged_with_its_rounding_and_left_to_the_backends_that_have_it(
+    cub10_source: Calibration, few: GateRun, cub10_bundle: Path, copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    import ml_dtypes
+
+    from wgap.errors import BackendError
+    from wgap.runtime.backends.onnxruntime import open_bundle, session_backend
+
+    candidate = calibrate(cub10_source, "bf16", tmp_path / "bf16.onnx")
+    verdict = few.judge(candidate.path, "bf16", cub10_source.images.listing())
+    assert verdict.passed
+    assert verdict.figures["backend"].endswith("bf16 emulated")
+    bundle = enter(Bundle.open(copied(cub10_bundle)), candidate, verdict)
+    with pytest.raises(BackendError, match=r"no bfloat16 convolution; run it as an engine \(`wgap build"):
+        Localizer(bundle, precision="bf16")
+    rounded_graph(candidate.path, tmp_path / "rounded.onnx")
+    batch = few.images.batch(slice(0, 2))
+    exact = open_bundle(bundle).run(batch)[1]
+    rounded = session_backend(bundle, tmp_path / "rounded.onnx", "bf16").run(batch)[1]
+    assert np.array_equal(rounded, rounded.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert 1e-3 < np.abs(rounded - exact).max() / exact.max() < 1e-1
 
 
 def judged_on(source: Calibration, images: ImageSet, gate: GateRun, path: Path) -> Verdict:

@@ -13,7 +13,7 @@ from tests.calibrate.test_cli import LENIENT, wgap
 from wgap.bundle import Bundle
 
 
-@pytest.mark.parametrize(("precision", "passes"), [("int8", True), ("int8", False), ("fp16", True)])
+@pytest.mark.parametrize(("precision", "passes"), [("int8", True), ("int8", False), ("fp16", True), ("bf16", True)])
 def test_the_report_shows_ranges_drift_and_the_worst_images(
     tiny_bundle: Path, copied: Callable[[Path], Path], shapes: Path, tmp_path: Path, precision: str, passes: bool
 ) -> None:

@@ -39,7 +39,7 @@ def kinds(network: Any) -> list[str]:
     return [network.get_layer(n).type.name for n in range(network.num_layers)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_every_precision_parses_strongly_typed_and_builds(
     builder: Any, cub10_source: Calibration, cub10_bundle: Path, tmp_path: Path, precision: str
 ) -> None:
@@ -53,7 +53,7 @@ def test_every_precision_parses_strongly_typed_and_builds(
     layers = [network.get_layer(n) for n in range(network.num_layers)]
     convolutions = [layer for layer in layers if layer.type == trt.LayerType.CONVOLUTION]
     assert len(convolutions) == 13
-    expected = trt.DataType.HALF if precision == "fp16" else trt.DataType.FLOAT
+    expected = {"fp16": trt.DataType.HALF, "bf16": trt.DataType.BF16}.get(precision, trt.DataType.FLOAT)
     assert {layer.get_output(0).dtype for layer in convolutions} == {expected}
     if precision == "int8":  # every convolution reads what was dequantised: activations and weights
         assert kinds(network).count("DEQUANTIZE") >= 26

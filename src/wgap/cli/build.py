@@ -21,7 +21,7 @@ def build(
     flavor: Annotated[str, typer.Option(help="tensorrt, or tensorrt_rtx, which needs no GPU to build.")] = (
         "tensorrt_rtx"
     ),
-    precision: Annotated[str, typer.Option(help="Which of the bundle's models: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Which of the bundle's models: fp32, fp16, bf16 or int8.")] = "fp32",
     batch: Annotated[str, typer.Option(help="MIN,OPT,MAX: images per call.")] = "1,8,16",
     timing_cache: Annotated[
         Path | None, typer.Option(help="Keep tactic timings in this file between builds (tensorrt).")

@@ -23,7 +23,7 @@ _SPLITS = "train, val, test or all; of a labelled set only."
 def calibrate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     images: Annotated[Path, typer.Option(help="Calibration images: a folder, or a labelled set.")],
-    precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
+    precision: Annotated[str, typer.Option(help="int8, fp16 or bf16 (which TensorRT runs).")] = "int8",
     method: Annotated[
         str, typer.Option(help="How activation ranges are chosen: minmax, entropy or percentile.")
     ] = "minmax",
