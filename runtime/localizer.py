@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, overload
@@ -26,6 +26,10 @@ __all__ = ["Failure", "Localization", "Localizer"]
 
 Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
 """A path, the bytes of an image file, or a decoded image uint8[H, W, 3] RGB (any object NumPy can view as one)."""
+
+
+_Find: TypeAlias = "Callable[[slice, Sequence[int] | None], list[list[BoxRecord]]]"
+"""Records of some rows of a batch, for the given classes."""
 
 
 class _Prepared(NamedTuple):
@@ -198,10 +202,7 @@ class Localizer:
         found: Iterator[Localization | Failure] = iter(())
         if good:
             batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
-            if isinstance(self.backend, DeviceBackend):
-                found = iter(self._results_on_device(self.backend, good, batch, heatmap))
-            else:
-                found = iter(self._results_of(good, *self.backend.run(batch), heatmap))
+            found = iter(self._results_of(good, self._finder(batch, heatmap)))
         return [next(found) if item.error is None else Failure(item.image, item.error) for item in items]
 
     def boxes(
@@ -240,32 +241,23 @@ class Localizer:
             threads=self.threads or 1,
         )
 
-    def _results_of(
-        self, items: Sequence[_Prepared], logits: NDArray[np.float32], features: NDArray[np.float32], heatmap: bool
-    ) -> list[Localization | Failure]:
-        """Kernel results of one batch as records; an image with NaN or infinity fails alone."""
-        given = [item.class_id for item in items if item.class_id is not None]
-        try:
-            found = self.boxes(logits, features, given or None, heatmap)
-        except FeatureError as error:
-            if len(items) == 1:
-                return [Failure(items[0].image, FeatureError(f"{items[0].label}: {_cause(error)}"))]
-            rows = range(len(items))
-            return [self._results_of([items[n]], logits[n : n + 1], features[n : n + 1], heatmap)[0] for n in rows]
-        return [self._record(item, *records) for item, records in zip(items, found, strict=True)]
+    def _finder(self, batch: Any, heatmap: bool) -> _Find:
+        """The kernel on rows of a batch that has been, or on a GPU will be, forwarded."""
+        backend = self.backend
+        if isinstance(backend, DeviceBackend):
+            return lambda rows, classes: backend.records(batch[rows], self._options(classes, heatmap))
+        logits, features = backend.run(batch)
+        return lambda rows, classes: self.boxes(logits[rows], features[rows], classes, heatmap)
 
-    def _results_on_device(
-        self, backend: DeviceBackend, items: Sequence[_Prepared], batch: Any, heatmap: bool
-    ) -> list[Localization | Failure]:
-        """Likewise where the kernel runs behind the network."""
+    def _results_of(self, items: Sequence[_Prepared], find: _Find, first: int = 0) -> list[Localization | Failure]:
+        """Kernel results of consecutive rows as records; an image with NaN or infinity fails alone."""
         given = [item.class_id for item in items if item.class_id is not None]
         try:
-            found = backend.records(batch, self._options(given or None, heatmap))
+            found = find(slice(first, first + len(items)), given or None)
         except FeatureError as error:
             if len(items) == 1:
                 return [Failure(items[0].image, FeatureError(f"{items[0].label}: {_cause(error)}"))]
-            rows = range(len(items))
-            return [self._results_on_device(backend, [items[n]], batch[n : n + 1], heatmap)[0] for n in rows]
+            return [self._results_of([item], find, first + n)[0] for n, item in enumerate(items)]
         return [self._record(item, *records) for item, records in zip(items, found, strict=True)]
 
     def _options(self, classes: Sequence[int] | None, heatmap: bool) -> Options:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wgap.errors import BackendError, BundleError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -33,13 +34,13 @@ class OnnxRuntimeBackend:
         self.precision = precision
         self.version = version
         self.session = session
-        self._failures = failures
+        self.failures = failures
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Forward uint8[N, H, W, 3] to logits float32[N, K] and features float32[N, C, h, w]."""
         try:
             logits, features = self.session.run(["logits", "features"], {"image": images})
-        except self._failures as error:
+        except self.failures as error:
             raise BackendError(f"ONNX Runtime failed on a batch of shape {images.shape}: {error}") from error
         return logits, features
 
@@ -64,29 +65,23 @@ def open_bundle(
     return session_backend(bundle, path, precision, threads)
 
 
-def session_backend(bundle: Bundle, path: Path, precision: str, threads: int | None = None) -> OnnxRuntimeBackend:
-    """A file with the bundle's inputs and outputs as a backend, whether the bundle lists it or not; raises likewise."""
-    session, failures = new_session(bundle, path, ["CPUExecutionProvider"], threads=threads)
-    import onnxruntime
-
-    return OnnxRuntimeBackend(session, precision, str(onnxruntime.__version__), failures)
-
-
-def new_session(
+def session_backend(
     bundle: Bundle,
     path: Path,
-    providers: list[Any],
-    settings: dict[str, str] | None = None,
+    precision: str,
     threads: int | None = None,
-) -> tuple[Any, tuple[type[Exception], ...]]:
-    """A checked inference session and the library's exceptions.
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    settings: dict[str, str] | None = None,
+) -> OnnxRuntimeBackend:
+    """A file with the bundle's inputs and outputs as a backend, whether the bundle lists it or not.
 
     Args:
         bundle: whose inputs and outputs the file must have.
         path: the ONNX file.
+        precision: what it is called.
+        threads: of one forward pass; None takes every core.
         providers: as ONNX Runtime takes them.
         settings: session configuration entries.
-        threads: of one forward pass; None takes every core.
 
     Raises:
         BackendError, BundleError, MissingDependencyError: see :func:`open_bundle`.
@@ -107,13 +102,13 @@ def new_session(
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except failures as error:
         raise BackendError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {path}: {error}. {_ADVICE[settings is not None]}"
         ) from error
     _check_signature(session, bundle, path)
-    return session, failures
+    return OnnxRuntimeBackend(session, precision, str(onnxruntime.__version__), failures)
 
 
 def library_errors() -> tuple[type[Exception], ...]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wgap.errors import BackendError, MissingDependencyError
-from wgap.runtime.backends.onnxruntime import new_session
+from wgap.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_backend
 from wgap.runtime.cuda.arrays import device_array, on_device
 from wgap.runtime.cuda.driver import call
 from wgap.runtime.cuda.postprocess import CudaPostprocess, Options, wait_for
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from wgap.bundle import Bundle
     from wgap.runtime._native import BoxRecord
 
@@ -22,7 +19,7 @@ __all__ = ["OnnxRuntimeGpuBackend", "open_cuda", "open_tensorrt"]
 _PROVIDERS = {"onnxruntime_cuda": "CUDAExecutionProvider", "onnxruntime_tensorrt": "TensorrtExecutionProvider"}
 
 
-class OnnxRuntimeGpuBackend:
+class OnnxRuntimeGpuBackend(OnnxRuntimeBackend):
     """A :class:`wgap.runtime.backends.DeviceBackend` over one session of ONNX Runtime.
 
     Args:
@@ -57,21 +54,15 @@ class OnnxRuntimeGpuBackend:
             )
         getattr(onnxruntime, "preload_dlls", lambda: None)()  # CUDA and cuDNN from wheels, where they are wheels
         self.kernel = CudaPostprocess(bundle.classifier()[0], device, primary=True)  # which ONNX Runtime works in
-        self.name, self.precision, self.version, self._device = name, precision, str(onnxruntime.__version__), device
-        self._session, self._failures = new_session(bundle, path, providers, {"session.disable_cpu_ep_fallback": "1"})
-        if wanted not in (started := self._session.get_providers()):
+        settings = {"session.disable_cpu_ep_fallback": "1"}
+        network = session_backend(bundle, path, precision, None, providers, settings)
+        super().__init__(network.session, precision, network.version, network.failures)
+        self.name, self._device = name, device
+        if wanted not in (started := self.session.get_providers()):
             raise BackendError(
                 f"{wanted} did not start and ONNX Runtime would run on {', '.join(started)}; check "
                 "that CUDA, cuDNN and TensorRT are the versions that onnxruntime-gpu was built for"
             )
-
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Forward uint8[N, H, W, 3] in host memory to logits float32[N, K] and features float32[N, C, h, w] there."""
-        try:
-            logits, features = self._session.run(["logits", "features"], {"image": images})
-        except self._failures as error:
-            raise BackendError(f"ONNX Runtime failed on a batch of shape {images.shape}: {error}") from error
-        return logits, features
 
     def records(self, images: Any, options: Options, stream: int | None = None) -> list[list[BoxRecord]]:
         """As :meth:`wgap.runtime.backends.tensorrt.TensorRtBackend.records`; the network runs on ONNX Runtime's stream.
@@ -82,7 +73,7 @@ class OnnxRuntimeGpuBackend:
         """
         import numpy as np
 
-        binding = self._session.io_binding()
+        binding = self.session.io_binding()
         if on_device(images):
             given = device_array(images, "uint8", "NHWC", "images")
             with self.kernel.context:
@@ -93,9 +84,9 @@ class OnnxRuntimeGpuBackend:
         for name in ("logits", "features"):
             binding.bind_output(name, "cuda", self._device)
         try:
-            self._session.run_with_iobinding(binding)
+            self.session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-        except self._failures as error:
+        except self.failures as error:
             raise BackendError(f"ONNX Runtime failed on a batch of shape {tuple(images.shape)}: {error}") from error
         logits, features = binding.get_outputs()
         with self.kernel.context:
@@ -103,7 +94,7 @@ class OnnxRuntimeGpuBackend:
 
     def close(self) -> None:
         """Free what is on the device; no call may be under way."""
-        self._session = None
+        self.session = None
         self.kernel.close()
 
 

@@ -211,7 +211,7 @@ class TensorRtBackend:
 
 
 class _Slot:
-    """An execution context with its stream, buffers for the largest batch, plans and graphs."""
+    """A stream, buffers for the largest batch, and for each batch size an execution context, plans and graphs."""
 
     def __init__(self, owner: TensorRtBackend, engine: Any) -> None:
         self.owner, self._engine = owner, engine
@@ -292,7 +292,8 @@ class _Slot:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = Plan(self.owner.kernel, (count, *self.owner.shapes["features"]), options)
-        plan.bind(self.device["features"].pointer, self.device["logits"].pointer, options.classes)
+            plan.bind(self.device["features"].pointer, self.device["logits"].pointer)
+        plan.choose(options.classes)
         stream = self.stream if borrowed is None else borrowed
         graph = self._graph(key, plan)
         if graph is None:
@@ -344,8 +345,6 @@ class _Slot:
         """Free its memory; nothing may run on its stream."""
         for count in list(self._contexts):
             self._forget(count)
-        for plan in self._plans.values():
-            plan.close()
         for memory in (*self.device.values(), *([self._staging] if self._staging else [])):
             memory.close()
         call("cuStreamDestroy", self.stream)

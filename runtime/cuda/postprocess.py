@@ -150,7 +150,8 @@ class CudaPostprocess:
             plan = idle.pop() if idle else None
         plan = plan or Plan(self, shape, options)
         try:
-            plan.bind(features, logits, options.classes)
+            plan.bind(features, logits)
+            plan.choose(options.classes)
             handle = int(self._stream or 0) if stream is None else stream
             plan.enqueue(handle)
             call("cuStreamSynchronize", handle)
@@ -262,10 +263,13 @@ class Plan:
         )
         return task
 
-    def bind(self, features: int, logits: int, classes: Sequence[int] | None = None) -> None:
-        """Set where features and logits lie on the device, and the class ids where the plan takes them."""
+    def choose(self, classes: Sequence[int] | None) -> None:
+        """Set the class ids, where the plan takes them."""
         if self._ids is not None and classes is not None:
             self._ids.view()[:] = bytes((ctypes.c_int64 * self._images)(*classes))
+
+    def bind(self, features: int, logits: int) -> None:
+        """Set where features and logits lie on the device."""
         optional = [0 if memory is None else memory.pointer for memory in (self._classes, self._maps)]
         task = self._task(features, logits, (*optional, self._results.pointer, self._scratch.pointer))  # type: ignore[arg-type]
         content = ctypes.create_string_buffer(task, len(task))

@@ -45,6 +45,24 @@ WGAP_HD u64 cuda_layout(const Shape& shape, u64 room, u64* shared_bytes) {
   return bytes;
 }
 
+// What task i is.
+WGAP_HD Problem cuda_problem(const CudaTask& task, int i) {
+  const Shape& shape = task.shape;
+  const i64 image = i / task.per_image;
+  Problem problem;
+  problem.shape = shape;
+  problem.features = task.features + image * shape.channels * shape.height * shape.width;
+  problem.logits = task.logits + image * shape.classes;
+  problem.weight = task.weight;
+  problem.map = task.map;
+  problem.class_id = task.classes ? static_cast<int>(task.classes[image]) : -1;
+  problem.class_rank = i % task.per_image;
+  problem.fixed = task.fixed;
+  problem.fixed_eta = task.fixed_eta;
+  problem.heatmap = task.heatmaps ? task.heatmaps + static_cast<i64>(i) * shape.map_height * shape.map_width : nullptr;
+  return problem;
+}
+
 #if defined(__CUDACC__)
 
 }  // namespace wgap
@@ -167,21 +185,7 @@ static  // in every file that includes it
   block.sync();
   wgap::prepare_block(block, task.shape, scratch);
   for (int i = static_cast<int>(blockIdx.x); i < task.tasks; i += static_cast<int>(gridDim.x)) {
-    const wgap::i64 image = i / task.per_image;
-    const wgap::Shape& shape = task.shape;
-    wgap::Problem problem;
-    problem.shape = shape;
-    problem.features = task.features + image * shape.channels * shape.height * shape.width;
-    problem.logits = task.logits + image * shape.classes;
-    problem.weight = task.weight;
-    problem.map = task.map;
-    problem.class_id = task.classes ? static_cast<int>(task.classes[image]) : -1;
-    problem.class_rank = i % task.per_image;
-    problem.fixed = task.fixed;
-    problem.fixed_eta = task.fixed_eta;
-    problem.heatmap =
-        task.heatmaps ? task.heatmaps + static_cast<wgap::i64>(i) * shape.map_height * shape.map_width : nullptr;
-    wgap::localize_block(block, problem, scratch, task.results + i);
+    wgap::localize_block(block, wgap::cuda_problem(task, i), scratch, task.results + i);
     block.sync();
   }
 }

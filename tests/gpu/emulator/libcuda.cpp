@@ -92,22 +92,8 @@ int run(const wgap::CudaTask& task, int blocks, unsigned shared_bytes) {
     if (bytes > task.scratch_bytes || fast.used > task.shared_bytes) error = kInvalid;
     EmulatedBlock block;
     wgap::prepare_block(block, s, scratch);
-    for (int i = b; i < task.tasks; i += blocks) {
-      const std::size_t image = static_cast<std::size_t>(i / task.per_image);
-      wgap::Problem problem{};
-      problem.shape = s;
-      problem.features = task.features + image * s.channels * s.height * s.width;
-      problem.logits = task.logits + image * s.classes;
-      problem.weight = task.weight;
-      problem.map = task.map;
-      problem.class_id = task.classes ? static_cast<int>(task.classes[image]) : -1;
-      problem.class_rank = i % task.per_image;
-      problem.fixed = task.fixed;
-      problem.fixed_eta = task.fixed_eta;
-      problem.heatmap =
-          task.heatmaps ? task.heatmaps + static_cast<std::size_t>(i) * s.map_height * s.map_width : nullptr;
-      wgap::localize_block(block, problem, scratch, task.results + i);
-    }
+    for (int i = b; i < task.tasks; i += blocks)
+      wgap::localize_block(block, wgap::cuda_problem(task, i), scratch, task.results + i);
   }
   std::free(shared);
   return error;
