@@ -9,15 +9,9 @@ from typing import Any
 
 from wgap.calibrate.ranges import Ranges, silence, toolkit
 from wgap.errors import CalibrationError
+from wgap.export.attest import convolution_nodes as convolutions
 
 __all__ = ["convolutions", "float_graph", "int8_graph", "scales"]
-
-
-def convolutions(graph: Path) -> list[str]:
-    """Names of the convolution nodes, in order."""
-    import onnx
-
-    return [node.name for node in onnx.load(str(graph)).graph.node if node.op_type == "Conv"]
 
 
 def float_graph(source: Path, out: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wgap.calibrate.candidate import Calibration, Candidate, GateRun
     from wgap.calibrate.gate import Verdict
 
-__all__ = ["require_new", "write_report"]
+__all__ = ["new_figure", "require_new", "write_report"]
 
 WORST = 10
 TILE = 300
@@ -61,7 +61,12 @@ def write_report(
         (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches.
+
+    Raises:
+        MissingDependencyError: if matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -77,7 +82,7 @@ def _ranges(source: Calibration, candidate: Candidate, path: Path) -> None:
         dict.fromkeys(name for n in nodes if n.op_type in ("Conv", "Relu") for name in (*n.input[:1], *n.output))
     )
     names = [name for name in ordered if name in source.ranges]
-    figure = _figure(11, 5)
+    figure = new_figure(11, 5)
     axes = figure.subplots()
     at = range(len(names))
     tops = [max(source.ranges[name][1], 0.0) for name in names]
@@ -102,7 +107,7 @@ def _ranges(source: Calibration, candidate: Candidate, path: Path) -> None:
 
 def _drift(judged: Verdict, precision: str, path: Path) -> None:
     ious, figures = [drift.iou for drift in judged.drifts], judged.figures
-    figure = _figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     axes.hist(ious, bins=50, range=(min(0.9, *ious), 1.0), color="tab:blue")
     for value, colour, label in (

@@ -12,7 +12,7 @@ from wgap.atomic import atomic_file
 from wgap.calibrate.candidate import Calibration, Progress, silent
 from wgap.calibrate.gate import Limits, Observation, observe, verdict
 from wgap.calibrate.quantise import convolutions, int8_graph
-from wgap.errors import MissingDependencyError
+from wgap.calibrate.report import new_figure
 
 if TYPE_CHECKING:
     from wgap.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -110,12 +110,7 @@ def plot(found: Sensitivity, folder: Path) -> None:
     Raises:
         MissingDependencyError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("plots need matplotlib: pip install 'wgap[calibrate]'") from error
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = new_figure(9, 4.5)
     axes = figure.subplots()
     at = range(len(found.layers))
     axes.bar([x - 0.2 for x in at], [1 - row.alone for row in found.layers], 0.4, label="only this layer in INT8")
@@ -130,7 +125,7 @@ def plot(found: Sensitivity, folder: Path) -> None:
         figure.savefig(temporary, dpi=110)
     if not found.pareto:
         return
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for best, colour, label in ((True, "tab:orange", "no other is better in both"), (False, "0.6", "others")):
         rows = [row for row in found.pareto if row.best == best]
