@@ -13,7 +13,7 @@ help: ## show this list
 
 setup: .venv/.ready ## create .venv with the package (editable) and everything to develop it
 
-.venv/.ready: pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard runtime/src/*) $(wildcard runtime/include/wgap/*)
+.venv/.ready: pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard cmake/* runtime/src/*/* runtime/include/wgap/*.h runtime/include/wgap/kernel/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints-dev.txt torch==$$(sed -n 's/^torch==//p' constraints-dev.txt)
 	$(BIN)/pip install -q -c constraints-dev.txt -e '.[cpu,train,calibrate,rtx,cuda,nvcc,dev]'

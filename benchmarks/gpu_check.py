@@ -34,7 +34,7 @@ from synthetic import synthetic
 
 from wgap import Bundle, Localizer
 from wgap.errors import BackendError, EngineError, GateError, MissingDependencyError
-from wgap.runtime import _native
+from wgap import _native
 from wgap.runtime.backends import BACKENDS
 from wgap.runtime.cuda.driver import LEGACY, Context, Memory, attribute, call, device_arch, driver
 from wgap.runtime.cuda.postprocess import CudaPostprocess, Options, Plan

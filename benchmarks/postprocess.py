@@ -32,7 +32,8 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from synthetic import synthetic  # noqa: E402
 
-from wgap.runtime import _native, postprocess  # noqa: E402
+from wgap import _native
+from wgap.runtime import postprocess  # noqa: E402
 from wgap.train import reference  # noqa: E402
 
 Array = NDArray[np.float32]

@@ -9,13 +9,13 @@ if(WGAP_SANITIZE)
 endif()
 
 add_library(wgap_core OBJECT
-  runtime/src/c_api.cpp
-  runtime/src/kernel_baseline.cpp
-  runtime/src/targets.cpp
-  runtime/src/workspace.cpp)
+  runtime/src/kernel/c_api.cpp
+  runtime/src/kernel/kernel_baseline.cpp
+  runtime/src/kernel/targets.cpp
+  runtime/src/kernel/workspace.cpp)
 set_target_properties(wgap_core PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_include_directories(wgap_core PUBLIC
-  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include> PRIVATE runtime/src)
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include> PRIVATE runtime/src/kernel)
 target_compile_definitions(wgap_core PRIVATE WGAP_VERSION_STRING="${PROJECT_VERSION}")
 target_link_libraries(wgap_core PRIVATE wgap_warnings PUBLIC Threads::Threads)
 # No contraction of a*b+c: the same bits on every instruction set. The other two change no value; they let loops with
@@ -27,10 +27,10 @@ if(NOT WGAP_SANITIZE)  # vectorised loops are the product; CMake's RelWithDebInf
 endif()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  target_sources(wgap_core PRIVATE runtime/src/kernel_avx2.cpp runtime/src/kernel_avx512.cpp)
+  target_sources(wgap_core PRIVATE runtime/src/kernel/kernel_avx2.cpp runtime/src/kernel/kernel_avx512.cpp)
   target_compile_definitions(wgap_core PRIVATE WGAP_X86)
-  set_source_files_properties(runtime/src/kernel_avx2.cpp PROPERTIES
+  set_source_files_properties(runtime/src/kernel/kernel_avx2.cpp PROPERTIES
     COMPILE_OPTIONS "-mavx2;-mbmi;-mpopcnt;-mtune=haswell")
-  set_source_files_properties(runtime/src/kernel_avx512.cpp PROPERTIES
+  set_source_files_properties(runtime/src/kernel/kernel_avx512.cpp PROPERTIES
     COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vbmi2;-mbmi;-mpopcnt;-mtune=icelake-server;-mprefer-vector-width=512")
 endif()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from wgap.runtime._native import BoxRecord, Classifier, active_target, cpu_targets
-from wgap.runtime._native import postprocess as _postprocess
-from wgap.runtime._native import resize as _resize
+from wgap._native import BoxRecord, Classifier, active_target, cpu_targets
+from wgap._native import postprocess as _postprocess
+from wgap._native import resize as _resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "wgap/cuda_launch.h"
+#include "wgap/kernel/cuda_launch.h"
 
 namespace {
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wgap.bundle import Bundle
-    from wgap.runtime._native import BoxRecord
+    from wgap._native import BoxRecord
     from wgap.runtime.cuda.postprocess import Options
 
 __all__ = ["BACKENDS", "Backend", "DeviceBackend", "open_backend"]

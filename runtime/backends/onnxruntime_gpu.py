@@ -12,7 +12,7 @@ from wgap.runtime.cuda.postprocess import CudaPostprocess, Options, wait_for
 
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
-    from wgap.runtime._native import BoxRecord
+    from wgap._native import BoxRecord
 
 __all__ = ["OnnxRuntimeGpuBackend", "open_cuda", "open_tensorrt"]
 

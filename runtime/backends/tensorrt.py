@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wgap.bundle import Bundle
-    from wgap.runtime._native import BoxRecord
+    from wgap._native import BoxRecord
 
 __all__ = ["TensorRtBackend", "open_bundle", "open_rtx"]
 

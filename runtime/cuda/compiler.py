@@ -23,7 +23,7 @@ THREADS = 512
 """Of a block, unless told otherwise: ``wgap::kCudaThreads``."""
 
 _INCLUDE = Path(__file__).resolve().parents[1] / "include"
-_SOURCE = '#include "wgap/cuda_kernel.h"\n'
+_SOURCE = '#include "wgap/kernel/cuda_kernel.h"\n'
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _read_out(name: str, size_of: Any, get: Any, program: Any) -> bytes:
 
 def _key(options: list[str], version: str) -> str:
     digest = hashlib.sha256(repr((options, version, _SOURCE)).encode())
-    for header in sorted((_INCLUDE / "wgap").glob("*.h")):
+    for header in sorted((_INCLUDE / "wgap" / "kernel").glob("*.h")):
         digest.update(header.name.encode() + b"\0" + header.read_bytes())
     return digest.hexdigest()[:32]
 

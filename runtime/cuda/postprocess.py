@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.errors import BackendError, FeatureError
-from wgap.runtime import _native
+from wgap import _native
 from wgap.runtime.cuda.arrays import DeviceArray, device_array
 from wgap.runtime.cuda.compiler import SYMBOL, THREADS, cache_folder, compile_kernel, nvrtc_version
 from wgap.runtime.cuda.driver import LEGACY, Context, Memory, attribute, call, device_arch, driver, quiet
 
 if TYPE_CHECKING:
-    from wgap.runtime._native import BoxRecord
+    from wgap._native import BoxRecord
     from wgap.runtime.postprocess import Map
 
 __all__ = ["CudaPostprocess", "Options", "Plan", "class_ids", "wait_for"]

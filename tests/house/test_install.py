@@ -56,7 +56,7 @@ def test_every_error_is_in_the_drawn_tree() -> None:
 def test_the_kernel_s_headers_are_where_the_compiler_for_gpus_looks() -> None:
     from wgap.runtime.cuda import compiler
 
-    header = compiler._INCLUDE / "wgap" / "cuda_kernel.h"
+    header = compiler._INCLUDE / "wgap" / "kernel" / "cuda_kernel.h"
     assert "wgap_localize_cuda" in header.read_text()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from wgap.errors import BackendError, FeatureError
-from wgap.runtime import _native
+from wgap import _native
 from wgap.runtime.cuda.arrays import device_array, on_device
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def test_the_cache_is_keyed_by_content_and_repairs_itself(tmp_path: Path, monkey
     assert compiler.compile_kernel("sm_80", tmp_path).cubin == first.cubin
     assert compiler.compile_kernel("sm_80", tmp_path, threads=256).log  # other options: another file
     changed = Path(shutil.copytree(compiler._INCLUDE, tmp_path / "include"))
-    header = changed / "wgap" / "component.h"
+    header = changed / "wgap" / "kernel" / "component.h"
     header.write_text(header.read_text() + "// another source\n")
     monkeypatch.setattr(compiler, "_INCLUDE", changed)
     assert compiler.compile_kernel("sm_80", tmp_path).log
@@ -81,7 +81,7 @@ def test_an_unknown_architecture_and_a_broken_source_are_told(tmp_path: Path, mo
     with pytest.raises(BackendError, match=r"NVRTC [\d.]+ cannot compile the kernel for sm_10"):
         compiler.compile_kernel("sm_10")
     broken = Path(shutil.copytree(compiler._INCLUDE, tmp_path / "include"))
-    (broken / "wgap" / "component.h").write_text("#error nonsense\n")
+    (broken / "wgap" / "kernel" / "component.h").write_text("#error nonsense\n")
     monkeypatch.setattr(compiler, "_INCLUDE", broken)
     with pytest.raises(BackendError, match="nonsense"):
         compiler.compile_kernel("sm_80")

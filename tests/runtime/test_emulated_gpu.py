@@ -31,7 +31,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("driver")
     for threads in (256, 512):  # NVRTC would ask the emulated driver for more than it can do
         compile_kernel("sm_86", folder / "cache", threads)
-    includes = ["-I", ROOT / "runtime" / "include", "-I", ROOT / "runtime" / "src"]
+    includes = ["-I", ROOT / "runtime" / "include", "-I", ROOT / "runtime" / "src" / "kernel"]
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     command = ["g++", *flags, *includes, EMULATOR / "libcuda.cpp", "-o", folder / "libcuda.so.1"]
     subprocess.run(list(map(str, command)), check=True)

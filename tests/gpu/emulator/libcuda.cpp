@@ -1,7 +1,7 @@
 // A CUDA driver without a GPU: what runtime/cuda calls of it, on host memory. A launch runs the kernel's own source, one
 // block after the other, in the shared and global memory that the launch was given. Addresses and sizes are checked
 // against what was allocated, so that a copy or a launch beyond its memory fails here as it might not on a GPU.
-//   g++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I runtime/include -I runtime/src libcuda.cpp -o libcuda.so.1
+//   g++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I runtime/include -I runtime/src/kernel libcuda.cpp -o libcuda.so.1
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "serial_block.h"
-#include "wgap/cuda_kernel.h"
+#include "wgap/kernel/cuda_kernel.h"
 
 namespace {
 

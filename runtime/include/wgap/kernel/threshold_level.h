@@ -1,7 +1,7 @@
 // Second step: every level's edge set in one pass over the map, and the level to threshold at (Sec. 4.3).
 #pragma once
 
-#include "wgap/scratch.h"
+#include "wgap/kernel/scratch.h"
 
 namespace wgap {
 inline namespace WGAP_TARGET_NAMESPACE {

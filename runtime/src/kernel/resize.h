@@ -3,7 +3,7 @@
 #pragma once
 
 #include "targets.h"
-#include "wgap/localize_block.h"
+#include "wgap/kernel/localize_block.h"
 
 namespace wgap {
 inline namespace WGAP_TARGET_NAMESPACE {

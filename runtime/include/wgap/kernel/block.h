@@ -26,7 +26,7 @@
 // No standard header is included here or in the steps: NVRTC has none.
 #pragma once
 
-#include "wgap/problem.h"
+#include "wgap/kernel/problem.h"
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define WGAP_HD __host__ __device__ inline

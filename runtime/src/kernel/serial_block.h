@@ -3,7 +3,7 @@
 
 #include <time.h>
 
-#include "wgap/localize_block.h"
+#include "wgap/kernel/localize_block.h"
 
 #if defined(__SSE2__)
 // GCC 12 warns of its own header's deliberately undefined values.

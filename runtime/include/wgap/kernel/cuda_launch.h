@@ -9,7 +9,7 @@
 
 #include <cuda_runtime.h>
 
-#include "wgap/cuda_kernel.h"
+#include "wgap/kernel/cuda_kernel.h"
 
 namespace wgap {
 

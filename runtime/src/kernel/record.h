@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "wgap/problem.h"
+#include "wgap/kernel/problem.h"
 #include "wgap/wgap.h"
 
 namespace wgap {

@@ -1,7 +1,7 @@
 // Last step: the largest 8-connected component of a mask, from runs of pixels.
 #pragma once
 
-#include "wgap/scratch.h"
+#include "wgap/kernel/scratch.h"
 
 namespace wgap {
 inline namespace WGAP_TARGET_NAMESPACE {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "wgap/problem.h"
+#include "wgap/kernel/problem.h"
 
 namespace wgap {
 

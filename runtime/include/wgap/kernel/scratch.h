@@ -1,7 +1,7 @@
 // The memory a block works in: one allocation, laid out for a shape and used again for every image of that shape.
 #pragma once
 
-#include "wgap/block.h"
+#include "wgap/kernel/block.h"
 
 namespace wgap {
 inline namespace WGAP_TARGET_NAMESPACE {

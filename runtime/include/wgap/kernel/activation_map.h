@@ -1,7 +1,7 @@
 // First steps: the class, its activation map at feature resolution, and the upsampled map in fixed point (Sec. 4.2).
 #pragma once
 
-#include "wgap/scratch.h"
+#include "wgap/kernel/scratch.h"
 
 namespace wgap {
 inline namespace WGAP_TARGET_NAMESPACE {

@@ -6,9 +6,9 @@
 // result depends neither on the number of threads nor on the device. Nothing here allocates, throws or prints.
 #pragma once
 
-#include "wgap/activation_map.h"
-#include "wgap/component.h"
-#include "wgap/threshold_level.h"
+#include "wgap/kernel/activation_map.h"
+#include "wgap/kernel/component.h"
+#include "wgap/kernel/threshold_level.h"
 
 namespace wgap {
 inline namespace WGAP_TARGET_NAMESPACE {

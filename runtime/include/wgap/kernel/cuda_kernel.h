@@ -6,7 +6,7 @@
 // shared memory: both from cuda_layout(), which also runs on the host.
 #pragma once
 
-#include "wgap/localize_block.h"
+#include "wgap/kernel/localize_block.h"
 
 namespace wgap {
 

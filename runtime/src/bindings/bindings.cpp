@@ -18,7 +18,7 @@
 #include "lease.h"
 #include "record.h"
 #include "targets.h"
-#include "wgap/cuda_kernel.h"
+#include "wgap/kernel/cuda_kernel.h"
 #include "wgap/wgap.h"
 #include "workspace.h"
 
