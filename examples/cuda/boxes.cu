@@ -56,24 +56,23 @@ int main(int count, char** arguments) {
   wgap::CudaPlan plan;
   require(wgap::cuda_plan({channels, side, side, map_side, map_side, classes}, images, &plan), "cuda_plan");
   wgap::CudaTask task{};
-  task.map = wgap::kRecombined;
-  task.fixed = -1;  // the adaptive threshold
+  task.rule = wgap::adaptive_rule();
   task.per_image = 1;
-  task.features = on_device(features);
   task.logits = on_device(logits);
+  task.features = on_device(features);
   task.weight = on_device(weight);
-  require(cudaMalloc(&task.results, static_cast<std::size_t>(images) * sizeof(wgap::Result)), "cudaMalloc");
+  require(cudaMalloc(&task.records, static_cast<std::size_t>(images) * sizeof(wgap::Record)), "cudaMalloc");
   require(cudaMalloc(&task.scratch, plan.scratch_bytes), "cudaMalloc");
   cudaStream_t stream;
   require(cudaStreamCreate(&stream), "cudaStreamCreate");
   require(wgap::cuda_localize(plan, task, stream), "launch");
-  std::vector<wgap::Result> results(static_cast<std::size_t>(images));
-  require(cudaMemcpyAsync(results.data(), task.results, results.size() * sizeof(wgap::Result), cudaMemcpyDeviceToHost,
+  std::vector<wgap::Record> records(static_cast<std::size_t>(images));
+  require(cudaMemcpyAsync(records.data(), task.records, records.size() * sizeof(wgap::Record), cudaMemcpyDeviceToHost,
                           stream),
           "cudaMemcpyAsync");
   require(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-  for (const wgap::Result& r : results)
-    std::printf("{\"outcome\": %d, \"class_id\": %d, \"level\": %d, \"box\": [%d, %d, %d, %d]}\n", r.outcome,
+  for (const wgap::Record& r : records)
+    std::printf("{\"status\": %d, \"class_id\": %d, \"level\": %d, \"box\": [%d, %d, %d, %d]}\n", r.status,
                 r.class_id, r.level, r.box[0], r.box[1], r.box[2], r.box[3]);
   return 0;
 }

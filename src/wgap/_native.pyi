@@ -1,9 +1,12 @@
-"""Native core; documented in wgap.runtime.postprocess."""
+"""Native core; documented in wgap.runtime.postprocess, wgap.images and wgap.rule."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from wgap.rule import Rule
+
 __version__: str
+LEVELS: int
 
 class Classifier:
     """Classifier weights, copied and checked: float32[K, C], every value finite."""
@@ -17,6 +20,9 @@ class Classifier:
 class BoxRecord:
     """One class of one image, localized. Boxes are half-open (x0, y0, x1, y1) in map pixels."""
 
+    @property
+    def error(self) -> str | None:
+        """Why there is no box: features or logits are not finite. The rest is meaningful only where this is None."""
     @property
     def class_id(self) -> int: ...
     @property
@@ -38,29 +44,28 @@ class BoxRecord:
     def heatmap(self) -> memoryview | None:
         """float32[H, W] in [0, 1]."""
     @property
-    def edge_mean(self) -> tuple[float, ...] | None:
-        """V_l for l = 0..20; NaN where the edge set is empty."""
+    def edge_means(self) -> tuple[float, ...] | None:
+        """V_l for l = 0..20, where asked for and searched; NaN where the edge set is empty."""
+
+def parse_rule(text: str, map: str = "recombined") -> tuple[str, float | None]:  # noqa: A002
+    """(kind, eta) of a rule's text; RuleError where it names none."""
 
 def resize(src: Any, height: int, width: int, out: Any = None) -> Any: ...
-def postprocess(
-    features: Any,
+def localize(
     logits: Any,
+    features: Any,
     classifier: Classifier,
     *,
     size: tuple[int, int],
+    rule: Rule | None = None,
     classes: int | Iterable[int] | None = None,
     top_k: int = 1,
-    map: str = "recombined",  # noqa: A002
-    threshold: str = "adaptive",
     heatmaps: bool = False,
     edge_means: bool = False,
     threads: int = 1,
     target: str = "",
-) -> list[list[BoxRecord]]: ...
-def _profile(
-    features: Any, logits: Any, weight: Any, *, size: tuple[int, int], target: str = "", repeats: int = 200
-) -> dict[str, float]:
-    """Median microseconds of each stage for one image (top-1, adaptive), of the whole, and of reading the features."""
+) -> list[list[BoxRecord]]:
+    """As wgap.runtime.postprocess.postprocess, but an image that fails says so in its records."""
 
 def cpu_targets() -> list[str]:
     """Instruction sets this machine runs, slowest first: of "baseline", "avx2", "avx512"."""
@@ -68,7 +73,7 @@ def cpu_targets() -> list[str]:
 def active_target() -> str:
     """The instruction set in use: WGAP_TARGET from the environment, or the best this machine offers."""
 
-_CUDA_RESULT_BYTES: int
+_CUDA_RECORD_BYTES: int
 
 def _cuda_layout(shape: Sequence[int], room: int) -> tuple[int, int]:
     """(shared, global) bytes that a block of the CUDA kernel needs; shape is C, h, w, H, W, K."""
@@ -77,13 +82,12 @@ def _cuda_task(
     shape: Sequence[int],
     images: int,
     per_image: int,
-    map: str,  # noqa: A002
-    threshold: str,
+    rule: Rule | None,
     room: int,
-    pointers: Sequence[int],
+    addresses: Mapping[str, int],
 ) -> bytes:
-    """The argument of a launch; pointers: features, logits, weight, classes, heatmaps, results, scratch."""
+    """The argument of a launch; addresses of logits, features, weight, class_ids, heatmaps, edge_means, records, scratch."""
 
 def _cuda_records(
-    results: bytes, images: int, per_image: int, adaptive: bool, maps: Sequence[Any] | None = None
+    records: bytes, images: int, per_image: int, heatmaps: Sequence[Any] | None = None, edge_means: bytes = b""
 ) -> list[list[BoxRecord]]: ...

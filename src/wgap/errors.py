@@ -6,6 +6,7 @@
     ├── ImageError             an image is missing, empty, cut short or not an image
     ├── CalibrationError       calibration images are too few, damaged, or the same as the gate's
     ├── DataError              a dataset folder, list or label file is not what its layout promises
+    │   └── RuleError          a rule or a map of that name is not known, or its parameter is out of range
     ├── CheckpointError        a weights file lacks keys, has wrong shapes, or is not a weights file
     ├── BundleError            a bundle is incomplete or inconsistent
     │   ├── ManifestError      wgap.json is missing, unreadable, or of a schema this version does not know
@@ -40,6 +41,7 @@ __all__ = [
     "ManifestError",
     "MissingDependencyError",
     "OutputExistsError",
+    "RuleError",
     "WgapError",
 ]
 
@@ -54,6 +56,10 @@ class ImageError(WgapError):
 
 class DataError(WgapError):
     """A dataset folder, list or label file is not what its layout promises."""
+
+
+class RuleError(DataError, ValueError):
+    """A rule or a map of that name is not known, or its parameter is out of range."""
 
 
 class CalibrationError(WgapError):

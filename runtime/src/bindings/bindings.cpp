@@ -6,21 +6,17 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "arithmetic.h"
 #include "lease.h"
-#include "record.h"
-#include "targets.h"
+#include "rule.h"
 #include "wgap/kernel/cuda_kernel.h"
 #include "wgap/wgap.h"
-#include "workspace.h"
 
 namespace nb = nanobind;
 
@@ -31,6 +27,19 @@ using Array = nb::ndarray<nb::ro>;
 [[noreturn]] void raise(const char* error, const std::string& message) {
   PyErr_SetString(nb::module_::import_("wgap.errors").attr(error).ptr(), message.c_str());
   throw nb::python_error();
+}
+
+// An error of a whole call; `kind` names the Python class for arrays that do not fit.
+void check(wgap_status status, const wgap_error& error, const char* kind) {
+  switch (status) {
+    case WGAP_OK: return;
+    case WGAP_OUT_OF_MEMORY: throw std::bad_alloc();
+    case WGAP_UNKNOWN_RULE: raise("RuleError", error.text);
+    case WGAP_CLASS_OUT_OF_RANGE:
+    case WGAP_UNSUPPORTED_TARGET:
+    case WGAP_INVALID_ARGUMENT: throw nb::value_error(error.text);
+    default: raise(kind, error.text);
+  }
 }
 
 std::string shape_text(const Array& a) {
@@ -67,9 +76,9 @@ const float* floats(const Array& a, std::size_t dimensions, const char* name, co
   return static_cast<const float*>(a.data());
 }
 
-std::int32_t extent(const Array& a, std::size_t axis, const char* name) {
-  if (a.shape(axis) > 0x7fffffff) raise("FeatureError", std::string(name) + " is too large: " + shape_text(a));
-  return static_cast<std::int32_t>(a.shape(axis));
+// Larger ones are beyond what the C interface takes: told there as what fits in an int.
+std::int32_t extent(const Array& a, std::size_t axis) {
+  return static_cast<std::int32_t>(std::min<std::size_t>(a.shape(axis), 0x7fffffff));
 }
 
 struct Classifier {
@@ -78,351 +87,269 @@ struct Classifier {
 
   explicit Classifier(const Array& weight) {
     const float* const data = floats(weight, 2, "classifier weight", "float32[K, C]");
-    if (weight.size() == 0)
-      raise("FeatureError", "classifier weight: expected at least one class and channel, got " + shape_text(weight));
-    classes = extent(weight, 0, "classifier weight");
-    channels = extent(weight, 1, "classifier weight");
-    const wgap_status status = wgap_classifier_create(data, classes, channels, &handle);
-    if (status != WGAP_OK) raise("FeatureError", wgap_status_string(status));
+    classes = extent(weight, 0);
+    channels = extent(weight, 1);
+    wgap_error error = WGAP_ERROR_INIT;
+    check(wgap_classifier_create(data, weight.nbytes(), classes, channels, &handle, &error), error, "FeatureError");
   }
   ~Classifier() { wgap_classifier_destroy(handle); }
   Classifier(const Classifier&) = delete;
   Classifier& operator=(const Classifier&) = delete;
 };
 
+// A wgap.rule.Rule, or None for the adaptive one.
+wgap_rule rule_of(nb::handle given) {
+  wgap_rule rule = WGAP_RULE_INIT;
+  if (given.is_none()) return rule;
+  const std::string map = nb::cast<std::string>(given.attr("map")), text = nb::cast<std::string>(nb::str(given));
+  wgap_error error = WGAP_ERROR_INIT;
+  check(wgap_rule_parse(text.c_str(), map.c_str(), &rule, &error), error, "RuleError");
+  return rule;
+}
+
+// (kind, eta) of a rule's text; eta is None where the kind has none.
+nb::tuple parse_rule(const std::string& text, const std::string& map) {
+  wgap_rule rule = WGAP_RULE_INIT;
+  wgap_error error = WGAP_ERROR_INIT;
+  check(wgap_rule_parse(text.c_str(), map.c_str(), &rule, &error), error, "RuleError");
+  if (rule.kind == WGAP_RULE_FIXED) return nb::make_tuple("fixed", rule.parameters[0]);
+  return nb::make_tuple("adaptive", nb::none());
+}
+
 struct BoxRecord {
   wgap_record record;
-  nb::object heatmap;
-  bool searched;  // edge means asked for, and known
+  nb::object heatmap, edge_means;
 };
 
-nb::object edge_mean_of(const BoxRecord& r) {
-  if (!r.searched) return nb::none();
-  PyObject* const list = PyTuple_New(WGAP_LEVELS + 1);
-  for (int l = 0; l <= WGAP_LEVELS; ++l) PyTuple_SET_ITEM(list, l, PyFloat_FromDouble(r.record.edge_mean[l]));
-  return nb::steal(list);
+nb::object error_of(const BoxRecord& r) {
+  if (r.record.status == WGAP_OK) return nb::none();
+  return nb::str(wgap_status_string(static_cast<wgap_status>(r.record.status)));
 }
 
-int map_named(const std::string& name) {
-  if (name == "recombined") return WGAP_MAP_RECOMBINED;
-  if (name == "positive") return WGAP_MAP_POSITIVE;
-  if (name == "signed") return WGAP_MAP_SIGNED;
-  throw nb::value_error(("map: expected 'recombined', 'positive' or 'signed', got '" + name + "'").c_str());
+nb::object tuple_of(const double* values, std::size_t count) {
+  nb::object tuple = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(count)));
+  for (std::size_t i = 0; i < count; ++i)
+    PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), PyFloat_FromDouble(values[i]));
+  return tuple;
 }
 
-double threshold_named(const std::string& name) {
-  if (name == "adaptive") return WGAP_ADAPTIVE;
-  if (name.rfind("fixed:", 0) == 0) {
-    const char* const digits = name.c_str() + 6;
-    char* end = nullptr;
-    const double eta = PyOS_string_to_double(digits, &end, nullptr);
-    if (PyErr_Occurred()) PyErr_Clear();
-    if (end != digits && *end == '\0' && eta >= 0.0 && eta <= 0.999) return eta;
-  }
-  throw nb::value_error(("threshold: expected 'adaptive' or 'fixed:ETA' with "
-                         "ETA in [0, 0.999], got '" +
-                         name + "'")
-                            .c_str());
-}
-
-// One class id per image, from any sequence of integers or integer array.
-std::vector<std::int64_t> class_ids(nb::handle classes, std::int64_t images, std::int32_t known) {
+// One class id per image, from an integer for all or any sequence of integers or integer array.
+std::vector<std::int64_t> class_ids(nb::handle classes, std::int64_t images) {
+  const auto id_of = [](nb::handle item) {
+    const Py_ssize_t id = PyNumber_AsSsize_t(item.ptr(), PyExc_OverflowError);
+    if (id == -1 && PyErr_Occurred()) throw nb::python_error();
+    return static_cast<std::int64_t>(id);
+  };
   std::vector<std::int64_t> ids;
-  if (PyIndex_Check(classes.ptr())) {
-    const Py_ssize_t id = PyNumber_AsSsize_t(classes.ptr(), PyExc_OverflowError);
-    if (id != -1 || !PyErr_Occurred()) {
-      ids.assign(static_cast<std::size_t>(images), id);
-    } else {
-      PyErr_Clear();  // an array of several integers offers __index__ and then
-                      // refuses
-    }
+  if (PySequence_Check(classes.ptr()) || !PyIndex_Check(classes.ptr())) {
+    for (nb::handle item : nb::iter(classes)) ids.push_back(id_of(item));
+  } else {
+    ids.assign(static_cast<std::size_t>(images), id_of(classes));
   }
-  if (ids.empty() && images > 0)
-    for (nb::handle item : nb::iter(classes)) {
-      const Py_ssize_t id = PyNumber_AsSsize_t(item.ptr(), PyExc_OverflowError);
-      if (id == -1 && PyErr_Occurred()) throw nb::python_error();
-      ids.push_back(id);
-    }
   if (static_cast<std::int64_t>(ids.size()) != images)
     throw nb::value_error(("classes: expected one class id for each of " + std::to_string(images) + " images, got " +
                            std::to_string(ids.size()))
                               .c_str());
-  for (std::size_t i = 0; i < ids.size(); ++i)
-    if (ids[i] < 0 || ids[i] >= known)
-      throw nb::value_error(("classes[" + std::to_string(i) + "] is " + std::to_string(ids[i]) + ", expected 0.." +
-                             std::to_string(known - 1))
-                                .c_str());
   return ids;
 }
 
-[[noreturn]] void raise_call(wgap_status status, const std::vector<wgap_record>& records, std::int64_t per_image) {
-  if (status == WGAP_FEATURES_NOT_FINITE || status == WGAP_LOGITS_NOT_FINITE) {
-    std::size_t first = 0;
-    while (records[first].status == WGAP_OK) ++first;
-    raise("FeatureError", "image " + std::to_string(static_cast<std::int64_t>(first) / per_image) +
-                              " of the batch: " + wgap_status_string(status) + "; check the model and its input");
-  }
-  if (status == WGAP_OUT_OF_MEMORY) throw std::bad_alloc();
-  raise("FeatureError", wgap_status_string(status));
-}
-
-nb::list postprocess(const Array& features, const Array& logits, const Classifier& classifier, std::pair<int, int> size,
-                     nb::object classes, int top_k, const std::string& map, const std::string& threshold, bool heatmaps,
-                     bool edge_means, int threads, const std::string& target) {
-  wgap_input input{};
-  input.features = floats(features, 4, "features", "float32[N, C, h, w]");
-  input.logits = floats(logits, 2, "logits", "float32[N, K]");
-  input.images = static_cast<std::int64_t>(features.shape(0));
-  input.channels = extent(features, 1, "features");
-  input.height = extent(features, 2, "features");
-  input.width = extent(features, 3, "features");
-  if (logits.shape(0) != features.shape(0) || static_cast<std::int64_t>(logits.shape(1)) != classifier.classes)
-    raise("FeatureError", "logits: expected float32[" + std::to_string(features.shape(0)) + ", " +
-                              std::to_string(classifier.classes) + "] for these features and this classifier, got " +
-                              shape_text(logits));
-  if (input.channels != classifier.channels)
-    raise("FeatureError", "features: expected " + std::to_string(classifier.channels) +
-                              " channels for this classifier, got " + shape_text(features));
-  if (input.images > 0 && features.size() == 0)
-    raise("FeatureError", "features: expected at least one channel, row and column, got " + shape_text(features));
-  if (size.first < 1 || size.second < 1 || static_cast<std::int64_t>(size.first) * size.second > (1 << 20))
-    throw nb::value_error(("size: expected (height, width) of at least 1x1 and "
-                           "at most 2^20 pixels, got (" +
-                           std::to_string(size.first) + ", " + std::to_string(size.second) + ")")
-                              .c_str());
-  if (threads < 1 || threads > WGAP_MOST_THREADS)
-    throw nb::value_error(
-        ("threads: expected 1.." + std::to_string(WGAP_MOST_THREADS) + ", got " + std::to_string(threads)).c_str());
-
-  wgap_options options = WGAP_OPTIONS_INIT;
-  options.map_height = size.first;
-  options.map_width = size.second;
-  options.map = map_named(map);
-  options.threshold = threshold_named(threshold);
-  options.top_k = top_k;
-  std::vector<std::int64_t> ids;
-  const bool given = !classes.is_none();
-  if (given) {
-    ids = class_ids(classes, input.images, classifier.classes);
-  } else if (top_k < 1 || top_k > classifier.classes) {
-    throw nb::value_error(
-        ("top_k: expected 1.." + std::to_string(classifier.classes) + ", got " + std::to_string(top_k)).c_str());
-  }
-  const std::int64_t per_image = given ? 1 : top_k;
-  const std::size_t count = static_cast<std::size_t>(input.images * per_image);
-  std::vector<wgap_record> records(count);
-  const std::size_t pixels = static_cast<std::size_t>(size.first) * static_cast<std::size_t>(size.second);
-  // One allocation for all maps; each record's view keeps it alive.
-  float* const maps = heatmaps ? new float[count * pixels] : nullptr;
-  nb::capsule owner;
-  if (maps != nullptr) owner = nb::capsule(maps, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-
-  const wgap::Lease lease(threads, target);
-  wgap_status status;
-  {
-    nb::gil_scoped_release released;
-    status = wgap_localize(lease.entry.workspace, &input, classifier.handle, &options, given ? ids.data() : nullptr,
-                           records.data(), maps);
-  }
-  if (status != WGAP_OK) raise_call(status, records, per_image);
-
+// [images][per_image] records, with views of what belongs to each.
+template <class View>
+nb::list rows_of(const wgap_record* records, std::int64_t images, std::int64_t per_image, const View& heatmap,
+                 const double* edge_means) {
   nb::list all;
-  for (std::int64_t i = 0; i < input.images; ++i) {
+  for (std::int64_t i = 0; i < images; ++i) {
     nb::list one;
-    for (std::int64_t j = 0; j < per_image; ++j) {
-      const std::size_t at = static_cast<std::size_t>(i * per_image + j);
-      const wgap_record& record = records[at];
-      nb::object view = nb::none();
-      if (maps != nullptr)
-        view = nb::cast(nb::ndarray<nb::memview, const float, nb::ndim<2>>(
-            maps + at * pixels, {static_cast<std::size_t>(size.first), static_cast<std::size_t>(size.second)}, owner));
-      const bool searched = edge_means && options.threshold == WGAP_ADAPTIVE && record.degenerate == 0;
-      one.append(BoxRecord{record, std::move(view), searched});
+    for (std::int64_t at = i * per_image; at < (i + 1) * per_image; ++at) {
+      const bool searched = edge_means != nullptr && records[at].level >= 0;
+      one.append(BoxRecord{records[at], heatmap(at),
+                           searched ? tuple_of(edge_means + at * (WGAP_LEVELS + 1), WGAP_LEVELS + 1) : nb::none()});
     }
     all.append(std::move(one));
   }
   return all;
 }
 
-// Where the time of one image goes: median microseconds of each stage, of the whole, and of merely reading the features
-// once. For benchmarks; not part of the C interface.
-nb::dict profile(const Array& features, const Array& logits, const Array& weight, std::pair<int, int> size,
-                 const std::string& target, int repeats) {
-  wgap::Problem problem{};
-  problem.features = floats(features, 3, "features", "float32[C, h, w]");
-  problem.logits = floats(logits, 1, "logits", "float32[K]");
-  problem.weight = floats(weight, 2, "weight", "float32[K, C]");
-  problem.shape = {extent(features, 0, "features"),
-                   extent(features, 1, "features"),
-                   extent(features, 2, "features"),
-                   size.first,
-                   size.second,
-                   extent(logits, 0, "logits")};
-  problem.class_id = problem.fixed = -1;
-  const wgap::Target* const chosen = target.empty() ? wgap::default_target() : wgap::target_named(target.c_str());
-  if (chosen == nullptr || repeats < 1) throw nb::value_error("unknown target, or repeats below 1");
-  wgap::Memory memory;
-  void* const scratch = memory.at_least(chosen->scratch_bytes(problem.shape));
-  if (scratch == nullptr) throw std::bad_alloc();
-  chosen->prepare(problem.shape, scratch);
-  static const char* const kNames[] = {"class", "recombine", "upsample_columns", "quantise", "edges",
-                                       "level", "component", "heatmap",          "whole",    "read_once"};
-  constexpr int kColumns = sizeof kNames / sizeof kNames[0];
-  static_assert(kColumns == wgap::kStages + 2, "a stage has no name");
-  using Clock = std::chrono::steady_clock;
-  const auto microseconds = [](Clock::duration d) { return std::chrono::duration<double, std::micro>(d).count(); };
-  std::vector<std::vector<double>> columns(kColumns);
-  wgap::Result result{};
-  volatile wgap::u64 seen = 0;
-  for (int i = 0; i < repeats; ++i) {
-    wgap::u64 ticks[wgap::kStages], all = 0;
-    const Clock::time_point start = Clock::now();
-    chosen->profile(problem, scratch, &result, ticks);
-    const Clock::time_point profiled = Clock::now();
-    chosen->localize(problem, scratch, &result);
-    const Clock::time_point localized = Clock::now();
-    seen = chosen->read_once(problem.features, features.size() * sizeof(float));
-    const Clock::time_point read = Clock::now();
-    for (const wgap::u64 t : ticks) all += t;
-    const double tick = microseconds(profiled - start) / static_cast<double>(all);
-    for (int stage = 0; stage < wgap::kStages; ++stage)
-      columns[stage].push_back(static_cast<double>(ticks[stage]) * tick);
-    columns[wgap::kStages].push_back(microseconds(localized - profiled));
-    columns[wgap::kStages + 1].push_back(microseconds(read - localized));
+nb::list localize(const Array& logits, const Array& features, const Classifier& classifier, std::pair<int, int> size,
+                  nb::handle rule, nb::handle classes, int top_k, bool heatmaps, bool edge_means, int threads,
+                  const std::string& target) {
+  wgap_input input = WGAP_INPUT_INIT;
+  input.logits = floats(logits, 2, "logits", "float32[N, K]");
+  input.logits_bytes = logits.nbytes();
+  input.features = floats(features, 4, "features", "float32[N, C, h, w]");
+  input.features_bytes = features.nbytes();
+  input.images = static_cast<std::int64_t>(features.shape(0));
+  input.classes = extent(logits, 1);
+  input.channels = extent(features, 1);
+  input.height = extent(features, 2);
+  input.width = extent(features, 3);
+  if (logits.shape(0) != features.shape(0))
+    raise("FeatureError", "logits: expected those of " + std::to_string(features.shape(0)) +
+                              " images, as the features, got " + shape_text(logits));
+  wgap_options options = WGAP_OPTIONS_INIT;
+  options.map_height = size.first;
+  options.map_width = size.second;
+  options.top_k = top_k;
+  options.rule = rule_of(rule);
+  std::vector<std::int64_t> ids;
+  if (!classes.is_none()) {
+    ids = class_ids(classes, input.images);
+    ids.reserve(1);  // an empty batch, too, has its class ids given
+    input.class_ids = ids.data();
+    input.class_ids_bytes = ids.size() * sizeof(std::int64_t);
   }
-  (void)seen;
-  if (result.outcome != wgap::kDone) raise("FeatureError", "features or logits are not finite");
-  nb::dict told;
-  for (int i = 0; i < kColumns; ++i) {
-    std::nth_element(columns[i].begin(), columns[i].begin() + repeats / 2, columns[i].end());
-    told[kNames[i]] = columns[i][static_cast<std::size_t>(repeats / 2)];
+  const std::int64_t per_image = classes.is_none() ? std::clamp(top_k, 0, classifier.classes) : 1;
+  const std::size_t count = static_cast<std::size_t>(input.images * per_image);
+  const std::size_t height = static_cast<std::size_t>(std::max(size.first, 0));
+  const std::size_t width = static_cast<std::size_t>(std::max(size.second, 0));
+  std::vector<wgap_record> records(std::max<std::size_t>(count, 1));
+  std::vector<double> means(edge_means ? records.size() * (WGAP_LEVELS + 1) : 0);
+  wgap_output output = WGAP_OUTPUT_INIT;
+  output.records = records.data();
+  output.records_bytes = records.size() * sizeof(wgap_record);
+  if (edge_means) {
+    output.edge_means = means.data();
+    output.edge_means_bytes = means.size() * sizeof(double);
   }
-  return told;
+  // One allocation for all maps; each record's view keeps it alive.
+  nb::capsule owner;
+  if (heatmaps && height * width <= wgap::kMaxPixels) {
+    output.heatmaps = new float[count * height * width];
+    output.heatmaps_bytes = count * height * width * sizeof(float);
+    owner = nb::capsule(output.heatmaps, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  }
+  wgap_error error = WGAP_ERROR_INIT;
+  const wgap::Lease lease(threads, target, &error);
+  wgap_status status = lease.status;
+  if (status == WGAP_OK) {
+    const nb::gil_scoped_release released;
+    status = wgap_localize(lease.entry.workspace, classifier.handle, &input, &options, &output, &error);
+  }
+  // Single images that fail say so in their records.
+  if (status != WGAP_FEATURES_NOT_FINITE && status != WGAP_LOGITS_NOT_FINITE) check(status, error, "FeatureError");
+  const auto heatmap = [&](std::int64_t at) -> nb::object {
+    if (output.heatmaps == nullptr) return nb::none();
+    return nb::cast(nb::ndarray<nb::memview, const float, nb::ndim<2>>(
+        output.heatmaps + static_cast<std::size_t>(at) * height * width, {height, width}, owner));
+  };
+  return rows_of(records.data(), input.images, per_image, heatmap, output.edge_means);
 }
+
+wgap::Shape shape_of(const std::vector<int>& s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
 
 // Bytes that one block of the CUDA kernel needs, of shared memory (at most `room`) and of global memory.
 std::pair<std::uint64_t, std::uint64_t> cuda_layout(const std::vector<int>& shape, std::uint64_t room) {
   wgap::u64 shared = 0;
-  const wgap::u64 scratch =
-      wgap::cuda_layout(wgap::Shape{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]}, room, &shared);
+  const wgap::u64 scratch = wgap::cuda_layout(shape_of(shape), room, &shared);
   return {shared, (scratch + 63) / 64 * 64};
 }
 
-// The argument of a launch, as the kernel reads it. Pointers are the device's; 0 is none.
-nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, const std::string& map,
-                    const std::string& threshold, std::uint64_t room, const std::vector<std::uint64_t>& pointers) {
-  const double eta = threshold_named(threshold);
-  const auto [shared, scratch] = cuda_layout(shape, room);
-  const auto at = [&](int i) { return reinterpret_cast<void*>(static_cast<std::uintptr_t>(pointers[i])); };
+// The argument of a launch, as the kernel reads it. Addresses are the device's; 0 is none.
+nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, nb::handle rule, std::uint64_t room,
+                    const nb::dict& addresses) {
+  const wgap::DefaultArithmetic arithmetic;
+  const auto at = [&](const char* name) {
+    const nb::object address = nb::borrow(PyDict_GetItemString(addresses.ptr(), name));
+    return address.is_valid() ? reinterpret_cast<void*>(nb::cast<std::uintptr_t>(address)) : nullptr;
+  };
   wgap::CudaTask task{};
-  task.shape = {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]};
-  task.map = map_named(map);
-  task.fixed = eta == WGAP_ADAPTIVE ? -1 : static_cast<int>(std::nearbyint(eta * wgap::kOne));
-  task.fixed_eta = eta;
+  wgap_error error = WGAP_ERROR_INIT;
+  check(wgap::kernel_rule(rule_of(rule), &task.rule, &error), error, "RuleError");
+  task.shape = shape_of(shape);
   task.tasks = images * per_image;
   task.per_image = per_image;
-  task.features = static_cast<const float*>(at(0));
-  task.logits = static_cast<const float*>(at(1));
-  task.weight = static_cast<const float*>(at(2));
-  task.classes = static_cast<const wgap::i64*>(at(3));
-  task.heatmaps = static_cast<float*>(at(4));
-  task.results = static_cast<wgap::Result*>(at(5));
-  task.scratch = static_cast<wgap::u8*>(at(6));
-  task.scratch_bytes = scratch;
-  task.shared_bytes = shared;
+  task.logits = static_cast<const float*>(at("logits"));
+  task.features = static_cast<const float*>(at("features"));
+  task.weight = static_cast<const float*>(at("weight"));
+  task.class_ids = static_cast<const wgap::i64*>(at("class_ids"));
+  task.heatmaps = static_cast<float*>(at("heatmaps"));
+  task.edge_means = static_cast<double*>(at("edge_means"));
+  task.records = static_cast<wgap::Record*>(at("records"));
+  task.scratch = static_cast<wgap::u8*>(at("scratch"));
+  std::tie(task.shared_bytes, task.scratch_bytes) = cuda_layout(shape, room);
   return nb::bytes(reinterpret_cast<const char*>(&task), sizeof task);
 }
 
-// The records that a launch wrote, [images][per_image] of wgap::Result; maps: a view for each of them, or none.
-nb::list cuda_records(const nb::bytes& results, int images, int per_image, bool adaptive, nb::object maps) {
+// What a launch wrote, [images][per_image]; heatmaps: a view for each record, or none.
+nb::list cuda_records(const nb::bytes& records, int images, int per_image, nb::object heatmaps,
+                      const nb::bytes& edge_means) {
   const std::size_t count = static_cast<std::size_t>(images) * static_cast<std::size_t>(per_image);
-  if (results.size() != count * sizeof(wgap::Result)) throw nb::value_error("results: not as many as images");
-  std::vector<wgap_record> records(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    wgap::Result result;
-    std::memcpy(&result, results.c_str() + i * sizeof result, sizeof result);
-    wgap::tell(result, &records[i]);
-  }
-  for (const wgap_record& record : records)
-    if (record.status != WGAP_OK) raise_call(static_cast<wgap_status>(record.status), records, per_image);
-  nb::list all;
-  for (int i = 0; i < images; ++i) {
-    nb::list one;
-    for (int j = 0; j < per_image; ++j) {
-      const int at = i * per_image + j;
-      const wgap_record& record = records[static_cast<std::size_t>(at)];
-      one.append(
-          BoxRecord{record, maps.is_none() ? nb::none() : nb::object(maps[at]), adaptive && record.degenerate == 0});
-    }
-    all.append(std::move(one));
-  }
-  return all;
+  std::vector<wgap_record> told(count);
+  std::vector<double> means(edge_means.size() / sizeof(double));
+  if (records.size() != count * sizeof(wgap_record) || (!means.empty() && means.size() != count * (WGAP_LEVELS + 1)))
+    throw nb::value_error("records: not as many as images");
+  std::memcpy(told.data(), records.c_str(), records.size());
+  std::memcpy(means.data(), edge_means.c_str(), means.size() * sizeof(double));
+  const auto heatmap = [&](std::int64_t at) { return heatmaps.is_none() ? nb::none() : nb::object(heatmaps[at]); };
+  return rows_of(told.data(), images, per_image, heatmap, means.empty() ? nullptr : means.data());
+}
+
+// uint8[H, W, C] with contiguous rows.
+wgap_image image_of(const char* name, const Array& a, void* data) {
+  if (a.device_type() != nb::device::cpu::value || a.dtype() != nb::dtype<std::uint8_t>() || a.ndim() != 3)
+    raise("ImageError", std::string(name) + ": expected uint8[H, W, C] in CPU memory, got " + shape_text(a));
+  if (a.size() != 0 && !contiguous(a, 1))
+    raise("ImageError", std::string(name) + ": rows must be contiguous (HWC); pass a contiguous copy");
+  wgap_image image = WGAP_IMAGE_INIT;
+  image.height = extent(a, 0);
+  image.width = extent(a, 1);
+  image.channels = extent(a, 2);
+  image.data = static_cast<std::uint8_t*>(data);
+  const std::int64_t row = static_cast<std::int64_t>(a.shape(1)) * static_cast<std::int64_t>(a.shape(2));
+  image.row_bytes = a.shape(0) > 1 ? a.stride(0) : row;
+  image.bytes = a.size() == 0 ? 0 : static_cast<std::uint64_t>((image.height - 1) * std::abs(image.row_bytes) + row);
+  return image;
 }
 
 nb::object resize(const Array& source, int height, int width, nb::object out) {
-  const auto bytes_per_pixel = [](const auto& a) { return a.ndim() == 3 ? static_cast<std::int64_t>(a.shape(2)) : 0; };
-  const std::int64_t channels = bytes_per_pixel(source);
-  const auto usable = [](const Array& a, std::int64_t c) {
-    return a.device_type() == nb::device::cpu::value && a.dtype() == nb::dtype<std::uint8_t>() && a.ndim() == 3 &&
-           c >= 1 && c <= 4 && a.shape(0) >= 1 && a.shape(1) >= 1 && a.shape(0) <= 0x7fffffff &&
-           a.shape(1) <= 0x7fffffff / 4;
-  };
-  if (!usable(source, channels))
-    raise("ImageError",
-          "expected uint8[H, W, C] with 1 to 4 channels and at "
-          "least one pixel, got " +
-              shape_text(source));
-  if (!contiguous(source, 1)) raise("ImageError", "the image's rows must be contiguous (HWC); pass a contiguous copy");
-  if (height < 1 || width < 1 || width > 0x7fffffff / 4)
-    throw nb::value_error(
-        ("expected a size of at least 1x1, got " + std::to_string(height) + "x" + std::to_string(width)).c_str());
-  const std::size_t row = static_cast<std::size_t>(width) * static_cast<std::size_t>(channels);
-  nb::object result;
-  std::uint8_t* to = nullptr;
-  std::ptrdiff_t row_bytes = static_cast<std::ptrdiff_t>(row);
-  if (!out.is_none()) {
+  const wgap_image from = image_of("image", source, const_cast<void*>(source.data()));
+  wgap_image to = WGAP_IMAGE_INIT;
+  nb::object result = out;
+  if (out.is_none()) {
+    if (height < 1 || width < 1)
+      throw nb::value_error(
+          ("expected a size of at least 1x1, got " + std::to_string(height) + "x" + std::to_string(width)).c_str());
+    const std::size_t h = static_cast<std::size_t>(height), w = static_cast<std::size_t>(width);
+    const std::size_t c = static_cast<std::size_t>(std::clamp(from.channels, 0, 4));
+    to.height = height, to.width = width, to.channels = from.channels;
+    to.row_bytes = static_cast<std::int64_t>(w * c);
+    to.bytes = h * w * c;
+    to.data = new std::uint8_t[to.bytes];
+    nb::capsule owner(to.data, [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
+    result = nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>>(to.data, {h, w, c}, owner));
+  } else {
     nb::ndarray<> writable;
     if (!nb::try_cast(out, writable)) raise("ImageError", "out: expected a writable uint8 buffer on the CPU");
-    const Array view(writable);
-    if (!usable(view, bytes_per_pixel(view)) || view.shape(0) != static_cast<std::size_t>(height) ||
-        view.shape(1) != static_cast<std::size_t>(width) || static_cast<std::int64_t>(view.shape(2)) != channels ||
-        !contiguous(view, 1))
+    to = image_of("out", Array(writable), writable.data());
+    if (to.height != height || to.width != width || to.channels != from.channels)
       raise("ImageError", "out: expected uint8[" + std::to_string(height) + ", " + std::to_string(width) + ", " +
-                              std::to_string(channels) + "] with contiguous rows, got " + shape_text(view));
-    to = static_cast<std::uint8_t*>(writable.data());
-    row_bytes = static_cast<std::ptrdiff_t>(view.stride(0));
-    result = out;
-  } else {
-    to = new std::uint8_t[static_cast<std::size_t>(height) * row];
-    nb::capsule owner(to, [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
-    result = nb::cast(nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>>(
-        to, {static_cast<std::size_t>(height), static_cast<std::size_t>(width), static_cast<std::size_t>(channels)},
-        owner));
+                              std::to_string(from.channels) + "], got " + shape_text(Array(writable)));
   }
+  wgap_error error = WGAP_ERROR_INIT;
   wgap_status status;
   {
-    nb::gil_scoped_release released;
-    status = wgap_resize(static_cast<const std::uint8_t*>(source.data()), static_cast<std::int32_t>(source.shape(0)),
-                         static_cast<std::int32_t>(source.shape(1)), static_cast<std::ptrdiff_t>(source.stride(0)), to,
-                         height, width, row_bytes, static_cast<std::int32_t>(channels));
+    const nb::gil_scoped_release released;
+    status = wgap_resize(&from, &to, &error);
   }
-  if (status == WGAP_OUT_OF_MEMORY) throw std::bad_alloc();
-  if (status != WGAP_OK) raise("ImageError", wgap_status_string(status));
+  if (status != WGAP_OK && status != WGAP_UNSUPPORTED_TARGET && status != WGAP_OUT_OF_MEMORY)
+    raise("ImageError", error.text);
+  check(status, error, "ImageError");
   return result;
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.doc() =
-      "Native core: 8-bit resize and the fused feature-map-to-box "
-      "kernel. See wgap.runtime.postprocess.";
+  m.doc() = "Native core: 8-bit resize and the fused feature-map-to-box kernel. See wgap.runtime.postprocess.";
   m.attr("__version__") = wgap_version();
+  m.attr("_CUDA_RECORD_BYTES") = sizeof(wgap::Record);
+  m.attr("LEVELS") = WGAP_LEVELS;
   nb::class_<Classifier>(m, "Classifier")
       .def(nb::init<const Array&>(), nb::arg("weight"))
       .def_ro("num_classes", &Classifier::classes)
       .def_ro("channels", &Classifier::channels);
   nb::class_<BoxRecord>(m, "BoxRecord")
+      .def_prop_ro("error", error_of)
       .def_prop_ro("class_id", [](const BoxRecord& r) { return r.record.class_id; })
       .def_prop_ro("score", [](const BoxRecord& r) { return r.record.score; })
       .def_prop_ro("logit", [](const BoxRecord& r) { return r.record.logit; })
@@ -435,27 +362,27 @@ NB_MODULE(_native, m) {
                    })
       .def_prop_ro("degenerate", [](const BoxRecord& r) { return r.record.degenerate != 0; })
       .def_ro("heatmap", &BoxRecord::heatmap)
-      .def_prop_ro("edge_mean", edge_mean_of);
+      .def_ro("edge_means", &BoxRecord::edge_means);
+  m.def("parse_rule", &parse_rule, nb::arg("text"), nb::arg("map") = "recombined");
   m.def("resize", &resize, nb::arg("src"), nb::arg("height"), nb::arg("width"), nb::arg("out") = nb::none());
-  m.def("postprocess", &postprocess, nb::arg("features"), nb::arg("logits"), nb::arg("classifier"), nb::kw_only(),
-        nb::arg("size"), nb::arg("classes") = nb::none(), nb::arg("top_k") = 1, nb::arg("map") = "recombined",
-        nb::arg("threshold") = "adaptive", nb::arg("heatmaps") = false, nb::arg("edge_means") = false,
-        nb::arg("threads") = 1, nb::arg("target") = "");
-  m.def("_profile", &profile, nb::arg("features"), nb::arg("logits"), nb::arg("weight"), nb::kw_only(), nb::arg("size"),
-        nb::arg("target") = "", nb::arg("repeats") = 200);
-  m.attr("_CUDA_RESULT_BYTES") = sizeof(wgap::Result);
+  m.def("localize", &localize, nb::arg("logits"), nb::arg("features"), nb::arg("classifier"), nb::kw_only(),
+        nb::arg("size"), nb::arg("rule").none() = nb::none(), nb::arg("classes").none() = nb::none(),
+        nb::arg("top_k") = 1, nb::arg("heatmaps") = false, nb::arg("edge_means") = false, nb::arg("threads") = 1,
+        nb::arg("target") = "");
   m.def("_cuda_layout", &cuda_layout, nb::arg("shape"), nb::arg("room"));
-  m.def("_cuda_task", &cuda_task, nb::arg("shape"), nb::arg("images"), nb::arg("per_image"), nb::arg("map"),
-        nb::arg("threshold"), nb::arg("room"), nb::arg("pointers"));
-  m.def("_cuda_records", &cuda_records, nb::arg("results"), nb::arg("images"), nb::arg("per_image"),
-        nb::arg("adaptive"), nb::arg("maps") = nb::none());
+  m.def("_cuda_task", &cuda_task, nb::arg("shape"), nb::arg("images"), nb::arg("per_image"), nb::arg("rule").none(),
+        nb::arg("room"), nb::arg("addresses"));
+  m.def("_cuda_records", &cuda_records, nb::arg("records"), nb::arg("images"), nb::arg("per_image"),
+        nb::arg("heatmaps") = nb::none(), nb::arg("edge_means") = nb::bytes("", 0));
   m.def("cpu_targets", [] {
     nb::list names;
     for (const char* const* name = wgap_targets(); *name != nullptr; ++name) names.append(*name);
     return names;
   });
   m.def("active_target", [] {
-    const wgap::Lease lease(1, "");
+    wgap_error error = WGAP_ERROR_INIT;
+    const wgap::Lease lease(1, "", &error);
+    check(lease.status, error, "BackendError");
     return std::string(wgap_workspace_target(lease.entry.workspace));
   });
 }

@@ -3,10 +3,7 @@
 
 #include <pthread.h>
 
-#include <cstdlib>
 #include <mutex>
-#include <new>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,27 +30,16 @@ class Workspaces {
     return *current();
   }
 
+  // One that is idle, or none.
   Entry take(int threads, const std::string& target) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      for (std::size_t i = idle_.size(); i-- > 0;) {
-        if (idle_[i].threads != threads || idle_[i].target != target) continue;
-        Entry entry = std::move(idle_[i]);
-        idle_.erase(idle_.begin() + static_cast<std::ptrdiff_t>(i));
-        return entry;
-      }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (std::size_t i = idle_.size(); i-- > 0;) {
+      if (idle_[i].threads != threads || idle_[i].target != target) continue;
+      Entry entry = std::move(idle_[i]);
+      idle_.erase(idle_.begin() + static_cast<std::ptrdiff_t>(i));
+      return entry;
     }
-    Entry entry{nullptr, threads, target};
-    const wgap_status status =
-        wgap_workspace_create(threads, target.empty() ? nullptr : target.c_str(), &entry.workspace);
-    if (status == WGAP_UNSUPPORTED_TARGET) {
-      const char* const wanted = target.empty() ? std::getenv("WGAP_TARGET") : target.c_str();
-      throw std::invalid_argument("instruction set '" + std::string(wanted ? wanted : "") +
-                                  "' is not one of wgap.runtime.postprocess.cpu_targets(); choose one "
-                                  "of those");
-    }
-    if (status != WGAP_OK) throw std::bad_alloc();
-    return entry;
+    return {nullptr, threads, target};
   }
 
   void give_back(Entry entry) noexcept {
@@ -75,12 +61,18 @@ class Workspaces {
   std::vector<Entry> idle_;
 };
 
-// A workspace for the length of one call.
+// A workspace for the length of one call; a status other than WGAP_OK, told in `error`, where there is none to be had.
 struct Lease {
   Workspaces& pool = Workspaces::instance();
   Workspaces::Entry entry;
-  Lease(int threads, const std::string& target) : entry(pool.take(threads, target)) {}
-  ~Lease() { pool.give_back(std::move(entry)); }
+  wgap_status status = WGAP_OK;
+  Lease(int threads, const std::string& target, wgap_error* error) : entry(pool.take(threads, target)) {
+    if (entry.workspace == nullptr)
+      status = wgap_workspace_create(threads, target.empty() ? nullptr : target.c_str(), &entry.workspace, error);
+  }
+  ~Lease() {
+    if (entry.workspace != nullptr) pool.give_back(std::move(entry));
+  }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
 };

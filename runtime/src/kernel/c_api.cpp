@@ -1,16 +1,38 @@
 // The C interface: checks arguments, loops, translates. The arithmetic is in localize_block.h and resize.h.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstddef>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
 
-#include "record.h"
+#include "arithmetic.h"
+#include "rule.h"
 #include "targets.h"
 #include "wgap/wgap.h"
 #include "workspace.h"
 
 static_assert(WGAP_LEVELS == wgap::kLevels, "the C header and the kernel disagree on the levels");
+static_assert(static_cast<int>(WGAP_FEATURES_NOT_FINITE) == wgap::kBadFeatures &&
+                  static_cast<int>(WGAP_LOGITS_NOT_FINITE) == wgap::kBadLogits,
+              "the C header and the kernel disagree on the statuses");
+#define WGAP_SAME_PLACE(field)                                                 \
+  static_assert(offsetof(wgap_record, field) == offsetof(wgap::Record, field), \
+                "the C header and the kernel disagree on the record: " #field)
+WGAP_SAME_PLACE(struct_size);
+WGAP_SAME_PLACE(status);
+WGAP_SAME_PLACE(class_id);
+WGAP_SAME_PLACE(score);
+WGAP_SAME_PLACE(logit);
+WGAP_SAME_PLACE(level);
+WGAP_SAME_PLACE(degenerate);
+WGAP_SAME_PLACE(boxes);
+WGAP_SAME_PLACE(threshold);
+WGAP_SAME_PLACE(box);
+static_assert(sizeof(wgap_record) == sizeof(wgap::Record), "the C header and the kernel disagree on the record");
 
 struct wgap_classifier {
   std::unique_ptr<float[]> weight;
@@ -19,82 +41,244 @@ struct wgap_classifier {
 };
 
 struct wgap_workspace {
-  wgap::Workspace engine;
+  const wgap::Target& target;
+  const int threads;
+  std::unique_ptr<wgap::Workspace> engine;
+  std::atomic<std::uint64_t> state;  // twice the number of forks that the process came out of; 1 more: in use
+
+  wgap_workspace(int count, const wgap::Target& chosen)
+      : target(chosen), threads(count), engine(new wgap::Workspace(count, chosen)), state(2 * wgap::forks()) {}
+  // A forked child has none of the threads, and maybe memory in disorder: it leaves both alone.
+  ~wgap_workspace() {
+    if (state / 2 != wgap::forks()) static_cast<void>(engine.release());
+  }
 };
 
 namespace {
 
-constexpr double kLargestFixed = 0.999;  // beyond it the peak itself could round below the threshold
+using wgap::fail;
 
 bool aligned(const void* p, std::size_t alignment) { return reinterpret_cast<std::uintptr_t>(p) % alignment == 0; }
 
-// Everything a task needs; task i is image i / per_image, rank i % per_image.
-struct Call {
-  const wgap::Target* target;
-  const wgap_input* input;
-  const wgap_classifier* classifier;
-  const std::int64_t* classes;
-  wgap_record* records;
-  float* heatmaps;
-  wgap::Shape shape;
-  std::int64_t per_image;
-  int map;
-  int fixed;
-  double fixed_eta;
-};
+// The size of each struct in the first version of this minor number: an older one never was.
+#define WGAP_FIRST_SIZE(type, last) (offsetof(type, last) + sizeof(type::last))
+constexpr std::size_t kFirstOptions = WGAP_FIRST_SIZE(wgap_options, rule);
+constexpr std::size_t kFirstInput = WGAP_FIRST_SIZE(wgap_input, class_ids_bytes);
+constexpr std::size_t kFirstRecord = WGAP_FIRST_SIZE(wgap_record, box);
+constexpr std::size_t kFirstOutput = WGAP_FIRST_SIZE(wgap_output, edge_means_bytes);
+constexpr std::size_t kFirstImage = WGAP_FIRST_SIZE(wgap_image, bytes);
 
-void run_task(const void* context, long long i, void* scratch) {
-  const Call& call = *static_cast<const Call*>(context);
-  const wgap::Shape& shape = call.shape;
-  const std::int64_t image = i / call.per_image;
-  const std::size_t feature_count = static_cast<std::size_t>(shape.channels) * shape.height * shape.width;
-  const std::size_t pixels = static_cast<std::size_t>(shape.map_height) * shape.map_width;
-  wgap::Problem problem{};
-  problem.shape = shape;
-  problem.features = call.input->features + feature_count * image;
-  problem.logits = call.input->logits + static_cast<std::size_t>(shape.classes) * image;
-  problem.weight = call.classifier->weight.get();
-  problem.map = call.map;
-  problem.class_id = call.classes != nullptr ? static_cast<int>(call.classes[image]) : -1;
-  problem.class_rank = static_cast<int>(i % call.per_image);
-  problem.fixed = call.fixed;
-  problem.fixed_eta = call.fixed_eta;
-  problem.heatmap = call.heatmaps != nullptr ? call.heatmaps + pixels * i : nullptr;
-  wgap::Result result;
-  call.target->localize(problem, scratch, &result);
-  wgap::tell(result, &call.records[i]);
+wgap_status check_size(const char* name, std::uint32_t size, std::size_t first, std::size_t known, wgap_error* error) {
+  if (size > known)
+    return fail(error, WGAP_STRUCT_TOO_NEW, "%s has %u bytes, wgap %s knows %zu: the program's header is newer", name,
+                size, wgap_version(), known);
+  if (size < first)
+    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected a size of at least %zu bytes, got %u; begin with its _INIT",
+                name, first, size);
+  return WGAP_OK;
+}
+
+// A struct of this version or an older one, over the defaults that are in `own`.
+template <class T>
+wgap_status adopt(const char* name, const T* given, std::size_t first, T* own, wgap_error* error) {
+  if (given == nullptr || !aligned(given, alignof(T)))
+    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected an aligned pointer, got %p", name,
+                static_cast<const void*>(given));
+  const wgap_status status = check_size(name, given->struct_size, first, sizeof(T), error);
+  if (status == WGAP_OK) std::memcpy(own, given, given->struct_size);
+  return status;
 }
 
 // a * b <= limit for positive a, b.
 bool product_within(std::int64_t a, std::int64_t b, std::int64_t limit) { return a <= limit / b; }
 
-wgap_status check(const wgap_input& input, const wgap_classifier& classifier, const wgap_options& options,
-                  const std::int64_t* classes, const float* heatmaps) {
-  if (options.struct_size != sizeof(wgap_options) || options.reserved != 0) return WGAP_INVALID_ARGUMENT;
-  if (input.images < 0 || input.channels < 1 || input.height < 1 || input.width < 1) return WGAP_INVALID_ARGUMENT;
-  if (options.map_height < 1 || options.map_width < 1) return WGAP_INVALID_ARGUMENT;
-  if (options.map < WGAP_MAP_RECOMBINED || options.map > WGAP_MAP_SIGNED) return WGAP_INVALID_ARGUMENT;
-  if (options.threshold != WGAP_ADAPTIVE && !(options.threshold >= 0.0 && options.threshold <= kLargestFixed))
-    return WGAP_INVALID_ARGUMENT;
-  if (input.images > 0 && (input.features == nullptr || input.logits == nullptr)) return WGAP_INVALID_ARGUMENT;
-  if (!aligned(input.features, alignof(float)) || !aligned(input.logits, alignof(float)) ||
-      !aligned(heatmaps, alignof(float)) || !aligned(classes, alignof(std::int64_t)))
-    return WGAP_INVALID_ARGUMENT;
-  if (input.channels != classifier.channels) return WGAP_SHAPE_MISMATCH;
-  if (!product_within(input.height, input.width, wgap::kMaxPixels) ||
-      !product_within(options.map_height, options.map_width, wgap::kMaxPixels) ||
-      !product_within(input.height, options.map_width, 64LL * wgap::kMaxPixels))
-    return WGAP_TOO_LARGE;
-  const std::int64_t per_image = static_cast<std::int64_t>(input.height) * input.width;
-  const std::int64_t most = std::numeric_limits<std::ptrdiff_t>::max() / static_cast<std::int64_t>(sizeof(float));
-  if (!product_within(per_image, input.channels, most)) return WGAP_TOO_LARGE;
-  if (input.images > 0 && !product_within(per_image * input.channels, input.images, most)) return WGAP_TOO_LARGE;
-  if (classes == nullptr)
-    return options.top_k < 1 || options.top_k > classifier.classes ? WGAP_CLASS_OUT_OF_RANGE : WGAP_OK;
-  for (std::int64_t i = 0; i < input.images; ++i)
-    if (classes[i] < 0 || classes[i] >= classifier.classes) return WGAP_CLASS_OUT_OF_RANGE;
+// A buffer of count * each elements.
+template <class T>
+wgap_status check_buffer(const char* name, const T* data, std::uint64_t bytes, std::int64_t count, std::int64_t each,
+                         wgap_error* error) {
+  if (data == nullptr || !aligned(data, alignof(T)))
+    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected a pointer aligned to %zu bytes, got %p", name, alignof(T),
+                static_cast<const void*>(data));
+  constexpr std::int64_t kMost = std::numeric_limits<std::ptrdiff_t>::max() / static_cast<std::int64_t>(sizeof(T));
+  if (!product_within(count, each, kMost))
+    return fail(error, WGAP_TOO_LARGE, "%s: %lld times %lld elements are more than can be addressed", name,
+                static_cast<long long>(count), static_cast<long long>(each));
+  const std::uint64_t needed = static_cast<std::uint64_t>(count * each) * sizeof(T);
+  if (bytes < needed)
+    return fail(error, WGAP_BUFFER_TOO_SMALL, "%s: expected at least %llu bytes, got %llu", name,
+                static_cast<unsigned long long>(needed), static_cast<unsigned long long>(bytes));
   return WGAP_OK;
 }
+
+// Everything a task needs; task i is image i / per_image, rank i % per_image.
+struct Call {
+  const wgap::Target* target;
+  const float* weight;
+  wgap_input input;
+  wgap_output output;
+  wgap::Shape shape;
+  wgap::Rule rule;
+  std::int64_t per_image;
+};
+
+wgap_record* record_at(const wgap_output& output, std::int64_t i) {
+  return reinterpret_cast<wgap_record*>(reinterpret_cast<unsigned char*>(output.records) + i * output.record_size);
+}
+
+void run_task(const void* context, long long i, void* scratch) {
+  const Call& call = *static_cast<const Call*>(context);
+  const wgap::Shape& shape = call.shape;
+  const std::int64_t image = i / call.per_image;
+  wgap::Problem problem{};
+  problem.shape = shape;
+  problem.rule = call.rule;
+  problem.logits = call.input.logits + image * shape.classes;
+  problem.features = call.input.features + image * shape.channels * shape.height * shape.width;
+  problem.weight = call.weight;
+  problem.class_id = call.input.class_ids != nullptr ? static_cast<int>(call.input.class_ids[image]) : -1;
+  problem.class_rank = static_cast<int>(i % call.per_image);
+  if (call.output.heatmaps != nullptr)
+    problem.heatmap = call.output.heatmaps + static_cast<std::int64_t>(shape.map_height) * shape.map_width * i;
+  if (call.output.edge_means != nullptr) problem.edge_means = call.output.edge_means + (WGAP_LEVELS + 1) * i;
+  wgap::Record record{};
+  call.target->localize(problem, scratch, &record);
+  record.struct_size = std::min<std::uint32_t>(call.output.record_size, sizeof record);
+  std::memcpy(record_at(call.output, i), &record, record.struct_size);
+}
+
+wgap_status check_sizes(const wgap_input& input, const wgap_classifier& classifier, const wgap_options& options,
+                        wgap_error* error) {
+  if (input.images < 0 || input.reserved != 0)
+    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_input: expected 0 or more images and reserved 0, got %lld and %d",
+                static_cast<long long>(input.images), input.reserved);
+  if (input.classes != classifier.classes)
+    return fail(error, WGAP_SHAPE_MISMATCH, "logits: expected %d classes for this classifier, got %d",
+                classifier.classes, input.classes);
+  if (input.channels != classifier.channels)
+    return fail(error, WGAP_SHAPE_MISMATCH, "features: expected %d channels for this classifier, got %d x %d x %d",
+                classifier.channels, input.channels, input.height, input.width);
+  if (input.height < 1 || input.width < 1)
+    return fail(error, WGAP_SHAPE_MISMATCH, "features: expected at least one row and column, got %d x %d x %d",
+                input.channels, input.height, input.width);
+  const int H = options.map_height, W = options.map_width;
+  if (H < 1 || W < 1 || !product_within(H, W, wgap::kMaxPixels))
+    return fail(error, H < 1 || W < 1 ? WGAP_INVALID_ARGUMENT : WGAP_TOO_LARGE,
+                "size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got (%d, %d)", H, W);
+  if (!product_within(input.height, input.width, wgap::kMaxPixels) ||
+      !product_within(input.height, W, 64LL * wgap::kMaxPixels))
+    return fail(error, WGAP_TOO_LARGE, "features: expected maps of at most 2^20 pixels, got %d x %d for a map %d wide",
+                input.height, input.width, W);
+  return WGAP_OK;
+}
+
+wgap_status check_classes(const wgap_input& input, const wgap_options& options, wgap_error* error) {
+  if (input.class_ids == nullptr) {
+    if (options.top_k >= 1 && options.top_k <= input.classes) return WGAP_OK;
+    return fail(error, WGAP_CLASS_OUT_OF_RANGE, "top_k: expected 1..%d, got %d", input.classes, options.top_k);
+  }
+  const wgap_status status =
+      check_buffer("class_ids", input.class_ids, input.class_ids_bytes, input.images, 1, error);
+  if (status != WGAP_OK) return status;
+  for (std::int64_t i = 0; i < input.images; ++i)
+    if (input.class_ids[i] < 0 || input.class_ids[i] >= input.classes)
+      return fail(error, WGAP_CLASS_OUT_OF_RANGE, "classes[%lld] is %lld, expected 0..%d", static_cast<long long>(i),
+                  static_cast<long long>(input.class_ids[i]), input.classes - 1);
+  return WGAP_OK;
+}
+
+wgap_status check_buffers(const Call& call, wgap_error* error) {
+  const wgap_input& input = call.input;
+  const wgap_output& output = call.output;
+  // Products of three or more numbers: the last pair is checked with the buffer.
+  const std::int64_t cells = static_cast<std::int64_t>(input.height) * input.width;  // at most 2^20, by check_sizes
+  wgap_status status = check_buffer("logits", input.logits, input.logits_bytes, input.images, input.classes, error);
+  if (status == WGAP_OK)
+    status = check_buffer("features", input.features, input.features_bytes, input.images, cells * input.channels, error);
+  if (status != WGAP_OK) return status;
+  const std::int64_t records = input.images * call.per_image;  // at most images * classes, by the logits' check
+  if (output.record_size % alignof(wgap_record) != 0)
+    return fail(error, WGAP_INVALID_ARGUMENT, "record_size: expected a multiple of %zu, got %u", alignof(wgap_record),
+                output.record_size);
+  status = check_size("wgap_record", output.record_size, kFirstRecord, sizeof(wgap_record), error);
+  if (status == WGAP_OK && !aligned(output.records, alignof(wgap_record)))
+    return fail(error, WGAP_INVALID_ARGUMENT, "records: expected a pointer aligned to %zu bytes, got %p",
+                alignof(wgap_record), static_cast<const void*>(output.records));
+  if (status == WGAP_OK)
+    status = check_buffer("records", reinterpret_cast<const unsigned char*>(output.records), output.records_bytes,
+                          records, output.record_size, error);
+  const std::int64_t pixels = static_cast<std::int64_t>(call.shape.map_height) * call.shape.map_width;
+  if (status == WGAP_OK && output.heatmaps != nullptr)
+    status = check_buffer("heatmaps", output.heatmaps, output.heatmaps_bytes, records, pixels, error);
+  if (status == WGAP_OK && output.edge_means != nullptr)
+    status = check_buffer("edge_means", output.edge_means, output.edge_means_bytes, records, WGAP_LEVELS + 1, error);
+  return status;
+}
+
+// Pixels that a row stride and a byte count must reach.
+wgap_status check_image(const char* name, const wgap_image& image, wgap_error* error) {
+  if (image.height < 1 || image.width < 1 || image.channels < 1 || image.channels > 4)
+    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected at least 1x1 pixels of 1 to 4 channels, got %dx%d of %d",
+                name, image.height, image.width, image.channels);
+  const std::int64_t row = static_cast<std::int64_t>(image.width) * image.channels;
+  if (row > std::numeric_limits<std::int32_t>::max())  // row counters inside are int
+    return fail(error, WGAP_TOO_LARGE, "%s: a row of %lld bytes is more than 2^31", name, static_cast<long long>(row));
+  if (image.row_bytes == std::numeric_limits<std::int64_t>::min() || std::abs(image.row_bytes) < row)
+    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected a row stride of at least %lld bytes, got %lld", name,
+                static_cast<long long>(row), static_cast<long long>(image.row_bytes));
+  if (!product_within(image.height, std::abs(image.row_bytes), std::numeric_limits<std::int64_t>::max() / 2))
+    return fail(error, WGAP_TOO_LARGE, "%s: %d rows of %lld bytes are more than can be addressed", name, image.height,
+                static_cast<long long>(image.row_bytes));
+  const std::int64_t span = (image.height - 1) * std::abs(image.row_bytes) + row;
+  return check_buffer(name, image.data, image.bytes, span, 1, error);
+}
+
+const wgap::Target* target_or_fail(const char* name, wgap_error* error) {
+  const wgap::Target* const chosen = name != nullptr ? wgap::target_named(name) : wgap::default_target();
+  if (chosen == nullptr) {
+    const char* const wanted = name != nullptr ? name : std::getenv("WGAP_TARGET");
+    fail(error, WGAP_UNSUPPORTED_TARGET, "instruction set '%.32s'%s is not one that this machine runs; the best is '%s'",
+         wanted != nullptr ? wanted : "", name != nullptr ? "" : " (WGAP_TARGET)", wgap::best_target().name);
+  }
+  return chosen;
+}
+
+wgap_status out_of_memory(const char* what, wgap_error* error) {
+  return fail(error, WGAP_OUT_OF_MEMORY, "out of memory or threads for %s", what);
+}
+
+// The workspace for the length of one call, or the reason why not.
+class Use {
+ public:
+  Use(wgap_workspace* workspace, wgap_error* error) : workspace_(workspace), now_(wgap::forks()) {
+    std::uint64_t state = workspace->state.load(std::memory_order_acquire);
+    if (state == 2 * now_ + 1 || !workspace->state.compare_exchange_strong(state, 2 * now_ + 1)) {
+      status_ = fail(error, WGAP_BUSY, "another thread is using this workspace; give each thread its own");
+      return;
+    }
+    taken_ = true;
+    if (state / 2 == now_) return;
+    // In a forked child: the threads are gone, and the memory may have been in use when the parent forked.
+    static_cast<void>(workspace->engine.release());
+    try {
+      workspace->engine.reset(new wgap::Workspace(workspace->threads, workspace->target));
+    } catch (...) {
+      status_ = out_of_memory("a workspace in a forked process", error);
+    }
+  }
+  // Without an engine it counts as the parent's, so that the next call tries again.
+  ~Use() {
+    if (taken_) workspace_->state.store(workspace_->engine ? 2 * now_ : ~0ULL - 1, std::memory_order_release);
+  }
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+  wgap_status status() const { return status_; }
+
+ private:
+  wgap_workspace* const workspace_;
+  const std::uint64_t now_;
+  bool taken_ = false;
+  wgap_status status_ = WGAP_OK;
+};
 
 }  // namespace
 
@@ -103,40 +287,47 @@ extern "C" {
 const char* wgap_status_string(wgap_status status) {
   switch (status) {
     case WGAP_OK: return "ok";
-    case WGAP_INVALID_ARGUMENT:
-      return "invalid argument: null or misaligned pointer, size below 1, or "
-             "unknown option";
-    case WGAP_SHAPE_MISMATCH: return "features and classifier differ in their number of channels";
-    case WGAP_TOO_LARGE:
-      return "map or feature map of more than 2^20 pixels, or larger than memory "
-             "can hold";
+    case WGAP_INVALID_ARGUMENT: return "invalid argument: null or misaligned pointer, size below 1, or unknown option";
+    case WGAP_SHAPE_MISMATCH: return "classifier, features and logits differ in channels or classes";
+    case WGAP_TOO_LARGE: return "map or feature map of more than 2^20 pixels, or larger than memory can hold";
     case WGAP_CLASS_OUT_OF_RANGE: return "class id or top_k outside the classifier's classes";
-    case WGAP_FEATURES_NOT_FINITE:
-      return "features hold NaN or infinity, or are too large to recombine in "
-             "float32";
+    case WGAP_FEATURES_NOT_FINITE: return "features hold NaN or infinity, or are too large to recombine in float32";
     case WGAP_LOGITS_NOT_FINITE: return "logits hold NaN or infinity";
     case WGAP_WEIGHTS_NOT_FINITE: return "classifier weights hold NaN or infinity";
     case WGAP_UNSUPPORTED_TARGET: return "instruction set unknown or not offered by this machine";
     case WGAP_OUT_OF_MEMORY: return "out of memory or threads";
+    case WGAP_BUSY: return "the workspace is in use by another thread";
+    case WGAP_STRUCT_TOO_NEW: return "a struct is larger than this library knows";
+    case WGAP_BUFFER_TOO_SMALL: return "a buffer has fewer bytes than its sizes ask for";
+    case WGAP_UNKNOWN_RULE: return "rule unknown, or its parameter out of range";
   }
   return "unknown status";
 }
 
-const char* wgap_version(void) { return WGAP_VERSION_STRING; }
+#define WGAP_TEXT_OF(number) #number
+#define WGAP_VERSION_TEXT(major, minor, patch) WGAP_TEXT_OF(major) "." WGAP_TEXT_OF(minor) "." WGAP_TEXT_OF(patch)
+const char* wgap_version(void) {
+  return WGAP_VERSION_TEXT(WGAP_VERSION_MAJOR, WGAP_VERSION_MINOR, WGAP_VERSION_PATCH);
+}
 
 const char* const* wgap_targets(void) { return wgap::supported_names(); }
 
-wgap_status wgap_classifier_create(const float* weight, int32_t classes, int32_t channels,
-                                   wgap_classifier** classifier) {
-  if (weight == nullptr || classifier == nullptr || classes < 1 || channels < 1 || !aligned(weight, alignof(float)))
-    return WGAP_INVALID_ARGUMENT;
+wgap_status wgap_classifier_create(const float* weight, uint64_t weight_bytes, int32_t classes, int32_t channels,
+                                   wgap_classifier** classifier, wgap_error* error) {
+  if (classifier == nullptr) return fail(error, WGAP_INVALID_ARGUMENT, "classifier: expected a pointer, got null");
+  if (classes < 1 || channels < 1)
+    return fail(error, WGAP_SHAPE_MISMATCH, "classifier weight: expected at least one class and channel, got %d x %d",
+                classes, channels);
+  const wgap_status checked = check_buffer("classifier weight", weight, weight_bytes, classes, channels, error);
+  if (checked != WGAP_OK) return checked;
   const std::size_t count = static_cast<std::size_t>(classes) * channels;
   for (std::size_t i = 0; i < count; ++i)
-    if (!std::isfinite(weight[i])) return WGAP_WEIGHTS_NOT_FINITE;
+    if (!std::isfinite(weight[i]))
+      return fail(error, WGAP_WEIGHTS_NOT_FINITE, "classifier weights hold NaN or infinity: class %zu, channel %zu",
+                  i / channels, i % channels);
   std::unique_ptr<wgap_classifier> made(new (std::nothrow) wgap_classifier);
-  if (!made) return WGAP_OUT_OF_MEMORY;
-  made->weight.reset(new (std::nothrow) float[count]);
-  if (!made->weight) return WGAP_OUT_OF_MEMORY;
+  if (made) made->weight.reset(new (std::nothrow) float[count]);
+  if (!made || !made->weight) return out_of_memory("a classifier", error);
   std::memcpy(made->weight.get(), weight, count * sizeof(float));
   made->classes = classes;
   made->channels = channels;
@@ -146,67 +337,81 @@ wgap_status wgap_classifier_create(const float* weight, int32_t classes, int32_t
 
 void wgap_classifier_destroy(wgap_classifier* classifier) { delete classifier; }
 
-wgap_status wgap_workspace_create(int32_t threads, const char* target, wgap_workspace** workspace) {
-  if (threads < 1 || threads > WGAP_MOST_THREADS || workspace == nullptr) return WGAP_INVALID_ARGUMENT;
-  const wgap::Target* const chosen = target != nullptr ? wgap::target_named(target) : wgap::default_target();
+wgap_status wgap_workspace_create(int32_t threads, const char* target, wgap_workspace** workspace, wgap_error* error) {
+  if (workspace == nullptr) return fail(error, WGAP_INVALID_ARGUMENT, "workspace: expected a pointer, got null");
+  if (threads < 1 || threads > WGAP_MOST_THREADS)
+    return fail(error, WGAP_INVALID_ARGUMENT, "threads: expected 1..%d, got %d", WGAP_MOST_THREADS, threads);
+  const wgap::Target* const chosen = target_or_fail(target, error);
   if (chosen == nullptr) return WGAP_UNSUPPORTED_TARGET;
   try {
-    *workspace = new wgap_workspace{{threads, *chosen}};
-  } catch (...) {  // no memory or no threads: an exception must not cross a C
-                   // boundary
-    return WGAP_OUT_OF_MEMORY;
+    *workspace = new wgap_workspace(threads, *chosen);
+  } catch (...) {  // an exception must not cross a C boundary
+    return out_of_memory("a workspace", error);
   }
   return WGAP_OK;
 }
 
 void wgap_workspace_destroy(wgap_workspace* workspace) { delete workspace; }
 
-const char* wgap_workspace_target(const wgap_workspace* workspace) { return workspace->engine.target().name; }
+const char* wgap_workspace_target(const wgap_workspace* workspace) {
+  return workspace != nullptr ? workspace->target.name : "";
+}
 
-wgap_status wgap_localize(wgap_workspace* workspace, const wgap_input* input, const wgap_classifier* classifier,
-                          const wgap_options* options, const int64_t* classes, wgap_record* records, float* heatmaps) {
-  if (workspace == nullptr || input == nullptr || classifier == nullptr || options == nullptr)
-    return WGAP_INVALID_ARGUMENT;
-  const wgap_status checked = check(*input, *classifier, *options, classes, heatmaps);
-  if (checked != WGAP_OK || input->images == 0) return checked;
-  if (records == nullptr || !aligned(records, alignof(wgap_record))) return WGAP_INVALID_ARGUMENT;
-  const wgap::Shape shape{input->channels,     input->height,      input->width,
-                          options->map_height, options->map_width, classifier->classes};
-  if (!workspace->engine.prepare(shape)) return WGAP_OUT_OF_MEMORY;
+wgap_status wgap_localize(wgap_workspace* workspace, const wgap_classifier* classifier, const wgap_input* given_input,
+                          const wgap_options* given_options, const wgap_output* given_output, wgap_error* error) {
+  if (workspace == nullptr || classifier == nullptr)
+    return fail(error, WGAP_INVALID_ARGUMENT, "workspace and classifier must not be null");
+  const wgap::DefaultArithmetic arithmetic;
   Call call{};
-  call.target = &workspace->engine.target();
-  call.input = input;
-  call.classifier = classifier;
-  call.classes = classes;
-  call.records = records;
-  call.heatmaps = heatmaps;
-  call.shape = shape;
-  call.per_image = classes != nullptr ? 1 : options->top_k;
-  call.map = options->map;
-  call.fixed_eta = options->threshold;
-  call.fixed =
-      options->threshold == WGAP_ADAPTIVE ? -1 : static_cast<int>(std::nearbyint(options->threshold * wgap::kOne));
-  const std::int64_t tasks = input->images * call.per_image;
-  workspace->engine.run(tasks, run_task, &call);
-  for (std::int64_t i = 0; i < tasks; ++i)
-    if (records[i].status != WGAP_OK) return static_cast<wgap_status>(records[i].status);
+  wgap_options options = WGAP_OPTIONS_INIT;
+  wgap_status status = adopt("wgap_input", given_input, kFirstInput, &call.input, error);
+  if (status == WGAP_OK) status = adopt("wgap_options", given_options, kFirstOptions, &options, error);
+  if (status == WGAP_OK) status = adopt("wgap_output", given_output, kFirstOutput, &call.output, error);
+  if (status == WGAP_OK) status = wgap::kernel_rule(options.rule, &call.rule, error);
+  const wgap_input& input = call.input;
+  if (status == WGAP_OK) status = check_sizes(input, *classifier, options, error);
+  if (status == WGAP_OK) status = check_classes(input, options, error);
+  if (status != WGAP_OK || input.images == 0) return status;
+  call.shape = {input.channels,     input.height,      input.width,
+                options.map_height, options.map_width, classifier->classes};
+  call.per_image = input.class_ids != nullptr ? 1 : options.top_k;
+  status = check_buffers(call, error);
+  if (status != WGAP_OK) return status;
+  const Use use(workspace, error);
+  if (use.status() != WGAP_OK) return use.status();
+  if (!workspace->engine->prepare(call.shape)) return out_of_memory("a map of this size", error);
+  call.target = &workspace->target;
+  call.weight = classifier->weight.get();
+  const std::int64_t tasks = input.images * call.per_image;
+  workspace->engine->run(tasks, run_task, &call);
+  for (std::int64_t i = 0; i < tasks; ++i) {
+    status = static_cast<wgap_status>(record_at(call.output, i)->status);
+    if (status != WGAP_OK)
+      return fail(error, status, "image %lld of the batch: %s", static_cast<long long>(i / call.per_image),
+                  wgap_status_string(status));
+  }
   return WGAP_OK;
 }
 
-wgap_status wgap_resize(const uint8_t* source, int32_t source_height, int32_t source_width, ptrdiff_t source_row_bytes,
-                        uint8_t* destination, int32_t height, int32_t width, ptrdiff_t row_bytes, int32_t channels) {
-  if (source == nullptr || destination == nullptr || source_height < 1 || source_width < 1 || height < 1 || width < 1 ||
-      channels < 1 || channels > 4)
-    return WGAP_INVALID_ARGUMENT;
-  // Row counters inside are int.
-  if (static_cast<std::int64_t>(width) * channels > std::numeric_limits<std::int32_t>::max()) return WGAP_TOO_LARGE;
-  const wgap::Target* const target = wgap::default_target();
+wgap_status wgap_resize(const wgap_image* given_source, const wgap_image* given_destination, wgap_error* error) {
+  wgap_image source = WGAP_IMAGE_INIT, destination = WGAP_IMAGE_INIT;
+  wgap_status status = adopt("source", given_source, kFirstImage, &source, error);
+  if (status == WGAP_OK) status = adopt("destination", given_destination, kFirstImage, &destination, error);
+  if (status == WGAP_OK) status = check_image("source", source, error);
+  if (status == WGAP_OK) status = check_image("destination", destination, error);
+  if (status != WGAP_OK) return status;
+  if (source.channels != destination.channels)
+    return fail(error, WGAP_SHAPE_MISMATCH, "destination: expected %d channels as the source has, got %d",
+                source.channels, destination.channels);
+  const wgap::Target* const target = target_or_fail(nullptr, error);
   if (target == nullptr) return WGAP_UNSUPPORTED_TARGET;
   thread_local wgap::Memory memory;
-  const wgap::ImageView from{source, source_row_bytes, source_height, source_width};
-  void* const scratch = memory.at_least(target->resize_bytes(channels, from, height, width));
-  if (scratch == nullptr) return WGAP_OUT_OF_MEMORY;
-  target->resize(channels, from, destination, row_bytes, height, width, scratch);
+  const wgap::ImageView from{source.data, static_cast<std::ptrdiff_t>(source.row_bytes), source.height, source.width};
+  void* const scratch =
+      memory.at_least(target->resize_bytes(source.channels, from, destination.height, destination.width));
+  if (scratch == nullptr) return out_of_memory("a resize", error);
+  target->resize(source.channels, from, destination.data, static_cast<std::ptrdiff_t>(destination.row_bytes),
+                 destination.height, destination.width, scratch);
   return WGAP_OK;
 }
 

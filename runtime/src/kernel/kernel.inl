@@ -22,19 +22,19 @@ void prepare(const Shape& shape, void* memory) {
   prepare_block(block, shape, scratch);
 }
 
-void localize(const Problem& problem, void* memory, Result* result) {
+void localize(const Problem& problem, void* memory, Record* record) {
   Scratch scratch;
   lay_out<SerialBlock>(problem.shape, memory, &scratch);
   SerialBlock block;
-  localize_block(block, problem, scratch, result);
+  localize_block(block, problem, scratch, record);
 }
 
 #if defined(WGAP_PROFILE)
-void profile(const Problem& problem, void* memory, Result* result, u64* ticks) {
+void profile(const Problem& problem, void* memory, Record* record, u64* ticks) {
   Scratch scratch;
   lay_out<SerialBlock>(problem.shape, memory, &scratch);
   ProfilingBlock block;
-  localize_block(block, problem, scratch, result);
+  localize_block(block, problem, scratch, record);
   for (int stage = 0; stage < kStages; ++stage) ticks[stage] = block.spent[stage];
 }
 

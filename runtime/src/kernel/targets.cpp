@@ -35,14 +35,20 @@ const Target* target_named(const char* name) {
   return nullptr;
 }
 
+const Target& best_target() {
+  static const Target* const best = [] {
+    const Target* found = &kBaseline;
+    for (const Target* target : kTargets)
+      if (target->supported()) found = target;
+    return found;
+  }();
+  return *best;
+}
+
 const Target* default_target() {
   static const Target* const chosen = [] {
     const char* const name = std::getenv("WGAP_TARGET");
-    if (name != nullptr && *name != '\0') return target_named(name);
-    const Target* best = &kBaseline;
-    for (const Target* target : kTargets)
-      if (target->supported()) best = target;
-    return best;
+    return name != nullptr && *name != '\0' ? target_named(name) : &best_target();
   }();
   return chosen;
 }

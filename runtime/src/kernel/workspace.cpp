@@ -1,8 +1,19 @@
 #include "workspace.h"
 
+#include <pthread.h>
+
 #include <cstdlib>
 
+#include "arithmetic.h"
+
 namespace wgap {
+
+std::uint64_t forks() {
+  static std::atomic<std::uint64_t> count{0};
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { ++count; });
+  static_cast<void>(registered);
+  return count.load(std::memory_order_relaxed);
+}
 
 Memory::~Memory() { std::free(data_); }
 
@@ -86,6 +97,7 @@ void Workspace::drain(int thread) noexcept {
 }
 
 void Workspace::work(int thread) noexcept {
+  const DefaultArithmetic arithmetic;  // a new thread has its maker's settings
   unsigned long long seen = 0;
   for (;;) {
     {

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -12,6 +13,9 @@
 #include "targets.h"
 
 namespace wgap {
+
+// How many forks lie between this process and the one that loaded the library.
+std::uint64_t forks();
 
 // 64-byte aligned memory that only grows.
 class Memory {
@@ -35,8 +39,6 @@ class Workspace {
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-
-  const Target& target() const { return target_; }
 
   // Makes scratch memory ready for a shape. False if there is not enough memory.
   bool prepare(const Shape& shape) noexcept;

@@ -22,9 +22,9 @@ WGAP_HD float exp_of_negative(float x) {
   return p * float_from_bits((static_cast<int>(n) + 127) << 23);
 }
 
-// The class to localize; its probability goes to the result. -1 if a logit is not finite.
+// The class to localize; its probability goes to the record. -1 if a logit is not finite.
 template <class Block>
-WGAP_HD int choose_class(Block& block, const Problem& problem, const Scratch& scratch, Result* result) {
+WGAP_HD int choose_class(Block& block, const Problem& problem, const Scratch& scratch, Record* record) {
   State* const state = scratch.state;
   const float* const WGAP_RESTRICT logits = problem.logits;
   const int K = problem.shape.classes;
@@ -68,9 +68,9 @@ WGAP_HD int choose_class(Block& block, const Problem& problem, const Scratch& sc
   if (block.rank() == 0) {
     float sum = 0.0f;
     for (int lane = 0; lane < kExpLanes; ++lane) sum += state->lane_sum[lane];
-    result->class_id = chosen;
-    result->logit = logits[chosen];
-    result->score = exps[chosen] / sum;
+    record->class_id = chosen;
+    record->logit = logits[chosen];
+    record->score = exps[chosen] / sum;
   }
   return chosen;
 }
@@ -88,7 +88,7 @@ template <class Block>
 WGAP_HD bool recombine(Block& block, const Problem& problem, const float* weight, const Scratch& scratch) {
   const int C = problem.shape.channels;
   const int places = problem.shape.height * problem.shape.width;
-  const int map = problem.map;
+  const int map = problem.rule.map;
   float* const WGAP_RESTRICT low = scratch.low;
   constexpr int kTogether = Block::kChannels;  // per visit of the sums
   int c = 0;
@@ -170,9 +170,9 @@ struct Indexing {
   int add, shift;
 };
 
-WGAP_HD Indexing indexing_of(int fixed) {
-  if (fixed < 0) return {(1 << kLevelShift) - 1, kLevelShift};
-  return {(1 << 30) - 1 - fixed, 30};
+WGAP_HD Indexing indexing_of(const Rule& rule) {
+  if (rule.kind == kAdaptive) return {(1 << kLevelShift) - 1, kLevelShift};
+  return {(1 << 30) - 1 - rule.bound, 30};
 }
 
 // Rows [first, last) of the map in fixed point, into the window from its row 1 on, and each pixel's index.
@@ -181,7 +181,7 @@ template <bool kPlain, class Block>
 WGAP_HD void quantise_rows(Block& block, const Problem& problem, const Scratch& scratch, Scale scale, int first,
                            int last) {
   const int W = problem.shape.map_width;
-  const Indexing to_index = indexing_of(problem.fixed);
+  const Indexing to_index = indexing_of(problem.rule);
   const Scratch s = scratch;
   each_row(block, first, last, W, [=](int y) {
     const float* const WGAP_RESTRICT above = s.wide + static_cast<i64>(s.rows.lower[y]) * W;

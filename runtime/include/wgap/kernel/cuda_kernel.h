@@ -23,17 +23,19 @@ struct CudaTuning {
 
 struct CudaTask {
   Shape shape;
-  int map, fixed;         // as in Problem
+  Rule rule;
   int tasks, per_image;   // task i is image i / per_image, rank i % per_image
-  const float* features;  // [images, channels, height, width], float32, on the device
-  const float* logits;    // [images, classes]
+  const float* logits;    // [images, classes], float32, in memory that the device reaches, as everything here
+  const float* features;  // [images, channels, height, width]
   const float* weight;    // [classes, channels]
-  const i64* classes;     // [images] or null: the per_image classes by logit
-  float* heatmaps;        // [tasks, map_height, map_width] or null
-  Result* results;        // [tasks]
-  u8* scratch;            // gridDim.x times scratch_bytes
+  const float* scores;    // as in Problem, for each image; null
+  const u8* pictures;
+  const i64* class_ids;  // [images] or null: the per_image classes by logit
+  float* heatmaps;       // [tasks, map_height, map_width] or null
+  double* edge_means;    // [tasks, kLevels + 1] or null
+  Record* records;       // [tasks]
+  u8* scratch;           // gridDim.x times scratch_bytes
   u64 scratch_bytes, shared_bytes;
-  double fixed_eta;
 };
 
 // Bytes a block needs: of shared memory, at most `room`, and, returned, of global memory.
@@ -49,17 +51,16 @@ WGAP_HD u64 cuda_layout(const Shape& shape, u64 room, u64* shared_bytes) {
 WGAP_HD Problem cuda_problem(const CudaTask& task, int i) {
   const Shape& shape = task.shape;
   const i64 image = i / task.per_image;
-  Problem problem;
+  Problem problem{};
   problem.shape = shape;
-  problem.features = task.features + image * shape.channels * shape.height * shape.width;
+  problem.rule = task.rule;
   problem.logits = task.logits + image * shape.classes;
+  problem.features = task.features + image * shape.channels * shape.height * shape.width;
   problem.weight = task.weight;
-  problem.map = task.map;
-  problem.class_id = task.classes ? static_cast<int>(task.classes[image]) : -1;
+  problem.class_id = task.class_ids ? static_cast<int>(task.class_ids[image]) : -1;
   problem.class_rank = i % task.per_image;
-  problem.fixed = task.fixed;
-  problem.fixed_eta = task.fixed_eta;
   problem.heatmap = task.heatmaps ? task.heatmaps + static_cast<i64>(i) * shape.map_height * shape.map_width : nullptr;
+  problem.edge_means = task.edge_means ? task.edge_means + static_cast<i64>(i) * (kLevels + 1) : nullptr;
   return problem;
 }
 
@@ -185,7 +186,7 @@ static  // in every file that includes it
   block.sync();
   wgap::prepare_block(block, task.shape, scratch);
   for (int i = static_cast<int>(blockIdx.x); i < task.tasks; i += static_cast<int>(gridDim.x)) {
-    wgap::localize_block(block, wgap::cuda_problem(task, i), scratch, task.results + i);
+    wgap::localize_block(block, wgap::cuda_problem(task, i), scratch, task.records + i);
     block.sync();
   }
 }

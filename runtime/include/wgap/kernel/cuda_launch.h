@@ -2,7 +2,7 @@
 //
 //   wgap::CudaPlan plan;
 //   cudaError_t error = wgap::cuda_plan(shape, images, &plan);   // once; allocate plan.scratch_bytes on the device
-//   error = wgap::cuda_localize(plan, task, stream);             // task.results[i] is complete when the stream is
+//   error = wgap::cuda_localize(plan, task, stream);             // task.records[i] is complete when the stream is
 //
 // Nothing here allocates or waits, so that a launch can be captured into a CUDA graph. Compile with --fmad=false.
 #pragma once
@@ -39,7 +39,7 @@ inline cudaError_t cuda_plan(const Shape& shape, int tasks, CudaPlan* plan) {
                               static_cast<int>(plan->shared_bytes));
 }
 
-// task: features, logits, weight, results and scratch on the device; the plan fills in the rest but the options.
+// task: logits, features, weight, records and scratch on the device; rule and per_image are yours; the plan fills in the rest.
 inline cudaError_t cuda_localize(const CudaPlan& plan, CudaTask task, cudaStream_t stream) {
   task.shape = plan.shape;
   task.tasks = plan.tasks;

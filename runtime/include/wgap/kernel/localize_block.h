@@ -3,7 +3,7 @@
 //
 // Contract: train/reference.py is followed bit for bit. Compile without contraction of a*b+c (-ffp-contract=off,
 // --fmad=false), without fast-math. Decisions are taken on integers whose sums are exact in any order, so that the
-// result depends neither on the number of threads nor on the device. Nothing here allocates, throws or prints.
+// record depends neither on the number of threads nor on the device. Nothing here allocates, throws or prints.
 #pragma once
 
 #include "wgap/kernel/activation_map.h"
@@ -29,23 +29,29 @@ WGAP_HD void clear(Block& block, const Scratch& scratch) {
 }
 
 // Features and logits of one image to the box of one class. Scratch is laid out and prepared for problem.shape; one
-// block at a time may use it. All of the block's threads call this; the result is complete when all have returned.
+// block at a time may use it. All of the block's threads call this; the record is complete when all have returned; it is only written.
 template <class Block>
-WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch& scratch, Result* result) {
+WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch& scratch, Record* record) {
   const Shape& shape = problem.shape;
   const int H = shape.map_height;
   State* const state = scratch.state;
   const bool leader = block.rank() == 0;
   clear(block, scratch);
-  const int chosen = choose_class(block, problem, scratch, result);
+  if (leader) {
+    record->struct_size = sizeof(Record);
+    record->status = kDone;
+    record->boxes = 1;
+  }
+  if (problem.edge_means) each(block, kLevels + 1, [=](int l) { problem.edge_means[l] = not_a_number(); });
+  const int chosen = choose_class(block, problem, scratch, record);
   if (chosen < 0) {
-    if (leader) result->outcome = kBadLogits;
+    if (leader) record->status = kBadLogits;
     return;
   }
   block.mark(kClass);
   const float* const weight = problem.weight + static_cast<i64>(chosen) * shape.channels;
   if (!recombine(block, problem, weight, scratch)) {
-    if (leader) result->outcome = kBadFeatures;
+    if (leader) record->status = kBadFeatures;
     return;
   }
   block.mark(kRecombine);
@@ -53,12 +59,9 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
   find_extremes(block, shape, scratch);
   block.mark(kWiden);
   const float lowest = float_from_bits(ordered(block.load(&state->map_lowest)));
-  const float base = problem.map == kSigned ? lowest : 0.0f;
+  const float base = problem.rule.map == kSigned ? lowest : 0.0f;
   const float span = float_from_bits(ordered(block.load(&state->map_highest))) - base;
-  if (leader) {
-    result->outcome = kDone;
-    for (int l = 0; l <= kLevels; ++l) result->edge_mean[l] = not_a_number();
-  }
+  const bool adaptive = problem.rule.kind == kAdaptive;
   if (span < kFlattest) {
     if (problem.heatmap)
       each_row(block, 0, H, shape.map_width, [=](int y) {
@@ -66,12 +69,12 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
         return [=](int x) { to[x] = 0.0f; };
       });
     if (leader) {
-      result->degenerate = 1;
-      result->level = -1;
-      result->threshold = 0.0;
-      result->box[0] = result->box[1] = 0;
-      result->box[2] = shape.map_width;
-      result->box[3] = H;
+      record->degenerate = 1;
+      record->level = -1;
+      record->threshold = 0.0;
+      record->box[0] = record->box[1] = 0;
+      record->box[2] = shape.map_width;
+      record->box[3] = H;
     }
     return;
   }
@@ -88,7 +91,7 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
     }
     block.sync();
     block.mark(kQuantise);
-    if (problem.fixed >= 0) continue;
+    if (!adaptive) continue;
     // A row's edges need the row below it: one row of each tile waits for the next.
     const int from = larger(y - 1, 0), held = from - y + 1;
     const int rows = (last == H ? H : last - 1) - from;
@@ -102,19 +105,19 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
          [=](int x) { scratch.fixed_point[x] = scratch.fixed_point[static_cast<i64>(last - y) * pitch + x]; });
     block.sync();
   }
-  if (problem.fixed < 0) choose_level(block, scratch, result->edge_mean);
+  if (adaptive) choose_level(block, scratch, problem.edge_means);
   if (leader) {
-    const int level = problem.fixed < 0 ? state->mask_bound : -1;
-    if (level < 0) state->mask_bound = 0;
-    result->degenerate = 0;
-    result->level = level;
-    result->threshold = level < 0 ? problem.fixed_eta : static_cast<double>(level) / kLevels;
+    const int level = adaptive ? state->mask_bound : -1;
+    if (!adaptive) state->mask_bound = 0;
+    record->degenerate = 0;
+    record->level = level;
+    record->threshold = adaptive ? static_cast<double>(level) / kLevels : problem.rule.eta;
   }
   block.sync();
   block.mark(kLevel);
   largest_component(block, shape, scratch, state->mask_bound);
   if (leader)
-    for (int i = 0; i < 4; ++i) result->box[i] = state->box[i];
+    for (int i = 0; i < 4; ++i) record->box[i] = state->box[i];
   block.mark(kComponent);
 }
 

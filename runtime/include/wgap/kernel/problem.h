@@ -22,8 +22,10 @@ constexpr int kCountShift = 44;      // level sums: pixel count above, sum of fi
 constexpr int kLevelSlots = 32;      // a copy of the level sums takes this many places, a power of two
 constexpr int kExpLanes = 16;
 
+// As wgap_map, wgap_rule_kind and wgap_status in wgap.h.
 enum Map : int { kRecombined = 0, kPositive = 1, kSigned = 2 };
-enum Outcome : int { kDone = 0, kBadFeatures = 1, kBadLogits = 2 };
+enum RuleKind : int { kAdaptive = 0, kFixed = 1 };
+enum Status : int { kDone = 0, kBadFeatures = 5, kBadLogits = 6 };
 
 // Parts of the work a profiling Block can tell apart.
 enum Stage : int { kClass, kRecombine, kWiden, kQuantise, kEdges, kLevel, kComponent, kHeatmap, kStages };
@@ -34,30 +36,51 @@ struct Shape {
   int classes;
 };
 
-struct Problem {
-  Shape shape;
-  const float* features;  // [channels, height, width]
-  const float* logits;    // [classes]
-  const float* weight;    // [classes, channels]
-  int map;                // Map
-  int class_id;           // the class to localize, or -1: the one of rank class_rank by
-                          // logit
-  int class_rank;         // 0 is the top class; equal logits: lower index first
-  int fixed;              // -1: adaptive threshold; else u > fixed / kOne
-  double fixed_eta;       // the fixed threshold as given, reported back
-  float* heatmap;         // [map_height, map_width] or null: receives u
+// How the mask is made. A kind has its own parameters; none needs another layout.
+struct Rule {
+  int kind;    // RuleKind
+  int map;     // Map
+  int bound;   // kFixed: the mask is u > bound / kOne
+  double eta;  // kFixed: the threshold as given, reported back
 };
 
-struct Result {
-  int outcome;  // Outcome; the rest is meaningful only if kDone
+constexpr double kLargestEta = 0.999;  // beyond it the peak itself could round below the threshold
+
+#if !defined(__CUDACC_RTC__)
+// The one place where eta becomes a fixed-point value: rounded to nearest, ties to even.
+constexpr Rule fixed_rule(double eta, int map = kRecombined) {
+  constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
+  return {kFixed, map, static_cast<int>((eta * kOne + kRounder) - kRounder), eta};
+}
+constexpr Rule adaptive_rule(int map = kRecombined) { return {kAdaptive, map, 0, 0.0}; }
+#endif
+
+struct Problem {
+  Shape shape;
+  Rule rule;
+  const float* logits;    // [classes]
+  const float* features;  // [channels, height, width]
+  const float* weight;    // [classes, channels]
+  const float* scores;    // a score map, for rules that read one; null
+  const u8* picture;      // [map_height, map_width, 3], for rules that read it; null
+  int class_id;           // the class to localize, or -1: the one of rank class_rank by logit
+  int class_rank;         // 0 is the top class; equal logits: lower index first
+  float* heatmap;         // [map_height, map_width] or null: receives u
+  double* edge_means;     // [kLevels + 1] or null: receives V_l in units of u; NaN where the edge set is empty
+};
+
+// One class of one image, localized: what wgap_record holds, in its layout.
+struct Record {
+  u32 struct_size;
+  int status;  // Status; the rest is meaningful only if kDone
   int class_id;
   float score;  // softmax probability of class_id
   float logit;
   int level;  // 0..20; -1 for a fixed threshold or a degenerate map
   int degenerate;
+  int boxes;
   double threshold;
-  int box[4];                     // x0, y0, x1, y1, half-open, on the map
-  double edge_mean[kLevels + 1];  // V_l in units of u; NaN where the edge set is empty
+  int box[4];  // x0, y0, x1, y1, half-open, on the map
 };
 
 }  // namespace wgap

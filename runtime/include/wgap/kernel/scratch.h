@@ -22,7 +22,7 @@ struct State {
   int box[4];
   int mask_bound;
   float lane_sum[kExpLanes];
-  double difference[kLevels + 1];
+  double edge_mean[kLevels + 1], difference[kLevels + 1];
 };
 
 // A row's unbroken stretch of mask pixels, [start, end).

@@ -50,11 +50,12 @@ WGAP_HD void add_edges(Block& block, const Scratch& scratch, int held, int rows)
   }
 }
 
-// The two-stage rule (Sec. 4.3): the smallest level whose |V_l - V_(l-1)| exceeds the mean of all twenty. Fills edge_mean,
-// and state->mask_bound with the level.
+// The two-stage rule (Sec. 4.3): the smallest level whose |V_l - V_(l-1)| exceeds the mean of all twenty goes to
+// state->mask_bound; V_l to edge_means, where that is not null.
 template <class Block>
-WGAP_HD void choose_level(Block& block, const Scratch& scratch, double* edge_mean) {
+WGAP_HD void choose_level(Block& block, const Scratch& scratch, double* edge_means) {
   u64* const sums = scratch.level_sums;
+  double* const edge_mean = scratch.state->edge_mean;
   each(block, 2 * kLevelSlots, [=](int i) {
     u64 total = 0;
     for (int copy = 0; copy < Block::kCopies; ++copy) total += sums[i * Block::kCopies + copy];
@@ -66,6 +67,7 @@ WGAP_HD void choose_level(Block& block, const Scratch& scratch, double* edge_mea
     for (int before = 0; before <= l; ++before) total += sums[(kLevelSlots + before) * Block::kCopies];
     const u64 count = total >> kCountShift, sum = total & ((1ULL << kCountShift) - 1);
     edge_mean[l] = count != 0 ? static_cast<double>(sum) / static_cast<double>(count) / kOne : not_a_number();
+    if (edge_means) edge_means[l] = edge_mean[l];
   });
   block.sync();
   double* const difference = scratch.state->difference;

@@ -1,0 +1,82 @@
+#include "rule.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdarg>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <iterator>
+
+namespace wgap {
+
+namespace {
+
+constexpr const char* kMaps[] = {"recombined", "positive", "signed"};
+
+// For the sentences below.
+constexpr const char kRules[] = "'adaptive' or 'fixed:ETA' with ETA in [0, 0.999]";
+constexpr const char kMapNames[] = "'recombined', 'positive' or 'signed'";
+
+bool known(double eta) { return eta >= 0.0 && eta <= kLargestEta; }
+
+}  // namespace
+
+wgap_status fail(wgap_error* error, wgap_status status, const char* format, ...) {
+  constexpr std::size_t kHead = offsetof(wgap_error, text);
+  if (error == nullptr || error->struct_size <= kHead) return status;
+  error->status = status;
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(error->text, std::min<std::size_t>(error->struct_size, sizeof(wgap_error)) - kHead, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+const char* map_name(int map) {
+  return map >= WGAP_MAP_RECOMBINED && map <= WGAP_MAP_SIGNED ? kMaps[map] : nullptr;
+}
+
+wgap_status kernel_rule(const wgap_rule& given, Rule* rule, wgap_error* error) {
+  if (given.struct_size > sizeof(wgap_rule))
+    return fail(error, WGAP_STRUCT_TOO_NEW, "wgap_rule has %u bytes, wgap %s knows %zu: its header is newer",
+                given.struct_size, wgap_version(), sizeof(wgap_rule));
+  if (given.struct_size < sizeof(wgap_rule) || given.reserved != 0)
+    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_rule: expected struct_size %zu and reserved 0, got %u and %d",
+                sizeof(wgap_rule), given.struct_size, given.reserved);
+  if (map_name(given.map) == nullptr)
+    return fail(error, WGAP_UNKNOWN_RULE, "map: expected %s, got number %d", kMapNames, given.map);
+  switch (given.kind) {
+    case WGAP_RULE_ADAPTIVE: *rule = adaptive_rule(given.map); return WGAP_OK;
+    case WGAP_RULE_FIXED:
+      if (!known(given.parameters[0]))
+        return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got fixed with ETA %g", kRules, given.parameters[0]);
+      *rule = fixed_rule(given.parameters[0], given.map);
+      return WGAP_OK;
+    default: return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got kind number %d", kRules, given.kind);
+  }
+}
+
+}  // namespace wgap
+
+extern "C" wgap_status wgap_rule_parse(const char* text, const char* map, wgap_rule* rule, wgap_error* error) {
+  using wgap::fail;
+  if (text == nullptr || map == nullptr || rule == nullptr)
+    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_rule_parse: text, map and rule must not be null");
+  wgap_rule parsed = WGAP_RULE_INIT;
+  const auto* const name = std::find_if(std::begin(wgap::kMaps), std::end(wgap::kMaps),
+                                        [map](const char* known) { return std::strcmp(known, map) == 0; });
+  if (name == std::end(wgap::kMaps))
+    return fail(error, WGAP_UNKNOWN_RULE, "map: expected %s, got '%.64s'", wgap::kMapNames, map);
+  parsed.map = static_cast<std::int32_t>(name - wgap::kMaps);
+  if (std::strncmp(text, "fixed:", 6) == 0) {
+    const char* const end = text + std::strlen(text);
+    const auto [stopped, failed] = std::from_chars(text + 6, end, parsed.parameters[0]);
+    if (failed == std::errc() && stopped == end && wgap::known(parsed.parameters[0])) parsed.kind = WGAP_RULE_FIXED;
+  }
+  if (parsed.kind == WGAP_RULE_ADAPTIVE && std::strcmp(text, "adaptive") != 0)
+    return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got '%.64s'", wgap::kRules, text);
+  *rule = parsed;
+  return WGAP_OK;
+}
