@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wgap.bundle import Bundle, BundleFile
+from wgap.bundle import Bundle
 from wgap.errors import BundleError, EngineError, EngineMismatchError, GateError
-from wgap.runtime.library import load_library, running_gpu
+from wgap.manifest import BundleFile, EngineRecord
+from wgap.rule import Rule
+from wgap.runtime.library import gpu, gpus, load_library
 
 __all__ = [
-    "DEFAULT_BATCH", "Host", "Mismatch", "build_command", "engine_file", "engines", "fits", "mismatches", "preflight",
+    "DEFAULT_BATCH", "Host", "Mismatch", "about", "build_command", "engine_file", "engines", "fits", "mismatches", "preflight",
     "stale",
 ]  # fmt: skip
 
@@ -56,14 +58,16 @@ class Host:
     library: Any = None
 
     @staticmethod
-    def here(flavor: str) -> Host:
-        """This machine, this environment.
+    def here(flavor: str, device: int | str | None = None) -> Host:
+        """This machine, this environment, and one of its GPUs, by ordinal or UUID; None for the first, if there is one.
 
         Raises:
             MissingDependencyError: see :func:`wgap.runtime.library.load_library`.
+            BackendError: if a device is named and there is no such GPU.
         """
-        library, gpu = load_library(flavor), running_gpu()
-        return Host(flavor, str(library.__version__), gpu.compute_capability if gpu else None, library=library)
+        library = load_library(flavor)
+        chosen = gpu(device) if device is not None or gpus() else None
+        return Host(flavor, str(library.__version__), chosen.compute_capability if chosen else None, library=library)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,18 @@ def engines(bundle: Bundle) -> list[BundleFile]:
 
 def stale(bundle: Bundle, entry: BundleFile) -> bool:
     """Whether the bundle's model of the engine's precision is no longer the file that the engine was built from."""
-    return _model_sha256(bundle, entry.precision) != entry.provenance.get("onnx_sha256")
+    return _model_sha256(bundle, entry.precision) != about(entry).onnx_sha256
+
+
+def about(entry: BundleFile) -> EngineRecord:
+    """What the manifest says of an engine.
+
+    Raises:
+        EngineError: if the entry is of another file.
+    """
+    if entry.engine is None:
+        raise EngineError(f"{entry.path} is no engine but {entry.role}; `wgap inspect` lists the bundle's engines")
+    return entry.engine
 
 
 def fits(architecture: str, compute_capability: str) -> bool:
@@ -105,9 +120,9 @@ def engine_file(bundle: Bundle, host: Host, precision: str, batch: int | None = 
     Raises:
         EngineError: if there is none; the message has the command that builds one.
     """
-    found = [e for e in engines(bundle) if (e.provenance.get("flavor"), e.precision) == (host.flavor, precision)]
+    found = [e for e in engines(bundle) if (about(e).flavor, e.precision) == (host.flavor, precision)]
     if not found:
-        have = ", ".join(f"{e.provenance.get('flavor')} {e.precision}" for e in engines(bundle)) or "none"
+        have = ", ".join(f"{about(e).flavor} {e.precision}" for e in engines(bundle)) or "none"
         raise EngineError(
             f"{bundle.root} holds no {host.flavor} engine of precision {precision}; its engines: {have}. Build one: "
             f"{build_command(bundle, host, precision, batch=batch)}"
@@ -116,7 +131,7 @@ def engine_file(bundle: Bundle, host: Host, precision: str, batch: int | None = 
         found,
         key=lambda entry: (
             len(mismatches(bundle, entry, host, batch)),
-            bool(entry.provenance.get("options", {}).get("strip_weights")),
+            bool(about(entry).options.get("strip_weights")),
         ),
     )
 
@@ -130,26 +145,25 @@ def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None 
         host: what is to run it.
         batch: images per call; None leaves the profile out.
     """
-    made = entry.provenance
+    made = about(entry)
     rows = []
-    if made.get("flavor") != host.flavor:
-        rows.append(Mismatch("flavor", host.flavor, str(made.get("flavor"))))
+    if made.flavor != host.flavor:
+        rows.append(Mismatch("flavor", host.flavor, made.flavor))
     elif not _same_version(made, host.version):
-        rows.append(Mismatch("version", host.version, str(made.get("version"))))
-    if host.compute_capability is not None and not fits(str(made.get("architecture")), host.compute_capability):
-        rows.append(Mismatch("GPU architecture", host.compute_capability, str(made.get("architecture"))))
-    if made.get("platform") != host.platform:
-        rows.append(Mismatch("platform", host.platform, str(made.get("platform"))))
-    low, _, high = _profile(entry)
-    if batch is not None and not low <= batch <= high:
-        rows.append(Mismatch("batch", str(batch), f"{low} to {high}"))
+        rows.append(Mismatch("version", host.version, made.version))
+    if host.compute_capability is not None and not fits(made.architecture, host.compute_capability):
+        rows.append(Mismatch("GPU architecture", host.compute_capability, made.architecture))
+    if made.platform != host.platform:
+        rows.append(Mismatch("platform", host.platform, made.platform))
+    if batch is not None and not made.profile.min <= batch <= made.profile.max:
+        rows.append(Mismatch("batch", str(batch), f"{made.profile.min} to {made.profile.max}"))
     if stale(bundle, entry):
         current = _model_sha256(bundle, entry.precision)
         rows.append(
             Mismatch(
                 f"{entry.precision} model, sha256",
                 f"{current[:12]}..." if current else "a model of that precision",
-                f"{str(made.get('onnx_sha256'))[:12]}..." + ("" if current else ", not in the bundle"),
+                f"{made.onnx_sha256[:12]}..." + ("" if current else ", not in the bundle"),
             )
         )
     return rows
@@ -162,6 +176,7 @@ def preflight(
     batch: int | None = None,
     trust: bool = False,
     ungated: bool = False,
+    rule: Rule | None = None,
 ) -> bytes:
     """Check a plan before any of its bytes is deserialised.
 
@@ -172,6 +187,7 @@ def preflight(
         batch: images per call; None leaves the profile out.
         trust: take a plan that the manifest does not list; of the checks only the library's own remains.
         ungated: take an engine whose model's gate failed or never ran.
+        rule: that the boxes will be made under, which the gate must have judged; None for the bundle's own.
 
     Returns:
         the plan, the very bytes that were checked.
@@ -202,7 +218,7 @@ def preflight(
     if rows:
         raise EngineMismatchError(_table(where, rows, _rebuild(bundle, entry, host, batch)))
     if entry is not None and entry.role == "engine":
-        bundle.model_file(entry.precision, ungated)
+        bundle.model_file(entry.precision, ungated, rule)
     return plan
 
 
@@ -210,15 +226,16 @@ def build_command(
     bundle: Bundle, host: Host, precision: str, entry: BundleFile | None = None, batch: int | None = None
 ) -> str:
     """The ``wgap build`` command that makes an engine fit for the host and the batch."""
-    low, usual, high = _profile(entry) if entry else DEFAULT_BATCH
+    made = entry.engine if entry else None
+    low, usual, high = (made.profile.min, made.profile.opt, made.profile.max) if made else DEFAULT_BATCH
     wanted = usual if batch is None else max(batch, 1)
     low, high = min(low, wanted), max(high, wanted)
     words = ["wgap", "build", str(bundle.root), "--flavor", host.flavor, "--precision", precision]
     words += ["--batch", f"{low},{usual},{high}"]
-    restricted = entry is not None and entry.provenance.get("architecture") != PORTABLE
+    restricted = made is not None and made.architecture != PORTABLE
     if host.flavor == "tensorrt_rtx" and host.compute_capability and restricted:
         words += ["--compute-capability", host.compute_capability]
-    words += _options(entry, host) if entry else []
+    words += _options(made, host) if made else []
     try:
         bundle.model_file(precision)
     except GateError:
@@ -228,11 +245,10 @@ def build_command(
     return f"`{shlex.join(words)}`"
 
 
-def _options(entry: BundleFile, host: Host) -> list[str]:
+def _options(made: EngineRecord, host: Host) -> list[str]:
     """How the engine was built, as far as that goes for the host too."""
-    made = entry.provenance
-    options = made.get("options", {})
-    if made.get("flavor") != host.flavor:
+    options = made.options
+    if made.flavor != host.flavor:
         return []
     switches = ("version_compatible", "strip_weights", "refit", "tf32")
     words = [f"--{name.replace('_', '-')}" for name in switches if options.get(name)]
@@ -277,22 +293,16 @@ def _library_check(plan: bytes, host: Host) -> list[Mismatch]:
     return [Mismatch(f"{host.flavor}'s own check", "valid", ", ".join(reasons) or "invalid, no reason given")]
 
 
-def _same_version(made: dict[str, Any], running: str) -> bool:
-    built = str(made.get("version"))
-    if built == running:
+def _same_version(made: EngineRecord, running: str) -> bool:
+    if made.version == running:
         return True
-    if made.get("flavor") != "tensorrt" or not made.get("options", {}).get("version_compatible"):
+    if made.flavor != "tensorrt" or not made.options.get("version_compatible"):
         return False  # TensorRT-RTX promises nothing between releases
-    return _numbers(built)[:1] == _numbers(running)[:1] and _numbers(built) <= _numbers(running)
+    return _numbers(made.version)[:1] == _numbers(running)[:1] and _numbers(made.version) <= _numbers(running)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
-def _profile(entry: BundleFile) -> tuple[int, int, int]:
-    profile = entry.provenance.get("profile", {})
-    return int(profile.get("min", 0)), int(profile.get("opt", 0)), int(profile.get("max", 0))
 
 
 def _model_sha256(bundle: Bundle, precision: str) -> str | None:

@@ -9,10 +9,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from wgap.errors import DataError, MissingDependencyError
+from wgap.errors import BackendError, DataError, MissingDependencyError
 
-__all__ = ["FLAVORS", "Gpu", "library_log", "load_library", "running_gpu"]
+__all__ = ["FLAVORS", "Gpu", "gpu", "gpus", "library_log", "load_library"]
 
 FLAVORS = ("tensorrt", "tensorrt_rtx")
 """The Python modules, whose names are also the flavors."""
@@ -28,15 +29,19 @@ _LOGGER.addHandler(logging.NullHandler())  # who wants the library's log attache
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU that the driver shows.
+    """A GPU that the driver shows.
 
     Attributes:
+        ordinal: its number here; ``CUDA_VISIBLE_DEVICES`` decides which GPU that is.
+        uuid: as ``nvidia-smi -L`` prints it, ``GPU-...``: the same GPU always.
         compute_capability: such as ``8.6``.
         name: as the driver gives it.
         cuda: the largest CUDA version that the driver serves, such as ``13.0``.
         driver: the driver's own version, such as ``580.65.06``; None where the kernel module does not tell.
     """
 
+    ordinal: int
+    uuid: str
     compute_capability: str
     name: str
     cuda: str
@@ -71,8 +76,8 @@ def load_library(flavor: str) -> Any:
 def library_log(library: Any) -> Any:
     """An ``ILogger`` of that library which writes to ``logging.getLogger("wgap.tensorrt")``.
 
-    ``errors`` lists what was told at severity error and above, for messages of our own; ``interrupted`` is set where
-    Ctrl-C came while it wrote, since no exception may pass through the library's frames.
+    ``errors`` collects messages of severity ERROR or higher. ``interrupted`` is set where Ctrl-C came while it wrote,
+    since no exception may pass through the library's frames.
     """
     severity = library.ILogger.Severity
     levels = {
@@ -101,29 +106,52 @@ def library_log(library: Any) -> Any:
     return Log()
 
 
-def running_gpu() -> Gpu | None:
-    """The first GPU that the driver shows; None where there is no driver or no GPU."""
+def gpus() -> list[Gpu]:
+    """The GPUs that the driver shows; none where there is no driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return None
-    device, version, major, minor = (ctypes.c_int() for _ in range(4))
-    name = ctypes.create_string_buffer(256)
+        return []
+    version, count = ctypes.c_int(), ctypes.c_int()
     if (
         driver.cuInit(0) != 0
-        or driver.cuDeviceGet(ctypes.byref(device), 0) != 0
         or driver.cuDriverGetVersion(ctypes.byref(version)) != 0
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device) != 0
-        or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device) != 0
-        or driver.cuDeviceGetName(name, len(name), device) != 0
+        or driver.cuDeviceGetCount(ctypes.byref(count)) != 0
     ):
-        return None
-    return Gpu(
-        compute_capability=f"{major.value}.{minor.value}",
-        name=name.value.decode(errors="replace"),
-        cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
-        driver=_driver_version(),
-    )
+        return []
+    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    found = []
+    for ordinal in range(count.value):
+        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        name, uuid = ctypes.create_string_buffer(256), (ctypes.c_ubyte * 16)()
+        if (
+            driver.cuDeviceGet(ctypes.byref(device), ordinal) != 0
+            or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device) != 0
+            or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device) != 0
+            or driver.cuDeviceGetName(name, len(name), device) != 0
+            or driver.cuDeviceGetUuid_v2(uuid, device) != 0
+        ):
+            continue
+        capability = f"{major.value}.{minor.value}"
+        title = name.value.decode(errors="replace")
+        found.append(Gpu(ordinal, f"GPU-{UUID(bytes=bytes(uuid))}", capability, title, cuda, _driver_version()))
+    return found
+
+
+def gpu(device: int | str | None = None) -> Gpu:
+    """The GPU of that ordinal or UUID; the first for None.
+
+    Raises:
+        BackendError: if there is none; the message lists those that there are.
+    """
+    found = gpus()
+    for one in found:
+        if device in (one.ordinal, one.uuid) or (device is None and one.ordinal == 0):
+            return one
+    if not found:
+        raise BackendError("no NVIDIA driver or GPU on this machine; use the onnxruntime backend")
+    have = ", ".join(f"{one.ordinal} ({one.name}, {one.uuid})" for one in found)
+    raise BackendError(f"no GPU {device!r} on this machine; expected an ordinal or a UUID of: {have}")
 
 
 def _driver_version() -> str | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, overload
@@ -12,24 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, ove
 from wgap.bundle import Bundle
 from wgap.errors import DataError, FeatureError, ImageError, WgapError
 from wgap.images import decode, resize
-from wgap.runtime.backends import Backend, DeviceBackend, open_backend
+from wgap.rule import Map, Rule
 from wgap.runtime.localization import Failure, Localization
+from wgap.runtime.locator import Locator, Request, open_locator
+from wgap.runtime.network import CallableNetwork, Network, Outputs
+from wgap.runtime.networks import NetworkOptions, open_network
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
-    from wgap.runtime.cuda.postprocess import Options
-    from wgap.runtime.postprocess import BoxRecord, Map
+    from wgap._native import BoxRecord
 
-__all__ = ["Failure", "Localization", "Localizer"]
+__all__ = ["Failure", "Localization", "Localizer", "chosen_rule"]
 
 Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
 """A path, the bytes of an image file, or a decoded image uint8[H, W, 3] RGB (any object NumPy can view as one)."""
-
-
-_Find: TypeAlias = "Callable[[slice, Sequence[int] | None], list[list[BoxRecord]]]"
-"""Records of some rows of a batch, for the given classes."""
 
 
 class _Prepared(NamedTuple):
@@ -48,31 +49,41 @@ class Localizer:
 
     ::
 
-        localizer = Localizer("bundle/")
-        for result in localizer(["a.jpg", "b.jpg"]):
-            print(result.class_name, result.score, result.box)
+        with Localizer("bundle/") as localizer:
+            for result in localizer(["a.jpg", "b.jpg"]):
+                print(result.class_name, result.score, result.box)
 
-    One localizer may be called from several threads at once: nothing in it changes after construction, and results do
-    not depend on batch size or threads beyond what the backend's own float32 sums do.
+    A localizer is a network and a locator behind it. It may be called from several threads at once: nothing in it
+    changes after construction, and results do not depend on batch size or threads beyond what the backend's own float32
+    sums do. It can be pickled: the bundle is opened again on the other side, with the same options.
 
     Args:
         bundle: a bundle folder, or one already opened (then taken as verified).
         backend: ``onnxruntime`` on the CPU; ``onnxruntime_cuda``, ``onnxruntime_tensorrt``, ``tensorrt`` or
             ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md).
         precision: which of the bundle's model files to run: ``fp32``; ``int8``, ``fp16`` or ``bf16`` once calibrated.
-        threads: of the forward pass and of the kernel; None lets the backend take every core, the kernel one.
+        rule: ``adaptive`` (Sec. 4.3), ``fixed:ETA`` with ETA in [0, 0.999], or a :class:`wgap.rule.Rule`; None takes the
+            manifest's.
+        map: ``recombined`` (Eq. 3), ``positive`` or ``signed``; None takes the manifest's, or the ``Rule``'s own.
         top_k: how many classes to localize per image, when no class is given.
-        map: ``recombined`` (Eq. 3), ``positive`` or ``signed``; None takes the manifest's.
-        threshold: ``adaptive`` (Sec. 4.3) or ``fixed:ETA`` with ETA in [0, 1); None takes the manifest's.
         batch_size: images per forward pass. 1 has the lowest latency and, on a CPU, nearly the highest throughput.
+        threads: CPU threads, of the forward pass and of the kernel; None lets the backend take every core, the kernel
+            one. Refused by backends on GPUs.
+        device: of a backend on GPUs: an ordinal, or a UUID as ``nvidia-smi -L`` prints it; None for the first GPU.
+        slots: of a backend on GPUs: how many calls may be on the device at the same time; None for 4.
+        memory_limit: of ONNX Runtime on GPUs: bytes that it may hold; None for 4 GiB.
         verify: compare every file of the bundle with its hash before anything is loaded.
-        ungated: run a lower-precision file even if its gate failed or never ran.
+        ungated: run a lower-precision file even if its gate failed, never ran or judged another rule.
+        network: a :class:`wgap.runtime.network.Network`, or a function from uint8[N, H, W, 3] to a mapping with
+            ``logits`` and ``features``, in place of the backend.
+        locator: a :class:`wgap.runtime.locator.Locator` in place of the bundle's own.
+        threshold: the old name of ``rule``.
 
     Raises:
-        GateError: the lower-precision file's gate failed or never ran, and ``ungated`` is false.
+        GateError: the lower-precision file's gate failed, never ran or judged another rule, and ``ungated`` is false.
         BundleError: the bundle is incomplete, inconsistent, or one of its files was changed (HashMismatchError).
-        BackendError: the backend is unknown or refuses the model.
-        DataError: an option is out of range.
+        BackendError: the backend is unknown or refuses the model, or there is no such GPU.
+        DataError: an option is out of range, or has no meaning for this backend.
         MissingDependencyError: the backend's library is not installed.
     """
 
@@ -82,38 +93,62 @@ class Localizer:
         backend: str = "onnxruntime",
         *,
         precision: str = "fp32",
-        threads: int | None = None,
-        top_k: int = 1,
+        rule: Rule | str | None = None,
         map: Map | None = None,  # noqa: A002  (the method's word for it)
-        threshold: str | None = None,
+        top_k: int = 1,
         batch_size: int = 1,
+        threads: int | None = None,
+        device: int | str | None = None,
+        slots: int | None = None,
+        memory_limit: int | None = None,
         verify: bool = True,
         ungated: bool = False,
+        network: Network | Callable[[Any], Outputs] | None = None,
+        locator: Locator | None = None,
+        threshold: str | None = None,
     ) -> None:
-        from wgap.runtime.postprocess import Classifier
-
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify=verify)
-        info, defaults = self.bundle.manifest.model, self.bundle.manifest.postprocessing
-        self.classes: tuple[str, ...] = info.classes
-        self.map = cast("Map", map or defaults.map)  # the kernel judges it below
-        self.threshold = threshold or defaults.threshold
+        model = self.bundle.manifest.model
+        if threshold is not None:
+            warnings.warn("threshold= is now rule=", DeprecationWarning, stacklevel=2)
+        self.rule = chosen_rule(self.bundle, threshold if rule is None else rule, map)
+        self.classes: tuple[str, ...] = model.classes
         self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
-        self.threads = None if threads is None else _in_range("threads", threads, 1, 4096)
-        self.backend: Backend = open_backend(backend, self.bundle, precision, self.threads, ungated)
-        self._classifier = Classifier(self.bundle.classifier()[0])
-        self._input_size = info.input_size
+        if threads is not None:
+            _in_range("threads", threads, 1, 1024)
+        if slots is not None:
+            _in_range("slots", slots, 1, 1024)
+        options = NetworkOptions(precision, ungated, self.rule, threads, device, slots, memory_limit)
+        self._reopen = None if network or locator else (backend, options, top_k, batch_size)
+        if network is None:
+            network = open_network(backend, self.bundle, options)
+        self.network = network if isinstance(network, Network) else CallableNetwork(network, model)
+        self.locator = locator or open_locator(
+            self.bundle, self.rule, self.network.device, threads, self.network.context
+        )
+        self._input_size = model.input_size
         self._class_ids = {name: index for index, name in enumerate(self.classes)}
-        self._check_options(info.feature_shape[0])
 
-    def _check_options(self, channels: int) -> None:
-        """Let the kernel judge map and threshold now, on a flat map, rather than at the first image."""
-        import numpy as np
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is None:
+            raise TypeError("a localizer over a network or locator of one's own cannot be pickled; make it where it runs")
+        return _reopened, (self.bundle.root, *self._reopen)
 
-        try:
-            self.boxes(np.zeros((1, len(self.classes)), np.float32), np.zeros((1, channels, 1, 1), np.float32))
-        except ValueError as error:
-            raise DataError(str(error)) from error
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what network and locator hold on a GPU; without one there is nothing to free. No call may be under way."""
+        self.locator.close()
+        self.network.close()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the session holds on a GPU, by what holds them (docs/gpu.md); empty on the CPU."""
+        return self.network.memory()
 
     @overload
     def __call__(
@@ -158,8 +193,7 @@ class Localizer:
             DataError: a class is unknown, or there are fewer classes than images.
             BackendError: the forward pass failed.
         """
-        if on_error not in ("raise", "yield"):
-            raise DataError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
+        _require_known(on_error)
         return self._results(_each(images), self._each_class(classes), heatmap, on_error == "raise")
 
     def one(self, image: Image, class_: int | str | None = None, heatmap: bool = False) -> Localization:
@@ -199,80 +233,49 @@ class Localizer:
         import numpy as np
 
         good = [item for item in items if item.error is None]
-        found: Iterator[Localization | Failure] = iter(())
+        found: Iterator[list[BoxRecord]] = iter(())
         if good:
             batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
-            found = iter(self._results_of(good, self._finder(batch, heatmap)))
-        return [next(found) if item.error is None else Failure(item.image, item.error) for item in items]
+            given = [item.class_id for item in good if item.class_id is not None]
+            found = iter(self._records(batch, given or None, heatmap))
+        return [
+            Failure(item.image, item.error) if item.error else self._result(item, next(found)) for item in items
+        ]
 
-    def boxes(
-        self,
-        logits: NDArray[np.float32],
-        features: NDArray[np.float32],
-        classes: Sequence[int] | None = None,
-        heatmap: bool = False,
+    def _records(
+        self, batch: Any, classes: Sequence[int] | None, heatmap: bool, stream: int | None = None
     ) -> list[list[BoxRecord]]:
-        """The kernel alone: what a backend returned to boxes in map pixels, with this localizer's settings.
+        return self.network.locate(batch, self.locator, Request(classes, self.top_k, heatmap), stream)
 
-        Args:
-            logits: float32[N, K].
-            features: float32[N, C, h, w].
-            classes: N class ids, or None for the top-1 (or the ``top_k`` best).
-            heatmap: also return the normalised maps.
-
-        Returns:
-            for each image its classes, best first.
-
-        Raises:
-            FeatureError: NaN or infinity in features or logits, or shapes that do not fit the bundle.
-        """
-        from wgap.runtime.postprocess import postprocess
-
-        return postprocess(
-            features,
-            logits,
-            self._classifier,
-            size=self._input_size,
-            classes=classes,
-            top_k=1 if classes is not None else self.top_k,
-            map=self.map,
-            threshold=self.threshold,
-            heatmaps=heatmap,
-            threads=self.threads or 1,
-        )
-
-    def _finder(self, batch: Any, heatmap: bool) -> _Find:
-        """The kernel on rows of a batch that has been, or on a GPU will be, forwarded."""
-        backend = self.backend
-        if isinstance(backend, DeviceBackend):
-            return lambda rows, classes: backend.records(batch[rows], self._options(classes, heatmap))
-        logits, features = backend.run(batch)
-        return lambda rows, classes: self.boxes(logits[rows], features[rows], classes, heatmap)
-
-    def _results_of(self, items: Sequence[_Prepared], find: _Find, first: int = 0) -> list[Localization | Failure]:
-        """Kernel results of consecutive rows as records; an image with NaN or infinity fails alone."""
-        given = [item.class_id for item in items if item.class_id is not None]
-        try:
-            found = find(slice(first, first + len(items)), given or None)
-        except FeatureError as error:
-            if len(items) == 1:
-                return [Failure(items[0].image, FeatureError(f"{items[0].label}: {_cause(error)}"))]
-            return [self._results_of([item], find, first + n)[0] for n, item in enumerate(items)]
-        return [self._record(item, *records) for item, records in zip(items, found, strict=True)]
-
-    def _options(self, classes: Sequence[int] | None, heatmap: bool) -> Options:
-        from wgap.runtime.cuda.postprocess import Options
-
-        top_k = 1 if classes is not None else self.top_k
-        return Options(self._input_size, self.map, self.threshold, top_k, classes, heatmap)
-
+    @overload
+    def batch(
+        self,
+        images: Any,
+        classes: int | str | Iterable[int | str] | None = ...,
+        heatmap: bool = ...,
+        stream: int | None = ...,
+        *,
+        on_error: Literal["raise"] = ...,
+    ) -> list[Localization]: ...
+    @overload
+    def batch(
+        self,
+        images: Any,
+        classes: int | str | Iterable[int | str] | None = ...,
+        heatmap: bool = ...,
+        stream: int | None = ...,
+        *,
+        on_error: Literal["yield"],
+    ) -> list[Localization | Failure]: ...
     def batch(
         self,
         images: Any,
         classes: int | str | Iterable[int | str] | None = None,
         heatmap: bool = False,
         stream: int | None = None,
-    ) -> list[Localization]:
+        *,
+        on_error: Literal["raise", "yield"] = "raise",
+    ) -> list[Any]:
         """Localize images that already lie on the GPU, without a copy to the host.
 
         Args:
@@ -282,6 +285,7 @@ class Localizer:
             heatmap: likewise.
             stream: handle of the stream that the images were made on and that the work is to be queued on; None takes
                 one of the backend's own, which first waits for them. The call returns when the boxes are known.
+            on_error: as in :meth:`__call__`; the images that can be localized are.
 
         Returns:
             one result per image, in order; boxes in pixels of the given images.
@@ -291,38 +295,46 @@ class Localizer:
             DataError: a class is unknown, or there are not as many as images; or the backend is not on a GPU.
             BackendError: the device failed.
         """
-        if not isinstance(self.backend, DeviceBackend):
+        _require_known(on_error)
+        if self.network.device is None:
             raise DataError(
-                f"images on the GPU need a backend that is there too; {self.backend.name} takes images in host memory"
+                f"images on the GPU need a backend that is there too; {self.network.name} takes images in host memory"
             )
         class_ids = self._each_class(classes)
         count = int(images.shape[0])
         ids = [_following(class_ids, n) for n in range(count)]
         given = None if classes is None else cast("list[int]", ids)
-        found = self.backend.records(images, self._options(given, heatmap), stream)
-        item = _Prepared(None, "", self._input_size, None, None, None)
-        return [self._record(item, *records) for records in found]
+        found = [
+            self._result(_Prepared(None, f"image {n}", self._input_size, None, None, None), records)
+            for n, records in enumerate(self._records(images, given, heatmap, stream))
+        ]
+        if on_error == "raise":
+            for result in found:
+                if isinstance(result, Failure):
+                    raise result.error
+        return found
 
-    def close(self) -> None:
-        """Free what the backend holds on a GPU; without one there is nothing to free. No call may be under way."""
-        if isinstance(self.backend, DeviceBackend):
-            self.backend.close()
+    def _result(self, item: _Prepared, records: Sequence[BoxRecord]) -> Localization | Failure:
+        """Records as a result; an image with NaN or infinity fails alone."""
+        if records[0].error is not None:
+            return Failure(item.image, FeatureError(f"{item.label}: {records[0].error}; check the model and its input"))
+        best, *others = (self._localization(item, record) for record in records)
+        return replace(best, others=tuple(others)) if others else best
 
-    def _record(self, item: _Prepared, best: BoxRecord, *others: BoxRecord) -> Localization:
+    def _localization(self, item: _Prepared, record: BoxRecord) -> Localization:
         import numpy as np
 
         (height, width), (map_height, map_width) = item.size, self._input_size
-        x0, y0, x1, y1 = best.box
+        x0, y0, x1, y1 = record.box
         return Localization(
-            class_id=best.class_id,
-            class_name=self.classes[best.class_id],
-            score=best.score,
+            class_id=record.class_id,
+            class_name=self.classes[record.class_id],
+            score=record.score,
             box=(x0 * width / map_width, y0 * height / map_height, x1 * width / map_width, y1 * height / map_height),
-            threshold=best.threshold,
-            level=best.level,
-            degenerate=best.degenerate,
-            heatmap=None if best.heatmap is None else np.asarray(best.heatmap),
-            others=tuple(self._record(item, other) for other in others),
+            threshold=record.threshold,
+            level=record.level,
+            degenerate=record.degenerate,
+            heatmap=None if record.heatmap is None else np.asarray(record.heatmap),
             image=item.image,
         )
 
@@ -387,9 +399,27 @@ def _following(class_ids: Iterator[int | None], index: int) -> int | None:
         raise DataError(f"expected one class per image, got {index} classes and more images than that") from None
 
 
-def _cause(error: FeatureError) -> str:
-    """The kernel's message without its own name for the image, which is its place in the batch."""
-    return str(error).removeprefix("image 0 of the batch: ")
+def _require_known(on_error: str) -> None:
+    if on_error not in ("raise", "yield"):
+        raise DataError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
+
+
+def _reopened(root: Path, backend: str, options: NetworkOptions, top_k: int, batch_size: int) -> Localizer:
+    """A pickled localizer on the other side; the bundle was verified on this one."""
+    given = vars(options)
+    return Localizer(root, backend, top_k=top_k, batch_size=batch_size, verify=False, **given)
+
+
+def chosen_rule(bundle: Bundle, rule: Rule | str | None = None, map: str | None = None) -> Rule:  # noqa: A002
+    """The rule that is asked for: the bundle's own in what is left out.
+
+    Raises:
+        RuleError: the rule or the map is unknown.
+    """
+    own = bundle.manifest.rule
+    if isinstance(rule, Rule):
+        return rule if map is None else replace(rule, map=cast("Map", map))
+    return Rule.parse(str(own) if rule is None else rule, map or own.map)
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> int:

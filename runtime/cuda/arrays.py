@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from wgap.errors import FeatureError
 
-__all__ = ["DeviceArray", "device_array", "on_device"]
+__all__ = ["DeviceArray", "device_array", "on_device", "to_host"]
 
 _TYPES = {"<f4": "float32", "|u1": "uint8", "<i8": "int64"}
+_SIZES = {"float32": 4, "uint8": 1, "int64": 8}
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,47 @@ class DeviceArray:
     Attributes:
         pointer: address on the device.
         shape: extents.
-        stream: the stream that work on it was queued on, as the producer told; None where nothing is to be waited for.
+        stream: the stream that work on it was queued on, as the producer told; None where it names none.
         owner: keeps the memory alive.
+        dtype: ``float32``, ``uint8`` or ``int64``.
+        context: in which the address is valid; None for the current one.
     """
 
     pointer: int
     shape: tuple[int, ...]
     stream: int | None
     owner: Any
+    dtype: str = "float32"
+    context: Any = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> DeviceArray:
+        """Some rows, as a view."""
+        start, stop, _ = rows.indices(self.shape[0])
+        pointer = self.pointer + start * prod(self.shape[1:]) * _SIZES[self.dtype]
+        return replace(self, pointer=pointer, shape=(max(stop - start, 0), *self.shape[1:]))
+
+
+def to_host(value: Any) -> Any:
+    """A NumPy array of what lies on a GPU; anything else as it is."""
+    if not isinstance(value, DeviceArray):
+        return value
+    import numpy as np
+
+    from wgap.runtime.cuda.driver import call
+
+    copy = np.empty(value.shape, value.dtype)
+    with value.context or nullcontext():
+        call("cuMemcpyDtoH", copy.ctypes.data, value.pointer, copy.nbytes)
+    return copy
 
 
 def on_device(value: Any) -> bool:
     """Whether it says that it lies in a GPU's memory."""
+    if isinstance(value, DeviceArray):
+        return True
     if getattr(value, "__cuda_array_interface__", None) is not None:
         return True
     return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) == 2  # kDLCUDA
@@ -50,6 +81,10 @@ def device_array(value: Any, dtype: str, axes: str, name: str) -> DeviceArray:
         FeatureError: if it is not in a GPU's memory, or of another type, rank or layout.
     """
     wanted = f"{dtype}[{', '.join(axes)}]"
+    if isinstance(value, DeviceArray):
+        if value.dtype != dtype or len(value.shape) != len(axes):
+            raise FeatureError(f"{name}: expected {wanted}, got {value.dtype}{list(value.shape)}")
+        return value
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is None and on_device(value):
         return _from_dlpack(value, dtype, wanted, name)
@@ -61,7 +96,7 @@ def device_array(value: Any, dtype: str, axes: str, name: str) -> DeviceArray:
         raise FeatureError(f"{name}: expected {wanted}, got {got}{list(shape)}")
     size = int(interface["typestr"][2:])
     _require_contiguous(shape, interface.get("strides"), size, name)
-    return DeviceArray(int(interface["data"][0]), shape, interface.get("stream"), value)
+    return DeviceArray(int(interface["data"][0]), shape, interface.get("stream"), value, dtype)
 
 
 def _from_dlpack(value: Any, dtype: str, wanted: str, name: str) -> DeviceArray:
@@ -73,7 +108,7 @@ def _from_dlpack(value: Any, dtype: str, wanted: str, name: str) -> DeviceArray:
         raise FeatureError(f"{name}: expected {wanted}, got {view.dtype}{list(shape)}")
     strides = None if view.strides is None else [n * view.dtype.itemsize for n in view.strides]
     _require_contiguous(shape, strides, view.dtype.itemsize, name)
-    return DeviceArray(int(view.ptr), shape, 1, view)
+    return DeviceArray(int(view.ptr), shape, 1, view, dtype)
 
 
 def _require_contiguous(shape: tuple[int, ...], strides: Any, size: int, name: str) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wgap.errors import BackendError, MissingDependencyError
 
-__all__ = ["LEGACY", "Context", "Memory", "attribute", "call", "device_arch", "driver", "quiet"]
+if TYPE_CHECKING:
+    from wgap.runtime.cuda.arrays import DeviceArray
+
+__all__ = ["LEGACY", "READY", "Context", "Memory", "attribute", "call", "capture_lock", "device_arch", "driver", "wait_for"]
 
 
 def driver() -> Any:
@@ -44,11 +47,15 @@ def call(name: str, *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-quiet = threading.Lock()
+capture_lock = threading.Lock()
 """Held while a stream is captured, and while a whole context is waited for: either would spoil the other."""
 
 LEGACY = 1
 """Handle of the legacy default stream, on which the plain copies run."""
+
+
+READY = 0
+"""Stands for the stream of an array that has been computed."""
 
 
 class Context:
@@ -58,6 +65,10 @@ class Context:
     with ``primary``, the device's primary context, which PyTorch, CuPy and the CUDA runtime share, kept alive until
     :meth:`close`.
 
+    Attributes:
+        device: ordinal of the GPU.
+        held: bytes that are allocated in it, ``device`` on the GPU and ``pinned`` on the host.
+
     Raises:
         BackendError: if there is no driver or no such device.
     """
@@ -65,6 +76,7 @@ class Context:
     def __init__(self, device: int = 0, primary: bool = False) -> None:
         call("cuInit", 0)
         self.device = device
+        self.held = {"device": 0, "pinned": 0}
         self._retained: Any = None
         self._handle = call("cuCtxGetCurrent")
         if primary or not int(self._handle) or int(call("cuCtxGetDevice")) != device:
@@ -101,11 +113,16 @@ def device_arch(device: int = 0) -> str:
 
 
 class Memory:
-    """One allocation in the current context, of the device or pinned on the host, as bytes at ``pointer``."""
+    """One allocation in a context, which is current: of the device or pinned on the host, as bytes at ``pointer``.
 
-    def __init__(self, size: int, pinned: bool = False) -> None:
-        self.size, self.pinned = max(size, 1), pinned
-        self.pointer = int(call("cuMemHostAlloc", self.size, 0) if pinned else call("cuMemAlloc", self.size))
+    Pinned memory has the same address on the GPU, which reads and writes it in place.
+    """
+
+    def __init__(self, context: Context, size: int, pinned: bool = False) -> None:
+        self.size, self._kind, self._context = max(size, 1), "pinned" if pinned else "device", context
+        both = 3  # CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP
+        self.pointer = int(call("cuMemHostAlloc", self.size, both) if pinned else call("cuMemAlloc", self.size))
+        context.held[self._kind] += self.size
 
     def view(self) -> memoryview:
         """Pinned memory as bytes; valid until :meth:`close`."""
@@ -115,4 +132,16 @@ class Memory:
         """Free it, in the context it was made in; once is enough."""
         pointer, self.pointer = self.pointer, 0
         if pointer:
-            call("cuMemFreeHost" if self.pinned else "cuMemFree", pointer)
+            self._context.held[self._kind] -= self.size
+            call("cuMemFreeHost" if self._kind == "pinned" else "cuMemFree", pointer)
+
+
+def wait_for(*arrays: DeviceArray) -> None:
+    """Until what the arrays hold has been computed; an array that names no stream may be under work on any."""
+    streams = {array.stream for array in arrays} - {READY}
+    if None in streams:
+        with capture_lock:
+            call("cuCtxSynchronize")
+        return
+    for stream in streams:
+        call("cuStreamSynchronize", stream)

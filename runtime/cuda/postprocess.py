@@ -1,4 +1,4 @@
-"""Feature maps and logits on a GPU to boxes: one launch, one small record per image and class back to the host."""
+"""Logits and feature maps on a GPU to boxes: one launch, one small record for each image and class back to the host."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import contextlib
 import ctypes
 import operator
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wgap.errors import BackendError, FeatureError
 from wgap import _native
-from wgap.runtime.cuda.arrays import DeviceArray, device_array
+from wgap.errors import BackendError, FeatureError
+from wgap.rule import Rule
+from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device
 from wgap.runtime.cuda.compiler import SYMBOL, THREADS, cache_folder, compile_kernel, nvrtc_version
-from wgap.runtime.cuda.driver import LEGACY, Context, Memory, attribute, call, device_arch, driver, quiet
+from wgap.runtime.cuda.driver import LEGACY, READY, Context, Memory, attribute, call, device_arch, driver, wait_for
+from wgap.runtime.locator import Locator, Request
+from wgap.runtime.postprocess import require_finite
 
 if TYPE_CHECKING:
     from wgap._native import BoxRecord
-    from wgap.runtime.postprocess import Map
+    from wgap.runtime.network import Outputs
 
-__all__ = ["CudaPostprocess", "Options", "Plan", "class_ids", "wait_for"]
+__all__ = ["CudaLocator", "CudaPostprocess", "Launch"]
 
 STAGES = ("class", "recombine", "upsample_columns", "quantise", "edges", "level", "component", "heatmap")
 """``wgap::Stage``."""
+
+MOST_IDLE = 8
+"""Launches whose memory is kept for the next call of their shape, the last used ones; a further one is freed."""
 
 _LARGEST = 1 << 20  # pixels of a map, as in problem.h
 
@@ -35,7 +42,7 @@ class CudaPostprocess:
     ::
 
         boxes = CudaPostprocess(weight)
-        records = boxes(features, logits, size=(224, 224))  # PyTorch, CuPy or PyCUDA arrays
+        records = boxes(logits, features, size=(224, 224))  # PyTorch, CuPy or PyCUDA arrays
 
     May be called from several threads at once: each call works in memory of its own, which is kept for the next.
 
@@ -45,7 +52,8 @@ class CudaPostprocess:
         threads: of a CUDA block, a multiple of 32 up to 512.
         cache: folder for the compiled kernel; None takes :func:`wgap.runtime.cuda.compiler.cache_folder`.
         profile: count clock ticks by stage, see :meth:`ticks`; slower.
-        primary: work in the device's primary context, whichever is current.
+        context: to work in, which must outlive it; None for the caller's own if that is current and on this device,
+            else the device's primary one.
 
     Raises:
         BackendError: if there is no GPU, or its architecture cannot be compiled for.
@@ -60,19 +68,19 @@ class CudaPostprocess:
         threads: int = THREADS,
         cache: Path | None = None,
         profile: bool = False,
-        primary: bool = False,
+        context: Context | None = None,
     ) -> None:
         classifier = _native.Classifier(weight)
         self.classes, self.channels, self.threads = int(classifier.num_classes), int(classifier.channels), threads
-        self.arch = device_arch(device)
+        self.device, self.arch = device, device_arch(device)
         require_driver()
         sm = f"sm_{self.arch.replace('.', '')}"
         cubin = compile_kernel(sm, cache or cache_folder(), threads, profile).cubin
         self._lock = threading.Lock()
-        self._idle: dict[tuple[Any, ...], list[Plan]] = {}
+        self._idle: OrderedDict[int, tuple[tuple[Any, ...], Launch]] = OrderedDict()  # by identity, oldest first
         self.weight: Memory | None = None
         self._module = self._stream = None
-        self.context = Context(device, primary)
+        self.context, self._owns = context or Context(device), context is None
         self._closed = False
         flat = memoryview(weight).cast("B")
         try:
@@ -85,7 +93,7 @@ class CudaPostprocess:
                 self.blocks = attribute("MULTIPROCESSOR_COUNT", device)
                 dynamic = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 call("cuFuncSetAttribute", self.function, dynamic, self.room)
-                self.weight = Memory(flat.nbytes)
+                self.weight = Memory(self.context, flat.nbytes)
                 call("cuMemcpyHtoD", self.weight.pointer, bytes(flat), flat.nbytes)
                 call("cuStreamSynchronize", LEGACY)  # a copy from pageable memory may return before it has arrived
                 self._stream = call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING)
@@ -95,28 +103,28 @@ class CudaPostprocess:
 
     def __call__(
         self,
-        features: Any,
         logits: Any,
+        features: Any,
         *,
         size: tuple[int, int],
+        rule: Rule | None = None,
         classes: int | Iterable[int] | None = None,
         top_k: int = 1,
-        map: Map = "recombined",  # noqa: A002
-        threshold: str = "adaptive",
         heatmaps: bool = False,
+        edge_means: bool = False,
         stream: int | None = None,
     ) -> list[list[BoxRecord]]:
-        """As :func:`wgap.runtime.postprocess.postprocess`, with features and logits in the GPU's memory.
+        """As :func:`wgap.runtime.postprocess.postprocess`, with logits and features in the GPU's memory.
 
         Args:
-            features: float32[N, C, h, w], C-contiguous, ``__cuda_array_interface__`` or DLPack.
-            logits: float32[N, K], likewise.
+            logits: float32[N, K], C-contiguous, ``__cuda_array_interface__`` or DLPack.
+            features: float32[N, C, h, w], likewise.
             size: (H, W) of the map.
+            rule: as there.
             classes: one class id for each image, or one for all; None for the ``top_k`` classes by logit.
             top_k: records per image when ``classes`` is None.
-            map: as there.
-            threshold: as there.
-            heatmaps: also copy each normalised map back, as a memoryview float32[H, W].
+            heatmaps: also return each normalised map, as a memoryview float32[H, W].
+            edge_means: as there.
             stream: handle of the stream to work on; None takes one of its own, which first waits for the streams that
                 the arrays name.
 
@@ -125,40 +133,67 @@ class CudaPostprocess:
             ValueError: an option is not as above.
             BackendError: the device failed.
         """
-        maps = device_array(features, "float32", "NChw", "features")
-        scores = device_array(logits, "float32", "NK", "logits")
-        images = maps.shape[0]
-        if scores.shape != (images, self.classes):
-            raise FeatureError(f"logits: expected float32[{images}, {self.classes}], got float32{list(scores.shape)}")
-        if maps.shape[1] != self.channels or 0 in maps.shape[1:]:
-            raise FeatureError(f"features: expected float32[N, {self.channels}, h, w], got float32{list(maps.shape)}")
-        if images == 0:
-            return []
-        options = Options(size, map, threshold, top_k, class_ids(classes, images, self.classes), heatmaps)
-        with self.context:
-            if stream is None:
-                wait_for(maps, scores)
-            return self.run(maps.pointer, scores.pointer, maps.shape, options, stream)
+        ids = None if classes is None else _class_ids(classes, int(features.shape[0]))
+        request = Request(ids, top_k, heatmaps, edge_means)
+        outputs = {"logits": logits, "features": features}
+        return require_finite(self.locate(outputs, size, rule or Rule(), request, stream))
 
-    def run(
-        self, features: int, logits: int, shape: Sequence[int], options: Options, stream: int | None = None
+    def locate(
+        self, outputs: Outputs, size: tuple[int, int], rule: Rule, request: Request, stream: int | None = None
     ) -> list[list[BoxRecord]]:
-        """Features and logits at two addresses, in the current context, on ``stream`` (None: its own), waited for."""
-        key = (tuple(shape), *options.key())
+        """Boxes of outputs on this GPU; those in host memory are copied there first. See :meth:`Locator.locate`."""
+        with self.context, contextlib.ExitStack() as copies:
+            scores, maps = (self._here(outputs, name, axes, copies) for name, axes in (("logits", "NK"), ("features", "NChw")))
+            images = maps.shape[0]
+            if scores.shape[0] != images:
+                raise FeatureError(f"logits: expected those of {images} images, as the features, got {scores.shape[0]}")
+            if images == 0:
+                return []
+            with self.launch(scores.shape, maps.shape, size, rule, request) as launch:
+                if stream is None:
+                    wait_for(scores, maps)
+                launch.bind(scores.pointer, maps.pointer)
+                launch.choose(request.classes)
+                handle = int(self._stream or 0) if stream is None else stream
+                launch.enqueue(handle)
+                call("cuStreamSynchronize", handle)
+                return launch.records()
+
+    def _here(self, outputs: Outputs, name: str, axes: str, copies: contextlib.ExitStack) -> DeviceArray:
+        value = outputs[name]
+        if on_device(value):
+            return device_array(value, "float32", axes, name)
+        import numpy as np
+
+        array = np.asarray(value)
+        if array.dtype != np.float32 or array.ndim != len(axes) or not array.flags.c_contiguous:
+            raise FeatureError(
+                f"{name}: expected C-contiguous float32[{', '.join(axes)}], got {array.dtype}{list(array.shape)}"
+            )
+        memory = Memory(self.context, array.nbytes)
+        copies.callback(memory.close)
+        call("cuMemcpyHtoD", memory.pointer, array.ctypes.data, array.nbytes)
+        call("cuStreamSynchronize", LEGACY)
+        return DeviceArray(memory.pointer, array.shape, READY, memory)
+
+    @contextlib.contextmanager
+    def launch(
+        self, logits: Sequence[int], features: Sequence[int], size: tuple[int, int], rule: Rule, request: Request
+    ) -> Iterator[Launch]:
+        """A launch for these shapes that nobody else uses, in the current context; its memory is kept for the next."""
+        key = (tuple(logits), tuple(features), size, rule, request.per_image, *_kept(request))
         with self._lock:
-            idle = self._idle.get(key)
-            plan = idle.pop() if idle else None
-        plan = plan or Plan(self, shape, options)
+            idle = next((number for number, (known, _) in reversed(self._idle.items()) if known == key), None)
+            launch = None if idle is None else self._idle.pop(idle)[1]
+        launch = launch or Launch(self, logits, features, size, rule, request)
         try:
-            plan.bind(features, logits)
-            plan.choose(options.classes)
-            handle = int(self._stream or 0) if stream is None else stream
-            plan.enqueue(handle)
-            call("cuStreamSynchronize", handle)
-            return plan.records()
+            yield launch
         finally:
             with self._lock:
-                self._idle.setdefault(key, []).append(plan)
+                self._idle[id(launch)] = key, launch
+                excess = self._idle.popitem(last=False)[1][1] if len(self._idle) > MOST_IDLE else None
+            if excess is not None:
+                excess.close()
 
     def ticks(self) -> dict[str, int]:
         """Clock ticks of each block's first thread, by stage, since the last call; of a profiling kernel alone."""
@@ -175,8 +210,8 @@ class CudaPostprocess:
             return
         self._closed = True
         with self.context:
-            for plan in (plan for plans in self._idle.values() for plan in plans):
-                plan.close()
+            for _, launch in self._idle.values():
+                launch.close()
             self._idle.clear()
             if self.weight is not None:
                 self.weight.close()
@@ -184,7 +219,8 @@ class CudaPostprocess:
                 call("cuStreamDestroy", self._stream)
             if self._module is not None:
                 call("cuModuleUnload", self._module)
-        self.context.close()
+        if self._owns:
+            self.context.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
@@ -192,130 +228,129 @@ class CudaPostprocess:
                 self.close()
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is asked of a batch; as the arguments of :meth:`CudaPostprocess.__call__`."""
+class CudaLocator(Locator):
+    """The kernel on one GPU.
 
-    size: tuple[int, int]
-    map: Map = "recombined"
-    threshold: str = "adaptive"
-    top_k: int = 1
-    classes: Sequence[int] | None = None
-    heatmaps: bool = False
-
-    def per_image(self) -> int:
-        """Records per image."""
-        return 1 if self.classes is not None else self.top_k
-
-    def key(self) -> tuple[Any, ...]:
-        """What a plan is made for; the class ids themselves may change."""
-        return self.size, self.map, self.threshold, self.per_image(), self.classes is not None, self.heatmaps
-
-
-class Plan:
-    """One launch for fixed shapes and options, with its memory: what a CUDA graph captures.
-
-    Made and used in the owner's context, by one thread at a time.
+    Args:
+        kernel: which, with the classifier's weights.
+        size: (H, W) of the map.
+        rule: which map, and where it is cut.
     """
 
-    def __init__(self, owner: CudaPostprocess, features: Sequence[int], options: Options) -> None:
-        (images, channels, height, width), size, top_k = features, options.size, options.per_image()
-        if (
-            min(size) < 1
-            or size[0] * size[1] > _LARGEST
-            or height * width > _LARGEST
-            or height * size[1] > 64 * _LARGEST
-        ):
+    def __init__(self, kernel: CudaPostprocess, size: tuple[int, int], rule: Rule) -> None:
+        self.kernel, self.size, self.rule, self.device = kernel, size, rule, kernel.device
+
+    def locate(self, outputs: Outputs, request: Request | None = None) -> list[list[BoxRecord]]:
+        """See :meth:`wgap.runtime.locator.Locator.locate`; outputs in host memory are copied to the device first."""
+        return self.kernel.locate(outputs, self.size, self.rule, request or Request())
+
+    def with_rule(self, rule: Rule) -> CudaLocator:
+        """See :meth:`wgap.runtime.locator.Locator.with_rule`."""
+        return CudaLocator(self.kernel, self.size, rule)
+
+    def close(self) -> None:
+        """Free everything on the device; no call may be under way."""
+        self.kernel.close()
+
+
+class Launch:
+    """One launch for fixed shapes and options, with its memory: what a CUDA graph captures.
+
+    Made and used in the owner's context, by one thread at a time. The kernel writes its records into pinned memory and
+    reads class ids there, so that nothing is copied behind it.
+    """
+
+    def __init__(
+        self,
+        owner: CudaPostprocess,
+        logits: Sequence[int],
+        features: Sequence[int],
+        size: tuple[int, int],
+        rule: Rule,
+        request: Request,
+    ) -> None:
+        (images, channels, height, width), top_k = features, request.per_image
+        if logits[1] != owner.classes:
+            raise FeatureError(f"logits: expected {owner.classes} classes for this classifier, got {logits[1]}")
+        if channels != owner.channels or height < 1 or width < 1:
+            raise FeatureError(f"features: expected {owner.channels} channels for this classifier, got {list(features)}")
+        if min(size) < 1 or max(prod(size), height * width, height * size[1] // 64) > _LARGEST:
             raise ValueError(f"size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got {size}")
         if not 1 <= top_k <= owner.classes:
             raise ValueError(f"top_k: expected 1..{owner.classes}, got {top_k}")
-        self._owner, self._options = owner, (options.map, options.threshold)
+        self._owner, self._rule = owner, rule
         self._shape = [channels, height, width, *size, owner.classes]
         self._size, self._images, self._per_image = size, images, top_k
         tasks = images * top_k
         self._grid = min(tasks, owner.blocks)
         self._shared, scratch = _native._cuda_layout(self._shape, owner.room)
-        self._task(0, 0, (0, 0, 0, 0))  # judges map and threshold before anything is allocated
-        self._memory: list[Memory] = []
+        self._memory: dict[str, Memory] = {}
         self._argument: Any = None
-        pixels, records = size[0] * size[1] * 4, tasks * _native._CUDA_RESULT_BYTES
-        given, mapped = options.classes is not None, options.heatmaps
+        pinned = {"records": tasks * _native._CUDA_RECORD_BYTES}
+        if request.classes is not None:
+            pinned["class_ids"] = images * 8
+        if request.heatmaps:
+            pinned["heatmaps"] = tasks * prod(size) * 4
+        if request.edge_means:
+            pinned["edge_means"] = tasks * (_native.LEVELS + 1) * 8
         try:
-            self._scratch, self._results = self._new(scratch * self._grid), self._new(records)
-            self._told = self._new(records, pinned=True)
-            self._classes = self._new(images * 8) if given else None
-            self._ids = self._new(images * 8, pinned=True) if given else None
-            self._maps = self._new(tasks * pixels) if mapped else None
-            self._maps_told = self._new(tasks * pixels, pinned=True) if mapped else None
+            self._memory["scratch"] = Memory(owner.context, scratch * self._grid)
+            for name, bytes_ in pinned.items():
+                self._memory[name] = Memory(owner.context, bytes_, pinned=True)
         except BaseException:
             self.close()
             raise
 
-    def _new(self, size: int, pinned: bool = False) -> Memory:
-        self._memory.append(Memory(size, pinned))
-        return self._memory[-1]
-
-    def _task(self, features: int, logits: int, own: tuple[int, int, int, int]) -> bytes:
-        weight = self._owner.weight.pointer if self._owner.weight else 0
-        pointers = [features, logits, weight, *own]
-        task: bytes = _native._cuda_task(
-            self._shape, self._images, self._per_image, *self._options, self._owner.room, pointers
-        )
-        return task
-
     def choose(self, classes: Sequence[int] | None) -> None:
-        """Set the class ids, where the plan takes them."""
-        if self._ids is not None and classes is not None:
-            self._ids.view()[:] = bytes((ctypes.c_int64 * self._images)(*classes))
+        """Set the class ids, where the launch takes them.
 
-    def bind(self, features: int, logits: int) -> None:
-        """Set where features and logits lie on the device."""
-        optional = [0 if memory is None else memory.pointer for memory in (self._classes, self._maps)]
-        task = self._task(features, logits, (*optional, self._results.pointer, self._scratch.pointer))  # type: ignore[arg-type]
+        Raises:
+            ValueError: if there is not one for each image, or one is out of range.
+        """
+        if classes is None:
+            return
+        ids, known = _class_ids(classes, self._images), self._owner.classes
+        for n, class_id in enumerate(ids):
+            if not 0 <= class_id < known:
+                raise ValueError(f"classes[{n}] is {class_id}, expected 0..{known - 1}")
+        self._memory["class_ids"].view()[:] = bytes((ctypes.c_int64 * self._images)(*ids))
+
+    def bind(self, logits: int, features: int) -> None:
+        """Set where logits and features lie on the device."""
+        weight = self._owner.weight.pointer if self._owner.weight else 0
+        addresses = {"logits": logits, "features": features, "weight": weight}
+        addresses |= {name: memory.pointer for name, memory in self._memory.items()}
+        task = _native._cuda_task(
+            self._shape, self._images, self._per_image, self._rule, self._owner.room, addresses
+        )
         content = ctypes.create_string_buffer(task, len(task))
         self._argument = content, (ctypes.c_void_p * 1)(ctypes.addressof(content))
 
-    def launch(self, stream: int) -> None:
-        """Queue the kernel alone."""
+    def enqueue(self, stream: int) -> None:
+        """Queue the kernel; nothing is waited for."""
         _, argument = self._argument
         call(
             "cuLaunchKernel", self._owner.function, self._grid, 1, 1, self._owner.threads, 1, 1, self._shared, stream,
             ctypes.addressof(argument), 0,
         )  # fmt: skip
 
-    def enqueue(self, stream: int) -> None:
-        """Queue the copy of the class ids, the kernel and the copy of its records; nothing is waited for."""
-        if self._classes is not None and self._ids is not None:
-            call("cuMemcpyHtoDAsync", self._classes.pointer, self._ids.pointer, self._ids.size, stream)
-        self.launch(stream)
-        call("cuMemcpyDtoHAsync", self._told.pointer, self._results.pointer, self._results.size, stream)
-        if self._maps is not None and self._maps_told is not None:
-            call("cuMemcpyDtoHAsync", self._maps_told.pointer, self._maps.pointer, self._maps.size, stream)
-
     def records(self) -> list[list[BoxRecord]]:
-        """What the last launch wrote, once its stream has been waited for.
-
-        Raises:
-            FeatureError: an image's features or logits are not finite; its index is named.
-        """
+        """What the last launch wrote, once its stream has been waited for; each image with its own status."""
+        told = {name: bytes(self._memory[name].view()) for name in ("records", "heatmaps", "edge_means") if name in self._memory}
         maps = None
-        if self._maps_told is not None:
-            height, width = self._size
-            floats = memoryview(bytes(self._maps_told.view())).cast("f")
-            pixels = height * width
+        if "heatmaps" in told:
+            floats, pixels = memoryview(told["heatmaps"]).cast("f"), prod(self._size)
             maps = [
-                floats[n * pixels : (n + 1) * pixels].cast("B").cast("f", (height, width))
+                floats[n * pixels : (n + 1) * pixels].cast("B").cast("f", self._size)
                 for n in range(self._images * self._per_image)
             ]
-        adaptive = self._options[1] == "adaptive"
-        found: list[list[BoxRecord]] = _native._cuda_records(
-            bytes(self._told.view()), self._images, self._per_image, adaptive, maps
+        return _native._cuda_records(
+            told["records"], self._images, self._per_image, maps, told.get("edge_means", b"")
         )
-        return found
 
     def close(self) -> None:
         """Free its memory."""
-        for memory in self._memory:
+        for memory in self._memory.values():
             memory.close()
         self._memory.clear()
 
@@ -330,28 +365,13 @@ def require_driver() -> None:
         )
 
 
-def class_ids(classes: int | Iterable[int] | None, images: int, known: int) -> list[int] | None:
-    """One class id for each image, None for None.
+def _kept(request: Request) -> tuple[bool, ...]:
+    """What of a request decides a launch's memory."""
+    return request.classes is not None, request.heatmaps, request.edge_means
 
-    Raises:
-        ValueError: if there are not as many, or one is not among the ``known``.
-    """
-    if classes is None:
-        return None
+
+def _class_ids(classes: int | Iterable[int], images: int) -> list[int]:
     ids = [operator.index(n) for n in classes] if isinstance(classes, Iterable) else [operator.index(classes)] * images
     if len(ids) != images:
         raise ValueError(f"classes: expected one class id for each of {images} images, got {len(ids)}")
-    for n, class_id in enumerate(ids):
-        if not 0 <= class_id < known:
-            raise ValueError(f"classes[{n}] is {class_id}, expected 0..{known - 1}")
     return ids
-
-
-def wait_for(*arrays: DeviceArray) -> None:
-    """Until what the arrays hold has been computed; an array that names no stream may be under work on any."""
-    if any(array.stream is None for array in arrays):
-        with quiet:
-            call("cuCtxSynchronize")
-        return
-    for stream in {array.stream for array in arrays}:
-        call("cuStreamSynchronize", stream)

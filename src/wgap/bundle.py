@@ -2,7 +2,7 @@
 
 ::
 
-    wgap.json                manifest: schema, model, preprocessing, postprocessing, each file's role, precision, sha256
+    wgap.json                manifest: schema, model, preprocessing, rule, each file's role, precision, sha256
     model.onnx               input ``image`` uint8 [N, H, W, 3] RGB; outputs ``logits`` and ``features`` float32
     classifier.safetensors   ``weight`` float32 [K, C], ``bias`` float32 [K]: recombination needs them outside the graph
     model.int8.onnx          the same graph at a lower precision, entered by ``wgap calibrate`` with its gate's verdict
@@ -13,130 +13,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from wgap.atomic import atomic_file
 from wgap.errors import BundleError, GateError, HashMismatchError, ManifestError
-from wgap.preprocessing import Preprocessing
+from wgap.manifest import BundleFile, Manifest
+from wgap.rule import Rule
 
-SCHEMA = 1
+__all__ = ["MANIFEST", "Bundle", "describe_file", "sha256_of", "write_manifest"]
+
 MANIFEST = "wgap.json"
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """The network inside the bundle.
-
-    Attributes:
-        backbone: architecture name, ``vgg16``.
-        width: channel multiplier of the backbone (1.0 is VGG16).
-        stride: input pixels per feature-map cell, 16 or 8.
-        neck: ``none`` or ``conv1024``.
-        pooling: ``wgap`` or ``gap``.
-        classes: class names; the index is the class id.
-        input_size: (H, W) of the network input in pixels.
-        feature_shape: (C, h, w) of the feature maps.
-    """
-
-    backbone: str
-    width: float
-    stride: int
-    neck: str
-    pooling: str
-    classes: tuple[str, ...]
-    input_size: tuple[int, int]
-    feature_shape: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Postprocessing:
-    """Defaults of the runtime: which map (``recombined``, ``positive``, ``signed``) and which threshold rule."""
-
-    map: str = "recombined"
-    threshold: str = "adaptive"
-
-
-@dataclass(frozen=True)
-class BundleFile:
-    """One file of the bundle.
-
-    Attributes:
-        path: relative to the bundle, with forward slashes.
-        role: ``onnx``, ``rejected`` (an onnx file whose gate failed), ``classifier``, ``golden`` or ``engine``.
-        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``; empty where it has no meaning.
-        sha256: of the file's bytes, lower-case hexadecimal.
-        size: bytes.
-        provenance: what it was made from and with: hashes of its sources, tool versions; ``gate``, the verdict on a
-            lower-precision file.
-    """
-
-    path: str
-    role: str
-    precision: str
-    sha256: str
-    size: int
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The content of ``wgap.json``."""
-
-    model: ModelInfo
-    preprocessing: Preprocessing
-    postprocessing: Postprocessing
-    files: tuple[BundleFile, ...]
-    wgap_version: str
-
-    def to_json(self) -> str:
-        """The manifest as it stands on disk, stable for equal content."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
-
-    @staticmethod
-    def from_json(text: str, where: Path) -> Manifest:
-        """Parse and validate a manifest.
-
-        Raises:
-            ManifestError: if it is not JSON, has no schema or a newer one, or lacks a field; the message names it.
-        """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise ManifestError(f"{where} is not valid JSON ({error}); export the bundle again") from error
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        if not isinstance(schema, int):
-            raise ManifestError(f'{where} has no schema number; expected "schema": {SCHEMA}. Is this a wgap bundle?')
-        if schema > SCHEMA:
-            raise ManifestError(f"{where} has schema {schema}, this wgap reads up to {SCHEMA}; upgrade wgap")
-        if schema < 1:
-            raise ManifestError(f"{where} has schema {schema}, expected {SCHEMA}; export the bundle again")
-        try:
-            model = dict(raw["model"])
-            for key in ("classes", "input_size", "feature_shape"):
-                model[key] = tuple(model[key])
-            steps = dict(raw["preprocessing"])
-            steps["mean"], steps["std"] = tuple(steps["mean"]), tuple(steps["std"])
-            manifest = Manifest(
-                model=ModelInfo(**model),
-                preprocessing=Preprocessing(**steps),
-                postprocessing=Postprocessing(**raw["postprocessing"]),
-                files=tuple(BundleFile(**entry) for entry in raw["files"]),
-                wgap_version=str(raw["wgap_version"]),
-            )
-        except KeyError as error:
-            raise ManifestError(f"{where} lacks {error.args[0]!r}; export the bundle again") from error
-        except (TypeError, ValueError) as error:
-            raise ManifestError(f"{where} does not follow schema {SCHEMA}: {error}; export the bundle again") from error
-        if len(manifest.model.input_size) != 2 or len(manifest.model.feature_shape) != 3:
-            raise ManifestError(f"{where}: expected input_size [H, W] and feature_shape [C, h, w]")
-        for entry in manifest.files:
-            pure = PurePosixPath(entry.path)
-            if pure.is_absolute() or ".." in pure.parts:
-                raise ManifestError(f"{where} names {entry.path!r}, which lies outside the bundle; refusing to read it")
-        return manifest
 
 
 def sha256_of(path: Path) -> str:
@@ -148,15 +36,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_file(root: Path, path: Path, role: str, precision: str = "", **provenance: Any) -> BundleFile:
-    """The manifest entry of a file already written below ``root``."""
+def describe_file(root: Path, path: Path, role: str, precision: str = "", **records: Any) -> BundleFile:
+    """The manifest entry of a file already written below ``root``; ``records`` are those of :class:`BundleFile`."""
     return BundleFile(
         path=path.relative_to(root).as_posix(),
         role=role,
         precision=precision,
         sha256=sha256_of(path),
         size=path.stat().st_size,
-        provenance=provenance,
+        **records,
     )
 
 
@@ -249,48 +137,48 @@ class Bundle:
         """Path of the file with that role and precision; raises as :meth:`file` does."""
         return self.root / self.file(role, precision).path
 
-    def model_file(self, precision: str = "fp32", ungated: bool = False) -> BundleFile:
+    def model_file(self, precision: str = "fp32", ungated: bool = False, rule: Rule | None = None) -> BundleFile:
         """The network's file of that precision, if its gate says that it may be used.
 
         Args:
             precision: ``fp32``, or a lower one made by ``wgap calibrate``.
             ungated: take a lower-precision file even if its gate failed or never ran.
+            rule: the rule that will run; None for the bundle's own.
 
         Raises:
-            GateError: if the gate failed or never ran on this very file; the message says why and what to do.
+            GateError: if the gate failed or never ran on this very file and under this very rule; the message says why
+                and what to do.
             BundleError: if the bundle has no such file.
         """
-        found = [
-            e
-            for role in ("onnx", "rejected")
-            for e in self.manifest.files
-            if (e.role, e.precision) == (role, precision)
-        ]
+        entries = [e for e in self.manifest.files if e.role in ("onnx", "rejected")]
+        found = [e for role in ("onnx", "rejected") for e in entries if (e.role, e.precision) == (role, precision)]
         if not found:
-            have = ", ".join(sorted({e.precision for e in self.manifest.files if e.role in ("onnx", "rejected")}))
+            have = ", ".join(sorted({e.precision for e in entries}))
             how = f"; make it with `wgap calibrate {self.root} --precision {precision} --images DIR --gate DIR`"
             raise BundleError(
                 f"{self.root} holds no {precision} model; it has: {have}{how if precision != 'fp32' else ''}"
             )
-        entry = found[0]
+        entry, rule = found[0], rule or self.manifest.rule
         if precision == "fp32" or ungated:
             return entry
-        gate = entry.provenance.get("gate")
-        again = f"`wgap gate {self.root} --precision {precision} --images DIR`"
+        gate, where = entry.gate, self.root / entry.path
+        again = f"`wgap gate {self.root} --precision {precision} --rule {rule} --map {rule.map} --images DIR`"
         if gate is None:
             raise GateError(
-                f"{self.root / entry.path}: what {precision} costs in boxes was never measured; run {again}, "
+                f"{where}: what {precision} costs in boxes was never measured; run {again}, "
                 "or pass ungated=True (--ungated) to run it all the same"
             )
-        if (
-            gate.get("candidate_sha256") != entry.sha256
-            or gate.get("float32_sha256") != self.file("onnx", "fp32").sha256
-        ):
-            raise GateError(f"{self.root / entry.path}: its gate ran on other files than the bundle's; run {again}")
-        if not gate.get("passed") or entry.role == "rejected":
-            reasons = "; ".join(gate.get("reasons", [])) or "it was rejected"
+        if (gate.candidate_sha256, gate.float32_sha256) != (entry.sha256, self.file("onnx", "fp32").sha256):
+            raise GateError(f"{where}: its gate ran on other files than the bundle's; run {again}")
+        if gate.rule != rule:
             raise GateError(
-                f"{self.root / entry.path}: the gate refused this {precision} file: {reasons}. Calibrate it anew, "
+                f"{where}: its gate compared boxes under the rule {gate.rule} on the {gate.rule.map} map, and would now "
+                f"run under {rule} on the {rule.map} map; run {again}, or pass ungated=True (--ungated)"
+            )
+        if not gate.passed or entry.role == "rejected":
+            reasons = "; ".join(gate.reasons) or "it was rejected"
+            raise GateError(
+                f"{where}: the gate refused this {precision} file: {reasons}. Calibrate it anew, "
                 "or pass ungated=True (--ungated) to run it all the same"
             )
         return entry

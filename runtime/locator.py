@@ -1,0 +1,139 @@
+"""A network's outputs to boxes, for one bundle and one rule: the same request and the same records on every device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from wgap._native import BoxRecord, Classifier, localize
+
+from wgap.rule import Rule
+from wgap.runtime.network import Outputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from wgap.bundle import Bundle
+    from wgap.runtime.cuda.driver import Context
+
+__all__ = ["CpuLocator", "Locator", "Request", "open_locator"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a batch.
+
+    Attributes:
+        classes: one class id for each image; None for the ``top_k`` best.
+        top_k: records per image where ``classes`` is None.
+        heatmaps: also return the normalised maps.
+        edge_means: also return V_l.
+    """
+
+    classes: Sequence[int] | None = None
+    top_k: int = 1
+    heatmaps: bool = False
+    edge_means: bool = False
+
+    def rows(self, rows: slice) -> Request:
+        """The same of some rows of the batch."""
+        return self if self.classes is None else replace(self, classes=self.classes[rows])
+
+    @property
+    def per_image(self) -> int:
+        """Records per image."""
+        return self.top_k if self.classes is None else 1
+
+
+class Locator(ABC):
+    """Outputs to boxes on one device. May be called from several threads at once.
+
+    Attributes:
+        size: (H, W) of the map the boxes are on, the network's input.
+        rule: which map, and where it is cut.
+        device: ordinal of the GPU it runs on; None for the CPU.
+    """
+
+    size: tuple[int, int]
+    rule: Rule
+    device: int | None = None
+
+    @abstractmethod
+    def locate(self, outputs: Outputs, request: Request | None = None) -> list[list[BoxRecord]]:
+        """Boxes on the map for each image, best class first. An image whose outputs are not finite says so in its records.
+
+        Args:
+            outputs: ``logits`` float32[N, K] and ``features`` float32[N, C, h, w], C-contiguous, in host memory or on
+                this locator's device.
+            request: what is asked; None for the top class.
+
+        Raises:
+            FeatureError: the outputs do not fit the bundle or the device.
+            ValueError: a class id or ``top_k`` is out of range.
+        """
+
+    @abstractmethod
+    def with_rule(self, rule: Rule) -> Self:
+        """The same under another rule; it shares everything else, and is closed with this one."""
+
+    def close(self) -> None:
+        """Free what it holds on a device; no call may be under way."""
+        return None
+
+
+class CpuLocator(Locator):
+    """The kernel on the CPU.
+
+    Args:
+        classifier: the weights that made the logits.
+        size: (H, W) of the map.
+        rule: which map, and where it is cut.
+        threads: that share a batch's images and classes.
+    """
+
+    def __init__(self, classifier: Classifier, size: tuple[int, int], rule: Rule, threads: int = 1) -> None:
+        self.classifier, self.size, self.rule, self.threads = classifier, size, rule, threads
+
+    def locate(self, outputs: Outputs, request: Request | None = None) -> list[list[BoxRecord]]:
+        """See :meth:`Locator.locate`."""
+        request = request or Request()
+        return localize(
+            outputs["logits"], outputs["features"], self.classifier, size=self.size, rule=self.rule,
+            classes=request.classes, top_k=request.top_k, heatmaps=request.heatmaps, edge_means=request.edge_means,
+            threads=self.threads,
+        )  # fmt: skip
+
+    def with_rule(self, rule: Rule) -> CpuLocator:
+        """See :meth:`Locator.with_rule`."""
+        return CpuLocator(self.classifier, self.size, rule, self.threads)
+
+
+def open_locator(
+    bundle: Bundle,
+    rule: Rule | None = None,
+    device: int | None = None,
+    threads: int | None = None,
+    context: Context | None = None,
+) -> Locator:
+    """The locator of a bundle.
+
+    Args:
+        bundle: classifier, input size and default rule.
+        rule: None for the bundle's own.
+        device: ordinal of a GPU; None for the CPU.
+        threads: of the CPU's kernel; None for one.
+        context: of a network on that GPU, which must outlive the locator; None for one of its own.
+
+    Raises:
+        BundleError: if the bundle's classifier is not what its manifest says.
+        BackendError: if there is no such GPU.
+        MissingDependencyError: if the CUDA bindings are not installed.
+    """
+    weight, size, rule = bundle.classifier()[0], bundle.manifest.model.input_size, rule or bundle.manifest.rule
+    if device is None:
+        return CpuLocator(Classifier(weight), size, rule, threads or 1)
+    from wgap.runtime.cuda.postprocess import CudaLocator, CudaPostprocess
+
+    return CudaLocator(CudaPostprocess(weight, device, context=context), size, rule)

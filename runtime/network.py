@@ -1,0 +1,156 @@
+"""What runs the network: images in, named outputs out, in host memory or on a GPU."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from wgap.errors import BackendError, DataError
+from wgap.manifest import ModelInfo, require_signature
+from wgap.runtime.cuda.arrays import device_array, on_device, to_host
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wgap._native import BoxRecord
+    from wgap.runtime.cuda.driver import Context
+    from wgap.runtime.locator import Locator, Request
+
+__all__ = ["CallableNetwork", "Network", "Outputs"]
+
+Outputs: TypeAlias = Mapping[str, Any]
+"""Outputs by name: NumPy arrays in host memory, or :class:`wgap.runtime.cuda.arrays.DeviceArray`."""
+
+
+class Network(ABC):
+    """The forward pass of one bundle. May be called from several threads at once.
+
+    Attributes:
+        name: of the backend, such as ``onnxruntime``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``: the file that was opened.
+        version: of the library underneath.
+        device: ordinal of the GPU where its outputs lie; None for host memory.
+        context: the CUDA context they lie in; None for host memory.
+        largest: images that one forward pass takes at most; None for any number.
+    """
+
+    name: str
+    precision: str
+    version: str
+    device: int | None = None
+    context: Context | None = None
+    largest: int | None = None
+
+    @abstractmethod
+    def forward(self, images: Any, stream: int | None = None) -> AbstractContextManager[Outputs]:
+        """Run one batch; the outputs are valid inside the ``with``.
+
+        Args:
+            images: uint8[N, H, W, 3] RGB at the input size of the bundle, C-contiguous, 1 <= N <= ``largest``; in host
+                memory or, where ``device`` is not None, on that GPU.
+            stream: of images on a GPU: handle of the stream they were made on, which the work is queued on; None takes
+                one of the network's own, which first waits for the stream that the array names.
+
+        Raises:
+            BackendError: if the library fails to run the model.
+            FeatureError: if images on a GPU are not as above.
+        """
+
+    def locate(
+        self, images: Any, locator: Locator, request: Request, stream: int | None = None
+    ) -> list[list[BoxRecord]]:
+        """The network, and the locator behind it: one list of records for each image, each with its own status.
+
+        Raises:
+            as :meth:`forward` and :meth:`wgap.runtime.locator.Locator.locate`.
+        """
+        found: list[list[BoxRecord]] = []
+        for rows, part in self.parts(images):
+            found += self.locate_part(part, locator, request.rows(rows), stream)
+        return found
+
+    def locate_part(
+        self, images: Any, locator: Locator, request: Request, stream: int | None
+    ) -> list[list[BoxRecord]]:
+        """:meth:`locate` for at most ``largest`` images; what a network overrides that can queue the kernel behind it."""
+        with self.forward(images, stream) as outputs:
+            return locator.locate(outputs, request)
+
+    def run(self, images: Any) -> dict[str, NDArray[np.float32]]:
+        """The outputs in host memory, owned by the caller: ``logits`` float32[N, K], ``features`` float32[N, C, h, w]."""
+        import numpy as np
+
+        parts = []
+        for _, part in self.parts(images):
+            with self.forward(part) as outputs:
+                parts.append({name: to_host(value) for name, value in outputs.items()})
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def parts(self, images: Any) -> Iterator[tuple[slice, Any]]:
+        """A batch, as many rows at a time as a forward pass takes; arrays on a GPU as :class:`DeviceArray`."""
+        images = device_array(images, "uint8", "NHWC", "images") if on_device(images) else images
+        count = int(images.shape[0])
+        if self.largest is None or count <= self.largest:
+            yield slice(0, count), images
+            return
+        for start in range(0, count, self.largest):
+            rows = slice(start, min(start + self.largest, count))
+            yield rows, images[rows]
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that it holds, ``device`` on the GPU and ``pinned`` on the host; empty where nothing is counted."""
+        return {}
+
+    def close(self) -> None:
+        """Free what it holds; no call may be under way."""
+        return None
+
+
+class CallableNetwork(Network):
+    """A function of one's own as a network.
+
+    Args:
+        function: uint8[N, H, W, 3] to a mapping with ``logits`` float32[N, K] and ``features`` float32[N, C, h, w],
+            C-contiguous, in host memory.
+        model: whose inputs and outputs they are; None leaves that to the kernel.
+        name: what messages and reports call it.
+        precision: likewise.
+        version: likewise.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Outputs],
+        model: ModelInfo | None = None,
+        name: str = "callable",
+        precision: str = "fp32",
+        version: str = "",
+    ) -> None:
+        self.name, self.precision, self.version = name, precision, version
+        self._function, self._model = function, model
+
+    @contextmanager
+    def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
+        """See :meth:`Network.forward`; errors of the function pass through."""
+        require_host(self, images, stream)
+        outputs = self._function(images)
+        if self._model is not None:
+            found = {name: (str(value.dtype), ("N", *value.shape[1:])) for name, value in outputs.items()}
+            tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in self._model.inputs}
+            require_signature(self._model, {**found, **tensors}, self.name)
+            if wrong := [name for name, value in outputs.items() if len(value) != len(images)]:
+                raise BackendError(f"{self.name}: {wrong[0]} has {len(outputs[wrong[0]])} rows for {len(images)} images")
+        yield outputs
+
+
+def require_host(network: Network, images: Any, stream: int | None) -> None:
+    """Refuse images on a GPU.
+
+    Raises:
+        DataError: they are there, or a stream was given.
+    """
+    if stream is not None or on_device(images):
+        raise DataError(f"images on the GPU need a backend that is there too; {network.name} takes images in host memory")

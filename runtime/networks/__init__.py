@@ -1,0 +1,76 @@
+"""Networks by name: a bundle's model on ONNX Runtime, TensorRT or TensorRT-RTX."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wgap.errors import BackendError, DataError
+
+if TYPE_CHECKING:
+    from wgap.bundle import Bundle
+    from wgap.rule import Rule
+    from wgap.runtime.network import Network
+
+__all__ = ["BACKENDS", "NetworkOptions", "open_network"]
+
+BACKENDS = {
+    "onnxruntime": "wgap.runtime.networks.onnxruntime:open_bundle",
+    "onnxruntime_cuda": "wgap.runtime.networks.onnxruntime_gpu:open_cuda",
+    "onnxruntime_tensorrt": "wgap.runtime.networks.onnxruntime_gpu:open_tensorrt",
+    "tensorrt": "wgap.runtime.networks.tensorrt:open_bundle",
+    "tensorrt_rtx": "wgap.runtime.networks.tensorrt:open_rtx",
+}
+"""Name of each backend, and the module and function that opens it; modules load on first use."""
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """How to open a network. What has no meaning for a backend is refused by it.
+
+    Attributes:
+        precision: which of the bundle's model files to run.
+        ungated: run a lower-precision file even if its gate failed or never ran.
+        rule: that the boxes will be made under, which a gate must have judged; None for the bundle's own.
+        threads: CPU threads of one forward pass; None leaves the choice to the library (all cores).
+        device: a GPU's ordinal, or its UUID as ``nvidia-smi -L`` prints it; None for the first.
+        slots: how many calls may be on the GPU at the same time; further ones wait. None for 4.
+        memory_limit: bytes that ONNX Runtime may hold on the GPU; None for 4 GiB.
+    """
+
+    precision: str = "fp32"
+    ungated: bool = False
+    rule: Rule | None = None
+    threads: int | None = None
+    device: int | str | None = None
+    slots: int | None = None
+    memory_limit: int | None = None
+
+    def require_only(self, backend: str, *names: str) -> None:
+        """Refuse the machine's options that are given but not among ``names``.
+
+        Raises:
+            DataError: naming the option and the backend.
+        """
+        for name in ("threads", "device", "slots", "memory_limit"):
+            if name not in names and getattr(self, name) is not None:
+                have = " and ".join(f"{known}=" for known in names) or "none of these options"
+                raise DataError(f"the backend {backend} has no {name}=; it takes {have}")
+
+
+def open_network(name: str, bundle: Bundle, options: NetworkOptions | None = None) -> Network:
+    """The network of that backend over a bundle.
+
+    Raises:
+        BackendError: if the name is unknown, the library refuses the model, or there is no such GPU.
+        DataError: if an option has no meaning for this backend.
+        GateError: if the file's gate failed, never ran or judged another rule, unless ``options.ungated``.
+        BundleError: if the bundle has no such file, or its inputs and outputs are not those of the manifest.
+        MissingDependencyError: if the library is not installed.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; expected one of: {', '.join(sorted(BACKENDS))}")
+    module, _, function = BACKENDS[name].partition(":")
+    network: Network = getattr(importlib.import_module(module), function)(bundle, options or NetworkOptions())
+    return network

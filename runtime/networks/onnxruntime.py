@@ -1,0 +1,151 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wgap.errors import BackendError, MissingDependencyError
+from wgap.manifest import ModelInfo, require_signature
+from wgap.runtime.network import Network, Outputs, require_host
+
+if TYPE_CHECKING:
+    from wgap.bundle import Bundle
+    from wgap.runtime.networks import NetworkOptions
+
+__all__ = ["OnnxRuntimeNetwork", "file_network", "library_errors", "open_bundle", "open_session"]
+
+_ADVICE = (
+    "If the file is damaged, copy the bundle again or export it again",
+    "On a GPU: check that the provider finds CUDA, cuDNN and TensorRT in the versions that onnxruntime-gpu was built "
+    "for, and that this version has a GPU kernel for every operator of the file; nothing runs on the CPU instead",
+)
+_SILENT = 4  # the library's own log; whatever it has to say about a failure is in the exception
+
+
+class OnnxRuntimeNetwork(Network):
+    """One inference session on the CPU; sessions may be shared between threads."""
+
+    advice = ""
+    """What messages about a failed batch end with."""
+
+    def __init__(self, session: Any, precision: str, name: str = "onnxruntime") -> None:
+        import onnxruntime
+
+        self.name, self.precision, self.version = name, precision, str(onnxruntime.__version__)
+        self.session = session
+        self._failures = library_errors()
+
+    @contextmanager
+    def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
+        """See :meth:`wgap.runtime.network.Network.forward`."""
+        require_host(self, images, stream)
+        names = ("logits", "features")
+        with self.telling(images):
+            values = self.session.run(names, {"image": images})
+        yield dict(zip(names, values, strict=True))
+
+    @contextmanager
+    def telling(self, images: Any) -> Iterator[None]:
+        """Turn the library's exceptions into a BackendError."""
+        try:
+            yield
+        except self._failures as error:
+            raise BackendError(f"ONNX Runtime failed on a batch of shape {tuple(images.shape)}: {error}{self.advice}") from error
+
+
+def open_bundle(bundle: Bundle, options: NetworkOptions) -> OnnxRuntimeNetwork:
+    """Open the bundle's ONNX file of that precision on the CPU.
+
+    Raises:
+        GateError: see :meth:`wgap.bundle.Bundle.model_file`.
+        BackendError: if ONNX Runtime refuses the file, for instance because it is cut short.
+        BundleError: if the bundle has no such file, or its inputs and outputs are not those of the manifest.
+        DataError: if an option names a GPU.
+        MissingDependencyError: if ONNX Runtime is not installed.
+    """
+    options.require_only("onnxruntime", "threads")
+    path = bundle.root / bundle.model_file(options.precision, options.ungated, options.rule).path
+    if options.precision == "bf16":
+        raise BackendError(
+            f"{path}: ONNX Runtime's CPU provider has no bfloat16 convolution; run it as an engine (`wgap build "
+            f"{bundle.root} --precision bf16`, backend tensorrt or tensorrt_rtx), or run another precision here"
+        )
+    return file_network(bundle, path, options.precision, options.threads)
+
+
+def file_network(bundle: Bundle, path: Path, precision: str, threads: int | None = None) -> OnnxRuntimeNetwork:
+    """A file with the bundle's inputs and outputs as a network on the CPU, whether the bundle lists it or not.
+
+    Raises:
+        BackendError, BundleError, MissingDependencyError: see :func:`open_session`.
+    """
+    return OnnxRuntimeNetwork(open_session(path, bundle.manifest.model, threads), precision)
+
+
+def open_session(
+    path: Path,
+    model: ModelInfo | None,
+    threads: int | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    settings: Mapping[str, str] | None = None,
+    optimised: Path | None = None,
+) -> Any:
+    """An ``onnxruntime.InferenceSession``; every session of this package is made here.
+
+    Args:
+        path: the ONNX file.
+        model: whose inputs and outputs the file must have; None for any.
+        threads: of one forward pass; None takes every core.
+        providers: as ONNX Runtime takes them.
+        settings: session configuration entries.
+        optimised: write the optimised graph there.
+
+    Raises:
+        BackendError: if ONNX Runtime refuses the file.
+        BundleError: if its inputs and outputs are not the model's.
+        MissingDependencyError: if ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise MissingDependencyError(
+            "the onnxruntime backend needs ONNX Runtime, which is not installed: pip install 'wgap[cpu]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _SILENT
+    options.intra_op_num_threads = threads or 0
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except library_errors() as error:
+        on_gpu = tuple(providers) != ("CPUExecutionProvider",)
+        raise BackendError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses {path}: {error}. {_ADVICE[on_gpu]}"
+        ) from error
+    if model is not None:
+        arguments = (*session.get_inputs(), *session.get_outputs())
+        require_signature(model, {arg.name: (_dtype(arg.type), arg.shape) for arg in arguments}, str(path))
+    return session
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """The library's exceptions, which share no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    members = (getattr(state, name) for name in dir(state))
+    return tuple(m for m in members if isinstance(m, type) and issubclass(m, Exception))
+
+
+def _dtype(kind: str) -> str:
+    """``tensor(float)`` as ``float32``."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)

@@ -1,0 +1,347 @@
+"""``wgap.json``, typed: the network and its signature, the rule, and every file with what it was made from.
+
+Written as schema 2. Schema 1 is read too, upgraded in memory (:mod:`wgap.schema1`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from wgap.errors import BundleError, ManifestError
+from wgap.plain import PlainError, from_plain, to_plain
+from wgap.preprocessing import Preprocessing
+from wgap.rule import Rule
+
+__all__ = [
+    "SCHEMA", "Architecture", "BundleFile", "CalibrationRecord", "EngineRecord", "GateRecord", "ImageHashes",
+    "Manifest", "ModelInfo", "Profile", "Tensor", "TrainingRecord", "require_signature",
+]  # fmt: skip
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the network is called, and its parameters: for information, and for rebuilding it in PyTorch."""
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of the graph.
+
+    Attributes:
+        name: in the graph.
+        dtype: ``uint8`` or ``float32``.
+        shape: extents; the first is ``N``, the batch, which is free.
+        layout: a letter for each axis, such as ``NCHW``.
+    """
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int | str, ...]
+    layout: str
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The shape after the batch."""
+        return tuple(int(n) for n in self.shape[1:])
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The network inside the bundle.
+
+    Attributes:
+        architecture: name and parameters.
+        classes: class names; the index is the class id.
+        inputs: ``image`` uint8 [N, H, W, 3] RGB.
+        outputs: ``logits`` float32 [N, K] and ``features`` float32 [N, C, h, w].
+    """
+
+    architecture: Architecture
+    classes: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(
+        architecture: Architecture,
+        classes: Sequence[str],
+        input_size: tuple[int, int],
+        feature_shape: tuple[int, int, int],
+    ) -> ModelInfo:
+        """A classifier with one image input, logits and features, from its sizes: (H, W) and (C, h, w)."""
+        return ModelInfo(
+            architecture,
+            tuple(classes),
+            (Tensor("image", "uint8", ("N", *input_size, 3), "NHWC"),),
+            (
+                Tensor("logits", "float32", ("N", len(classes)), "NK"),
+                Tensor("features", "float32", ("N", *feature_shape), "NCHW"),
+            ),
+        )
+
+    def signature(self) -> dict[str, Tensor]:
+        """Every input and output of the graph by name, inputs first."""
+        return {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the network input in pixels."""
+        height, width, _ = self.signature()["image"].extents
+        return height, width
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the feature maps."""
+        channels, height, width = self.signature()["features"].extents
+        return channels, height, width
+
+
+def require_signature(model: ModelInfo, found: Mapping[str, tuple[str, Sequence[Any]]], where: str) -> None:
+    """Compare the inputs and outputs of a graph, a session or an engine with the manifest's.
+
+    Args:
+        model: what the manifest promises.
+        found: name to dtype (``uint8``, ``float32``, ...) and shape; an extent that is no number above 0 is free.
+        where: what messages call it.
+
+    Raises:
+        BundleError: a tensor is missing, of another type or shape, or its batch is not free.
+    """
+    for name, promised in model.signature().items():
+        dtype, shape = found.get(name, ("no such tensor", ()))
+        extents = ["N" if not isinstance(n, int) or n <= 0 else n for n in shape]
+        if (dtype, extents) != (promised.dtype, list(promised.shape)):
+            raise BundleError(
+                f"{where}: the manifest promises {name} {promised}, got {dtype}{extents if shape else ''}; "
+                "export the bundle again"
+            )
+
+
+@dataclass(frozen=True)
+class ImageHashes:
+    """One calibration image: its file name, the sha256 of its bytes, and of its pixels at the input size."""
+
+    name: str
+    sha256: str
+    pixels_sha256: str
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a file was exported from.
+
+    Attributes:
+        checkpoint_sha256: of the checkpoint.
+        tools: name to version.
+        opset: of the graph; None for other files.
+    """
+
+    checkpoint_sha256: str
+    tools: dict[str, str]
+    opset: int | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """How a lower-precision file was made.
+
+    Attributes:
+        float32_sha256: of the file it was made from.
+        images_sha256: of the calibration set, by content.
+        images: the calibration set.
+        warnings: what was noticed about it.
+        keep_float: nodes that stay in float32.
+        tools: name to version.
+        quantisation: of INT8: method, format, scales, attestation and, with ``--auto``, the search.
+        headroom: of FP16: how far activations stay from its limit, the tightest first.
+    """
+
+    float32_sha256: str
+    images_sha256: str
+    images: tuple[ImageHashes, ...]
+    warnings: tuple[str, ...]
+    keep_float: tuple[str, ...]
+    tools: dict[str, str]
+    quantisation: dict[str, Any] | None = None
+    headroom: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """The verdict on a lower-precision file.
+
+    Attributes:
+        passed: whether the runtime may open it.
+        reasons: why it failed.
+        rule: the rule whose boxes were compared; the verdict holds for no other.
+        candidate_sha256: of the file that was judged.
+        float32_sha256: of the file it was compared with.
+        backend: what ran both.
+        limits: what it may cost.
+        figures: what it cost.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    rule: Rule
+    candidate_sha256: str
+    float32_sha256: str
+    backend: str
+    limits: dict[str, float]
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Smallest, usual and largest batch of an engine."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """What an engine was built with, and for.
+
+    Attributes:
+        flavor: ``tensorrt`` or ``tensorrt_rtx``.
+        version: of that library.
+        architecture: ``portable``, ``8.0+``, or compute capabilities such as ``8.6,8.9``.
+        platform: such as ``linux x86_64``.
+        profile: batches.
+        onnx_sha256: of the file it was built from.
+        options: how it was built.
+        gpu: the GPU it was built on; None without one.
+        driver: its driver's version.
+        cuda: the CUDA version that the driver serves.
+        calibration_sha256: of the calibration set of the file it was built from.
+        attestation: convolutions by precision, layers by type.
+        tools: name to version.
+    """
+
+    flavor: str
+    version: str
+    architecture: str
+    platform: str
+    profile: Profile
+    onnx_sha256: str
+    options: dict[str, Any] = field(default_factory=dict)
+    gpu: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    calibration_sha256: str | None = None
+    attestation: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One file of the bundle.
+
+    Attributes:
+        path: relative to the bundle, with forward slashes.
+        role: ``onnx``, ``rejected`` (an onnx file whose gate failed), ``classifier``, ``golden`` or ``engine``.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``; empty where it has no meaning.
+        sha256: of the file's bytes, lower-case hexadecimal.
+        size: bytes.
+        training: of what was exported from a checkpoint.
+        calibration: of a lower-precision file.
+        gate: the verdict on a lower-precision file, once it was judged.
+        engine: of an engine.
+    """
+
+    path: str
+    role: str
+    precision: str
+    sha256: str
+    size: int
+    training: TrainingRecord | None = None
+    calibration: CalibrationRecord | None = None
+    gate: GateRecord | None = None
+    engine: EngineRecord | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        plain = {name: to_plain(value) for name, value in vars(self).items()}
+        return {name: value for name, value in plain.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``wgap.json``."""
+
+    model: ModelInfo
+    preprocessing: Preprocessing
+    rule: Rule
+    files: tuple[BundleFile, ...]
+    wgap_version: str
+
+    def to_json(self) -> str:
+        """The manifest as it stands on disk, stable for equal content."""
+        content = {name: to_plain(value) for name, value in vars(self).items()}
+        return json.dumps({"schema": SCHEMA, **content}, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: Path) -> Manifest:
+        """Parse and validate a manifest.
+
+        Raises:
+            ManifestError: if it is not JSON, has no schema or a newer one, or a field is missing or wrong; the message
+                names it.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise ManifestError(f"{where} is not valid JSON ({error}); export the bundle again") from error
+        schema = raw.pop("schema", None) if isinstance(raw, dict) else None
+        if type(schema) is not int:
+            raise ManifestError(f'{where} has no schema number; expected "schema": {SCHEMA}. Is this a wgap bundle?')
+        if schema > SCHEMA:
+            raise ManifestError(f"{where} has schema {schema}, this wgap reads up to {SCHEMA}; upgrade wgap")
+        if schema < 1:
+            raise ManifestError(f"{where} has schema {schema}, expected {SCHEMA}; export the bundle again")
+        try:
+            if schema == 1:
+                from wgap.schema1 import upgraded
+
+                raw = upgraded(raw)
+            manifest = from_plain(Manifest, raw)
+            _check(manifest)
+        except PlainError as error:
+            raise ManifestError(f"{where} does not follow schema {schema}: {error}; export the bundle again") from error
+        return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """What types do not say."""
+    model = manifest.model
+    signature = model.signature()
+    expected = {"image": ("NHWC", 3), "logits": ("NK", len(model.classes)), "features": ("NCHW", None)}
+    for name, (layout, last) in expected.items():
+        tensor = signature.get(name)
+        if tensor is None:
+            raise PlainError(f"model: the signature has no tensor {name!r}; it has: {', '.join(signature)}")
+        whole = all(isinstance(n, int) and n > 0 for n in tensor.shape[1:])
+        if tensor.layout != layout or len(tensor.shape) != len(layout) or tensor.shape[0] != "N" or not whole:
+            raise PlainError(f"model: {name} is {tensor} in layout {tensor.layout}; expected N first, layout {layout}")
+        if last is not None and tensor.shape[-1] != last:
+            raise PlainError(f"model: {name} is {tensor}, but the last extent must be {last}")
+    for number, entry in enumerate(manifest.files):
+        pure = PurePosixPath(entry.path)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise PlainError(f"files[{number}].path: {entry.path!r} lies outside the bundle; refusing to read it")
+        if entry.role == "engine" and entry.engine is None:
+            raise PlainError(f"files[{number}].engine: missing")
