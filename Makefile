@@ -45,7 +45,7 @@ format: setup ## rewrite sources in the house format
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.c' '*.inl')
 
 bench: setup ## the kernel against OpenCV and PyTorch, interleaved
-	$(BIN)/python benchmarks/postprocess.py
+	$(BIN)/python benchmarks/postprocess.py --stages
 
 gpu-check: ## on a machine with an NVIDIA GPU: every GPU test, parity, timings, profile; BUNDLE=, DATA= optional
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu

@@ -57,11 +57,6 @@ def postprocess(
     threads: int = 1,
     target: str = "",
 ) -> list[list[BoxRecord]]: ...
-def _profile(
-    features: Any, logits: Any, weight: Any, *, size: tuple[int, int], target: str = "", repeats: int = 200
-) -> dict[str, float]:
-    """Median microseconds of each stage for one image (top-1, adaptive), of the whole, and of reading the features."""
-
 def cpu_targets() -> list[str]:
     """Instruction sets this machine runs, slowest first: of "baseline", "avx2", "avx512"."""
 

@@ -84,6 +84,12 @@ def test_sanitizers_find_nothing(preset: str, tmp_path: Path) -> None:
     call("ctest", "--test-dir", folder, "--output-on-failure", "-j", "2")
 
 
+def test_the_benchmark_of_stages_runs(tmp_path: Path) -> None:
+    told = json.loads(call(build("benchmark", tmp_path) / "kernel_stages", "--repeats", "3"))
+    assert sum(told["stages_us"].values()) > told["read_once_us"] > 0
+    assert told["whole_us"] > 0
+
+
 def test_kernel_headers_include_nothing() -> None:
     """NVRTC, which compiles them for GPUs at run time, has no standard library."""
     headers = {path.name: path.read_text() for path in (ROOT / "runtime/include/wgap/kernel").glob("*.h")}

@@ -244,62 +244,6 @@ nb::list postprocess(const Array& features, const Array& logits, const Classifie
   return all;
 }
 
-// Where the time of one image goes: median microseconds of each stage, of the whole, and of merely reading the features
-// once. For benchmarks; not part of the C interface.
-nb::dict profile(const Array& features, const Array& logits, const Array& weight, std::pair<int, int> size,
-                 const std::string& target, int repeats) {
-  wgap::Problem problem{};
-  problem.features = floats(features, 3, "features", "float32[C, h, w]");
-  problem.logits = floats(logits, 1, "logits", "float32[K]");
-  problem.weight = floats(weight, 2, "weight", "float32[K, C]");
-  problem.shape = {extent(features, 0, "features"),
-                   extent(features, 1, "features"),
-                   extent(features, 2, "features"),
-                   size.first,
-                   size.second,
-                   extent(logits, 0, "logits")};
-  problem.class_id = problem.fixed = -1;
-  const wgap::Target* const chosen = target.empty() ? wgap::default_target() : wgap::target_named(target.c_str());
-  if (chosen == nullptr || repeats < 1) throw nb::value_error("unknown target, or repeats below 1");
-  wgap::Memory memory;
-  void* const scratch = memory.at_least(chosen->scratch_bytes(problem.shape));
-  if (scratch == nullptr) throw std::bad_alloc();
-  chosen->prepare(problem.shape, scratch);
-  static const char* const kNames[] = {"class", "recombine", "upsample_columns", "quantise", "edges",
-                                       "level", "component", "heatmap",          "whole",    "read_once"};
-  constexpr int kColumns = sizeof kNames / sizeof kNames[0];
-  static_assert(kColumns == wgap::kStages + 2, "a stage has no name");
-  using Clock = std::chrono::steady_clock;
-  const auto microseconds = [](Clock::duration d) { return std::chrono::duration<double, std::micro>(d).count(); };
-  std::vector<std::vector<double>> columns(kColumns);
-  wgap::Result result{};
-  volatile wgap::u64 seen = 0;
-  for (int i = 0; i < repeats; ++i) {
-    wgap::u64 ticks[wgap::kStages], all = 0;
-    const Clock::time_point start = Clock::now();
-    chosen->profile(problem, scratch, &result, ticks);
-    const Clock::time_point profiled = Clock::now();
-    chosen->localize(problem, scratch, &result);
-    const Clock::time_point localized = Clock::now();
-    seen = chosen->read_once(problem.features, features.size() * sizeof(float));
-    const Clock::time_point read = Clock::now();
-    for (const wgap::u64 t : ticks) all += t;
-    const double tick = microseconds(profiled - start) / static_cast<double>(all);
-    for (int stage = 0; stage < wgap::kStages; ++stage)
-      columns[stage].push_back(static_cast<double>(ticks[stage]) * tick);
-    columns[wgap::kStages].push_back(microseconds(localized - profiled));
-    columns[wgap::kStages + 1].push_back(microseconds(read - localized));
-  }
-  (void)seen;
-  if (result.outcome != wgap::kDone) raise("FeatureError", "features or logits are not finite");
-  nb::dict told;
-  for (int i = 0; i < kColumns; ++i) {
-    std::nth_element(columns[i].begin(), columns[i].begin() + repeats / 2, columns[i].end());
-    told[kNames[i]] = columns[i][static_cast<std::size_t>(repeats / 2)];
-  }
-  return told;
-}
-
 // Bytes that one block of the CUDA kernel needs, of shared memory (at most `room`) and of global memory.
 std::pair<std::uint64_t, std::uint64_t> cuda_layout(const std::vector<int>& shape, std::uint64_t room) {
   wgap::u64 shared = 0;
@@ -441,8 +385,6 @@ NB_MODULE(_native, m) {
         nb::arg("size"), nb::arg("classes") = nb::none(), nb::arg("top_k") = 1, nb::arg("map") = "recombined",
         nb::arg("threshold") = "adaptive", nb::arg("heatmaps") = false, nb::arg("edge_means") = false,
         nb::arg("threads") = 1, nb::arg("target") = "");
-  m.def("_profile", &profile, nb::arg("features"), nb::arg("logits"), nb::arg("weight"), nb::kw_only(), nb::arg("size"),
-        nb::arg("target") = "", nb::arg("repeats") = 200);
   m.attr("_CUDA_RESULT_BYTES") = sizeof(wgap::Result);
   m.def("_cuda_layout", &cuda_layout, nb::arg("shape"), nb::arg("room"));
   m.def("_cuda_task", &cuda_task, nb::arg("shape"), nb::arg("images"), nb::arg("per_image"), nb::arg("map"),
