@@ -1,7 +1,9 @@
 # The kernel as one object library, shared by the C++ libraries, the Python module and the tests.
 
 # Our own sources only: nanobind's are not held to these. Errors only where we develop: a newer compiler may know more.
-set(WGAP_WARNINGS -Wall -Wextra -Wpedantic $<$<BOOL:${WGAP_WERROR}>:-Werror>)
+# Clang tells of every loop that it was asked to vectorise and did better with, such as one that became a memset.
+set(WGAP_WARNINGS -Wall -Wextra -Wpedantic $<$<BOOL:${WGAP_WERROR}>:-Werror>
+  $<$<COMPILE_LANG_AND_ID:CXX,Clang,AppleClang>:-Wno-pass-failed>)
 add_library(wgap_warnings INTERFACE)
 target_compile_options(wgap_warnings INTERFACE ${WGAP_WARNINGS})
 if(WGAP_SANITIZE)

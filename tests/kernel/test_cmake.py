@@ -32,13 +32,23 @@ def build(preset: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The release preset, built, tested and installed."""
-    folder = build("release", tmp_path_factory.mktemp("release"))
+def checked(preset: str, folder: Path) -> Path:
+    build(preset, folder)
     call("ctest", "--test-dir", folder, "--output-on-failure", "-j", "2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release preset's folder, built and tested."""
+    return checked("release", tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="module")
+def installed(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the release preset was installed."""
     prefix = tmp_path_factory.mktemp("prefix")
-    call("cmake", "--install", folder, "--prefix", prefix)
+    call("cmake", "--install", release, "--prefix", prefix)
     return prefix
 
 
@@ -80,8 +90,13 @@ def test_an_outside_project_finds_it_and_gets_python_s_boxes(installed: Path, tm
 
 @pytest.mark.parametrize("preset", ["tsan", "asan"])
 def test_sanitizers_find_nothing(preset: str, tmp_path: Path) -> None:
-    folder = build(preset, tmp_path)
-    call("ctest", "--test-dir", folder, "--output-on-failure", "-j", "2")
+    checked(preset, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++ (Debian's package clang)")
+def test_clang_s_library_gives_the_same_bits(release: Path, tmp_path: Path) -> None:
+    records = "tests/kernel/records"
+    assert call(checked("clang", tmp_path) / records) == call(release / records) != ""
 
 
 def test_the_benchmark_of_stages_runs(tmp_path: Path) -> None:
