@@ -88,6 +88,60 @@ def test_an_outside_project_finds_it_and_gets_python_s_boxes(installed: Path, tm
         assert line["threshold"] == pytest.approx(record.threshold)
 
 
+PARENT = """
+cmake_minimum_required(VERSION 3.24)
+project(parent VERSION 7.8 LANGUAGES C CXX)
+if(WITH_WGAP)
+  include(FetchContent)
+  FetchContent_Declare(wgap SOURCE_DIR third_party/wgap)
+  FetchContent_MakeAvailable(wgap)
+  add_executable(app app.c)
+  target_link_libraries(app PRIVATE wgap::wgap)
+  install(TARGETS app RUNTIME DESTINATION bin)
+endif()
+"""
+
+
+def cache_of(folder: Path) -> dict[str, str]:
+    """What a user of the folder sees and sets."""
+    lines = (folder / "CMakeCache.txt").read_text().replace(str(folder), "FOLDER").splitlines()
+    entries = (line.split("=", 1) for line in lines if "=" in line and not line.startswith(("#", "//")))
+    return {key: value for key, value in entries if not key.endswith(":INTERNAL")}
+
+
+@pytest.mark.parametrize("shared", ["ON", "OFF", None])
+def test_a_parent_project_keeps_its_cache_and_its_prefix(shared: str | None, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(PARENT)
+    shutil.copy(ROOT / "tests/kernel/c_header.c", tmp_path / "app.c")
+    caches = {}
+    for name, with_wgap in (("alone", "OFF"), ("both", "ON")):
+        flags = [f"-DWITH_WGAP={with_wgap}", f"-DFETCHCONTENT_SOURCE_DIR_WGAP={ROOT}"]
+        flags += [f"-DBUILD_SHARED_LIBS={shared}"] if shared else []
+        call("cmake", "-S", tmp_path, "-B", tmp_path / name, *flags)
+        caches[name] = cache_of(tmp_path / name)
+    differing = {key for key, value in caches["both"].items() if caches["alone"].get(key) != value}
+    foreign = {key.split(":")[0] for key in differing if not key.lower().startswith(("wgap_", "fetchcontent_"))}
+    assert foreign == {"WITH_WGAP"}
+
+    call("cmake", "--build", tmp_path / "both", "--parallel", "2")
+    built = {path.suffix for path in (tmp_path / "both").rglob("libwgap.*") if not path.is_symlink()}
+    assert built == ({".0"} if shared == "ON" else {".a"}), "only what is linked is built"
+    call(tmp_path / "both" / "app")
+    call("cmake", "--install", tmp_path / "both", "--prefix", tmp_path / "prefix")
+    assert [path.name for path in (tmp_path / "prefix").rglob("*") if path.is_file()] == ["app"]
+
+
+def test_a_static_package_is_asked_for_with_build_shared_libs(tmp_path: Path) -> None:
+    call("cmake", "-S", ROOT, "-B", tmp_path / "wgap", "-DBUILD_SHARED_LIBS=OFF")
+    call("cmake", "--build", tmp_path / "wgap", "--parallel", "2")
+    call("cmake", "--install", tmp_path / "wgap", "--prefix", tmp_path / "prefix")
+    example = (ROOT / "examples" / "cpp", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
+    call("cmake", "-S", *example)
+    call("cmake", "--build", tmp_path / "build")
+    assert "libwgap.so" not in call("ldd", tmp_path / "build" / "boxes")
+    assert json.loads(call(tmp_path / "build" / "boxes"))["class_id"] == 1
+
+
 @pytest.mark.parametrize("preset", ["tsan", "asan"])
 def test_sanitizers_find_nothing(preset: str, tmp_path: Path) -> None:
     checked(preset, tmp_path)
