@@ -19,7 +19,6 @@ add_library(wgap_core OBJECT
 set_target_properties(wgap_core PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_include_directories(wgap_core PUBLIC
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include> PRIVATE runtime/src/kernel)
-target_compile_definitions(wgap_core PRIVATE WGAP_VERSION_STRING="${PROJECT_VERSION}")
 target_link_libraries(wgap_core PRIVATE wgap_warnings PUBLIC Threads::Threads)
 # No contraction of a*b+c: the same bits on every instruction set. The other two change no value; they let loops with
 # rounding and comparisons become vector code.

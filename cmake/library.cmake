@@ -1,7 +1,9 @@
 # libwgap, static and shared, with a package that find_package(wgap) finds.
 add_library(wgap_shared SHARED $<TARGET_OBJECTS:wgap_core>)
 add_library(wgap_static STATIC $<TARGET_OBJECTS:wgap_core>)
-set_target_properties(wgap_shared PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
+# Before 1.0 a minor version may change the interface.
+set_target_properties(wgap_shared PROPERTIES
+  VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 target_compile_definitions(wgap_static INTERFACE WGAP_STATIC)
 foreach(library wgap_shared wgap_static)
   set_target_properties(${library} PROPERTIES OUTPUT_NAME wgap)

@@ -122,7 +122,11 @@ const char* wgap_status_string(wgap_status status) {
   return "unknown status";
 }
 
-const char* wgap_version(void) { return WGAP_VERSION_STRING; }
+#define WGAP_TEXT(number) WGAP_TEXT_OF(number)
+#define WGAP_TEXT_OF(number) #number
+const char* wgap_version(void) {
+  return WGAP_TEXT(WGAP_VERSION_MAJOR) "." WGAP_TEXT(WGAP_VERSION_MINOR) "." WGAP_TEXT(WGAP_VERSION_PATCH);
+}
 
 const char* const* wgap_targets(void) { return wgap::supported_names(); }
 
