@@ -1,10 +1,16 @@
-# libwgap, static and shared, with a package that find_package(wgap) finds.
+# libwgap, static and shared, with packages that find_package(wgap) and pkg-config find.
 add_library(wgap_shared SHARED $<TARGET_OBJECTS:wgap_core>)
 add_library(wgap_static STATIC $<TARGET_OBJECTS:wgap_core>)
 # Before 1.0 a minor version may change the interface.
 set_target_properties(wgap_shared PROPERTIES
   VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 target_compile_definitions(wgap_static INTERFACE WGAP_STATIC)
+# A project in C alone, whose linker brings no C++ library.
+set(WGAP_CXX_RUNTIME stdc++)
+if("c++" IN_LIST CMAKE_CXX_IMPLICIT_LINK_LIBRARIES)
+  set(WGAP_CXX_RUNTIME c++)
+endif()
+target_link_libraries(wgap_static INTERFACE "$<$<LINK_LANGUAGE:C>:${WGAP_CXX_RUNTIME};m>")
 foreach(library wgap_shared wgap_static)
   set_target_properties(${library} PROPERTIES OUTPUT_NAME wgap)
   target_include_directories(${library} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include>)
@@ -34,3 +40,6 @@ configure_package_config_file(cmake/wgapConfig.cmake.in ${PROJECT_BINARY_DIR}/wg
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/wgapConfig.cmake ${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake
   DESTINATION ${package} COMPONENT cpp)
+file(RELATIVE_PATH WGAP_PREFIX_FROM_PC ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+configure_file(cmake/wgap.pc.in ${PROJECT_BINARY_DIR}/wgap.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/wgap.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT cpp)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import wgap
 from wgap.runtime.postprocess import Classifier, postprocess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,9 @@ def test_the_package_is_complete_and_exports_only_its_interface(installed: Path)
     assert (installed / "include" / "wgap" / "wgap.h").is_file()
     [library] = [path for path in installed.rglob("libwgap.so") if path.is_symlink()]
     assert (library.parent / "libwgap.a").is_file()
+    assert (library.parent / f"libwgap.so.{wgap.__version__.rpartition('.')[0]}").is_symlink()
+    version_file = library.parent / "cmake" / "wgap" / "wgapConfigVersion.cmake"
+    assert f'set(PACKAGE_VERSION "{wgap.__version__}")' in version_file.read_text()
     if shutil.which("nm"):
         listed = call("nm", "--dynamic", "--defined-only", "--format=posix", library)
         names = {line.split()[0] for line in listed.splitlines()}
@@ -86,6 +90,44 @@ def test_an_outside_project_finds_it_and_gets_python_s_boxes(installed: Path, tm
     for line, [record] in zip(lines, postprocess(features, logits, Classifier(weight), size=(100, 100)), strict=True):
         assert (line["class_id"], tuple(line["box"])) == (record.class_id, record.box)
         assert line["threshold"] == pytest.approx(record.threshold)
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
+def test_pkg_config_serves_a_moved_prefix(installed: Path, tmp_path: Path) -> None:
+    shutil.copytree(installed, tmp_path / "moved", symlinks=True)
+    [folder] = [path.parent for path in (tmp_path / "moved").rglob("wgap.pc")]
+
+    def asked(*flags: str) -> list[str]:
+        return call("env", f"PKG_CONFIG_PATH={folder}", "pkg-config", *flags, "wgap").split()
+
+    assert asked("--modversion") == [wgap.__version__]
+    source = ROOT / "tests/kernel/c_header.c"
+    call("cc", source, *asked("--cflags", "--libs"), f"-Wl,-rpath,{folder.parent}", "-o", tmp_path / "shared")
+    assert str(folder.parent) in call("ldd", tmp_path / "shared")
+    call(tmp_path / "shared")
+    flags = asked("--static", "--cflags", "--libs")
+    flags[flags.index("-lwgap")] = "-l:libwgap.a"
+    call("cc", source, *flags, "-o", tmp_path / "static")
+    call(tmp_path / "static")
+    assert "libwgap" not in call("ldd", tmp_path / "static")
+
+
+def test_a_program_in_c_alone_links_either_library(installed: Path, tmp_path: Path) -> None:
+    [archive] = installed.rglob("libwgap.a")
+    source = shutil.copy(ROOT / "tests/kernel/c_header.c", tmp_path)
+    libraries = ("-lstdc++", "-lpthread", "-lm")
+    call("cc", f"-I{installed / 'include'}", source, archive, *libraries, "-o", tmp_path / "by_hand")
+    call(tmp_path / "by_hand")
+    names = ("wgap", "wgap_shared", "wgap_static")
+    programs = "".join(
+        f"add_executable({name} c_header.c)\ntarget_link_libraries({name} PRIVATE wgap::{name})\n" for name in names
+    )
+    project = "cmake_minimum_required(VERSION 3.24)\nproject(app LANGUAGES C)\nfind_package(wgap REQUIRED)\n"
+    (tmp_path / "CMakeLists.txt").write_text(project + programs)
+    call("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}")
+    call("cmake", "--build", tmp_path / "build")
+    for name in names:
+        call(tmp_path / "build" / name)
 
 
 PARENT = """
