@@ -16,7 +16,7 @@ setup: .venv/.ready ## create .venv with the package (editable) and everything t
 .venv/.ready: pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard cmake/* runtime/src/*/* runtime/include/wgap/*.h runtime/include/wgap/kernel/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints-dev.txt torch==$$(sed -n 's/^torch==//p' constraints-dev.txt)
-	$(BIN)/pip install -q -c constraints-dev.txt -e '.[cpu,train,calibrate,rtx,cuda,nvcc,dev]'
+	$(BIN)/pip install -q -c constraints-dev.txt -C cmake.define.WGAP_WERROR=ON -e '.[cpu,train,calibrate,rtx,cuda,nvcc,dev]'
 	touch $@
 
 demo: setup ## train, export, check, localize and evaluate on generated images; pictures and report.md in demo-out/
@@ -45,7 +45,7 @@ format: setup ## rewrite sources in the house format
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.c' '*.inl')
 
 bench: setup ## the kernel against OpenCV and PyTorch, interleaved
-	$(BIN)/python benchmarks/postprocess.py
+	$(BIN)/python benchmarks/postprocess.py --stages
 
 gpu-check: ## on a machine with an NVIDIA GPU: every GPU test, parity, timings, profile; BUNDLE=, DATA= optional
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu

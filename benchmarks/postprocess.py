@@ -1,6 +1,6 @@
 """One 512x14x14 feature map to a box: our kernel, OpenCV with NumPy, and the PyTorch reference, side by side.
 
-    python benchmarks/postprocess.py [--json] [--targets] [--features FILE.npz]
+    python benchmarks/postprocess.py [--json] [--targets] [--stages] [--features FILE.npz]
 
 All run on one thread, in one process, in interleaved rounds on the same features, through their Python interfaces, from
 float32 arrays to class, score, threshold and box. They must agree on the level and the box before anything is timed.
@@ -9,6 +9,9 @@ Without ``--features`` the maps are synthetic: every channel a smooth bump, most
 so that about one value in seven is positive (VGG16's last ReLU gives 0.14), which yields maps with about as many edge
 pixels as real ones (4 to 6 thousand at 224x224). With it: an ``.npz`` with ``features`` float32[N, C, h, w], ``logits``
 float32[N, K] and ``weight`` float32[K, C].
+
+With ``--stages`` the C++ program kernel_stages.cpp is built too (CMake's preset ``benchmark``) and times the kernel's
+stages.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +37,7 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from synthetic import synthetic  # noqa: E402
 
-from wgap import _native
+from wgap import _native  # noqa: E402
 from wgap.runtime import postprocess  # noqa: E402
 from wgap.train import reference  # noqa: E402
 
@@ -177,10 +182,7 @@ def measure(data: tuple[Array, Array, Array], rounds: int, targets: list[str]) -
             elapsed = [microseconds(call, i % images) for _ in range(1 if name == "torch" else 5)]
             first[name].append(elapsed[0])
             times[name].append(statistics.median(elapsed))
-    stages = [_native._profile(f, z, data[2], size=SIZE) for f, z in zip(data[0], data[1], strict=True)]
     median = {name: statistics.median(values) for name, values in times.items()}
-    stage_us = {name: round(statistics.median(s[name] for s in stages), 2) for name in stages[0]}
-    kernel, read = stage_us.pop("whole"), stage_us.pop("read_once")
     return {
         **{f"{name}_us": round(median[name], 2) for name in ("wgap", "opencv", "torch")},
         "speedup_opencv": round(median["opencv"] / median["wgap"], 1),
@@ -190,10 +192,6 @@ def measure(data: tuple[Array, Array, Array], rounds: int, targets: list[str]) -
         "first_call_us": {name: round(statistics.median(v), 2) for name, v in first.items() if "[" not in name},
         "spread_us": {name: spread(values) for name, values in times.items() if "[" not in name},
         "targets_us": {name[5:-1]: spread(values) for name, values in times.items() if "[" in name},
-        "kernel_us": kernel,
-        "stages_us": stage_us,
-        "read_features_once_us": read,
-        "kernel_over_reading": round(kernel / read, 1),
         "rounds": rounds,
         "images": images,
         "features": list(data[0].shape[1:]),
@@ -210,6 +208,27 @@ def measure(data: tuple[Array, Array, Array], rounds: int, targets: list[str]) -
     }
 
 
+def kernel_stages(data: tuple[Array, Array, Array]) -> dict[str, Any]:
+    """What the kernel takes without Python, stage by stage: benchmarks/kernel_stages.cpp, built and run."""
+    root = Path(__file__).resolve().parents[1]
+    for command in (["cmake", "--preset", "benchmark"], ["cmake", "--build", "--preset", "benchmark"]):
+        subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("features", "logits", "weight")]
+        for file, array in zip(files, data, strict=True):
+            array.tofile(file)
+        sizes = [*map(str, data[0].shape), str(data[2].shape[0]), str(SIZE[0])]
+        program = root / "build" / "benchmark" / "kernel_stages"
+        done = subprocess.run([program, *files, *sizes], check=True, stdout=subprocess.PIPE, text=True)
+    told = json.loads(done.stdout)
+    return {
+        "kernel_us": told["whole_us"],
+        "stages_us": told["stages_us"],
+        "read_features_once_us": told["read_once_us"],
+        "kernel_over_reading": round(told["whole_us"] / told["read_once_us"], 1),
+    }
+
+
 def cpu_model() -> str:
     """The processor's name as the system tells it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
@@ -223,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--targets", action="store_true", help="also time every instruction set")
+    parser.add_argument("--stages", action="store_true", help="also time the kernel's stages, with a C++ program")
     parser.add_argument("--features", type=Path, help=".npz with features, logits, weight")
     parser.add_argument("--rounds", type=int, default=150)
     options = parser.parse_args()
@@ -237,7 +257,7 @@ def main() -> None:
             )
             data = features, logits, weight
     targets = postprocess.cpu_targets() if options.targets else []
-    result = measure(data, options.rounds, targets)
+    result = measure(data, options.rounds, targets) | (kernel_stages(data) if options.stages else {})
     if options.json:
         print(json.dumps(result))
         return
@@ -246,6 +266,8 @@ def main() -> None:
     print(f"{result['speedup_opencv']}x OpenCV, {result['speedup_torch']}x PyTorch")
     print(f"on {result['cpu']}, {result['target']}")
     print(f"first call after the others' {result['first_call_us']['wgap']} us")
+    if not options.stages:
+        return
     print(f"without Python {result['kernel_us']} us: {result['stages_us']}")
     print(f"reading the features once {result['read_features_once_us']} us: {result['kernel_over_reading']}x that")
 

@@ -1,8 +1,11 @@
 # The kernel as one object library, shared by the C++ libraries, the Python module and the tests.
 
-# Our own sources only: nanobind's are not held to these.
+# Our own sources only: nanobind's are not held to these. Errors only where we develop: a newer compiler may know more.
+# Clang tells of every loop that it was asked to vectorise and did better with, such as one that became a memset.
+set(WGAP_WARNINGS -Wall -Wextra -Wpedantic $<$<BOOL:${WGAP_WERROR}>:-Werror>
+  $<$<COMPILE_LANG_AND_ID:CXX,Clang,AppleClang>:-Wno-pass-failed>)
 add_library(wgap_warnings INTERFACE)
-target_compile_options(wgap_warnings INTERFACE -Wall -Wextra -Wpedantic -Werror)
+target_compile_options(wgap_warnings INTERFACE ${WGAP_WARNINGS})
 if(WGAP_SANITIZE)
   add_compile_options(-fsanitize=${WGAP_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -O1)
   add_link_options(-fsanitize=${WGAP_SANITIZE})

@@ -1,23 +1,38 @@
-# libwgap, static and shared, with a package that find_package(wgap) finds.
-include(GNUInstallDirs)
-include(CMakePackageConfigHelpers)
-
+# libwgap, static and shared, with packages that find_package(wgap) and pkg-config find.
 add_library(wgap_shared SHARED $<TARGET_OBJECTS:wgap_core>)
 add_library(wgap_static STATIC $<TARGET_OBJECTS:wgap_core>)
-set_target_properties(wgap_shared PROPERTIES OUTPUT_NAME wgap EXPORT_NAME wgap
-  VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
-set_target_properties(wgap_static PROPERTIES OUTPUT_NAME wgap EXPORT_NAME wgap_static)
+# Before 1.0 a minor version may change the interface.
+set_target_properties(wgap_shared PROPERTIES
+  VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 target_compile_definitions(wgap_static INTERFACE WGAP_STATIC)
+# A project in C alone, whose linker brings no C++ library.
+set(WGAP_CXX_RUNTIME stdc++)
+if("c++" IN_LIST CMAKE_CXX_IMPLICIT_LINK_LIBRARIES)
+  set(WGAP_CXX_RUNTIME c++)
+endif()
+target_link_libraries(wgap_static INTERFACE "$<$<LINK_LANGUAGE:C>:${WGAP_CXX_RUNTIME};m>")
 foreach(library wgap_shared wgap_static)
-  target_include_directories(${library} INTERFACE
-    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+  set_target_properties(${library} PROPERTIES OUTPUT_NAME wgap)
+  target_include_directories(${library} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include>)
   target_link_libraries(${library} PUBLIC Threads::Threads)
+  add_library(wgap::${library} ALIAS ${library})
 endforeach()
-add_library(wgap::wgap ALIAS wgap_shared)
-add_library(wgap::wgap_static ALIAS wgap_static)
+# wgap::wgap is what BUILD_SHARED_LIBS says. Where it says nothing: shared on its own, static as a part of something.
+if(BUILD_SHARED_LIBS OR (PROJECT_IS_TOP_LEVEL AND NOT DEFINED BUILD_SHARED_LIBS))
+  set(WGAP_LINKAGE shared)
+else()
+  set(WGAP_LINKAGE static)
+endif()
+add_library(wgap::wgap ALIAS wgap_${WGAP_LINKAGE})
 
+if(NOT WGAP_INSTALL)
+  set_target_properties(wgap_shared wgap_static PROPERTIES EXCLUDE_FROM_ALL ON)  # built where they are linked
+  return()
+endif()
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/wgap)
-install(TARGETS wgap_shared wgap_static EXPORT wgap COMPONENT cpp)
+install(TARGETS wgap_shared wgap_static EXPORT wgap COMPONENT cpp INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(DIRECTORY runtime/include/wgap DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT cpp)
 install(EXPORT wgap NAMESPACE wgap:: DESTINATION ${package} FILE wgapTargets.cmake COMPONENT cpp)
 configure_package_config_file(cmake/wgapConfig.cmake.in ${PROJECT_BINARY_DIR}/wgapConfig.cmake
@@ -25,3 +40,6 @@ configure_package_config_file(cmake/wgapConfig.cmake.in ${PROJECT_BINARY_DIR}/wg
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/wgapConfig.cmake ${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake
   DESTINATION ${package} COMPONENT cpp)
+file(RELATIVE_PATH WGAP_PREFIX_FROM_PC ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+configure_file(cmake/wgap.pc.in ${PROJECT_BINARY_DIR}/wgap.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/wgap.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT cpp)

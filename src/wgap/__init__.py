@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from wgap.bundle import Bundle
     from wgap.runtime.localizer import Localization, Localizer
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["Bundle", "Localization", "Localizer", "__version__", "errors"]
 
 _HOMES = {
@@ -27,6 +28,10 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("wgap")
     raise AttributeError(f"module 'wgap' has no attribute {name!r}")
 
 

@@ -37,7 +37,9 @@ int main(void) {
   const int64_t classes[1] = {1};
   if (wgap_localize(workspace, &input, classifier, &options, classes, &record, NULL) != WGAP_OK || record.class_id != 1)
     return fail("class id ignored");
-  if (strcmp(wgap_version(), "0.1.0") != 0) return fail("wrong version");
+  char version[32];
+  snprintf(version, sizeof version, "%d.%d.%d", WGAP_VERSION_MAJOR, WGAP_VERSION_MINOR, WGAP_VERSION_PATCH);
+  if (strcmp(wgap_version(), version) != 0) return fail("the library is not the header's version");
   wgap_workspace_destroy(workspace);
   wgap_classifier_destroy(classifier);
   return 0;

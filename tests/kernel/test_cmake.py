@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import wgap
 from wgap.runtime.postprocess import Classifier, postprocess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,13 +33,23 @@ def build(preset: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The release preset, built, tested and installed."""
-    folder = build("release", tmp_path_factory.mktemp("release"))
+def checked(preset: str, folder: Path) -> Path:
+    build(preset, folder)
     call("ctest", "--test-dir", folder, "--output-on-failure", "-j", "2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release preset's folder, built and tested."""
+    return checked("release", tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="module")
+def installed(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the release preset was installed."""
     prefix = tmp_path_factory.mktemp("prefix")
-    call("cmake", "--install", folder, "--prefix", prefix)
+    call("cmake", "--install", release, "--prefix", prefix)
     return prefix
 
 
@@ -46,6 +57,9 @@ def test_the_package_is_complete_and_exports_only_its_interface(installed: Path)
     assert (installed / "include" / "wgap" / "wgap.h").is_file()
     [library] = [path for path in installed.rglob("libwgap.so") if path.is_symlink()]
     assert (library.parent / "libwgap.a").is_file()
+    assert (library.parent / f"libwgap.so.{wgap.__version__.rpartition('.')[0]}").is_symlink()
+    version_file = library.parent / "cmake" / "wgap" / "wgapConfigVersion.cmake"
+    assert f'set(PACKAGE_VERSION "{wgap.__version__}")' in version_file.read_text()
     if shutil.which("nm"):
         listed = call("nm", "--dynamic", "--defined-only", "--format=posix", library)
         names = {line.split()[0] for line in listed.splitlines()}
@@ -78,10 +92,113 @@ def test_an_outside_project_finds_it_and_gets_python_s_boxes(installed: Path, tm
         assert line["threshold"] == pytest.approx(record.threshold)
 
 
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
+def test_pkg_config_serves_a_moved_prefix(installed: Path, tmp_path: Path) -> None:
+    shutil.copytree(installed, tmp_path / "moved", symlinks=True)
+    [folder] = [path.parent for path in (tmp_path / "moved").rglob("wgap.pc")]
+
+    def asked(*flags: str) -> list[str]:
+        return call("env", f"PKG_CONFIG_PATH={folder}", "pkg-config", *flags, "wgap").split()
+
+    assert asked("--modversion") == [wgap.__version__]
+    source = ROOT / "tests/kernel/c_header.c"
+    call("cc", source, *asked("--cflags", "--libs"), f"-Wl,-rpath,{folder.parent}", "-o", tmp_path / "shared")
+    assert str(folder.parent) in call("ldd", tmp_path / "shared")
+    call(tmp_path / "shared")
+    flags = asked("--static", "--cflags", "--libs")
+    flags[flags.index("-lwgap")] = "-l:libwgap.a"
+    call("cc", source, *flags, "-o", tmp_path / "static")
+    call(tmp_path / "static")
+    assert "libwgap" not in call("ldd", tmp_path / "static")
+
+
+def test_a_program_in_c_alone_links_either_library(installed: Path, tmp_path: Path) -> None:
+    [archive] = installed.rglob("libwgap.a")
+    source = shutil.copy(ROOT / "tests/kernel/c_header.c", tmp_path)
+    libraries = ("-lstdc++", "-lpthread", "-lm")
+    call("cc", f"-I{installed / 'include'}", source, archive, *libraries, "-o", tmp_path / "by_hand")
+    call(tmp_path / "by_hand")
+    names = ("wgap", "wgap_shared", "wgap_static")
+    programs = "".join(
+        f"add_executable({name} c_header.c)\ntarget_link_libraries({name} PRIVATE wgap::{name})\n" for name in names
+    )
+    project = "cmake_minimum_required(VERSION 3.24)\nproject(app LANGUAGES C)\nfind_package(wgap REQUIRED)\n"
+    (tmp_path / "CMakeLists.txt").write_text(project + programs)
+    call("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}")
+    call("cmake", "--build", tmp_path / "build")
+    for name in names:
+        call(tmp_path / "build" / name)
+
+
+PARENT = """
+cmake_minimum_required(VERSION 3.24)
+project(parent VERSION 7.8 LANGUAGES C CXX)
+if(WITH_WGAP)
+  include(FetchContent)
+  FetchContent_Declare(wgap SOURCE_DIR third_party/wgap)
+  FetchContent_MakeAvailable(wgap)
+  add_executable(app app.c)
+  target_link_libraries(app PRIVATE wgap::wgap)
+  install(TARGETS app RUNTIME DESTINATION bin)
+endif()
+"""
+
+
+def cache_of(folder: Path) -> dict[str, str]:
+    """What a user of the folder sees and sets."""
+    lines = (folder / "CMakeCache.txt").read_text().replace(str(folder), "FOLDER").splitlines()
+    entries = (line.split("=", 1) for line in lines if "=" in line and not line.startswith(("#", "//")))
+    return {key: value for key, value in entries if not key.endswith(":INTERNAL")}
+
+
+@pytest.mark.parametrize("shared", ["ON", "OFF", None])
+def test_a_parent_project_keeps_its_cache_and_its_prefix(shared: str | None, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(PARENT)
+    shutil.copy(ROOT / "tests/kernel/c_header.c", tmp_path / "app.c")
+    caches = {}
+    for name, with_wgap in (("alone", "OFF"), ("both", "ON")):
+        flags = [f"-DWITH_WGAP={with_wgap}", f"-DFETCHCONTENT_SOURCE_DIR_WGAP={ROOT}"]
+        flags += [f"-DBUILD_SHARED_LIBS={shared}"] if shared else []
+        call("cmake", "-S", tmp_path, "-B", tmp_path / name, *flags)
+        caches[name] = cache_of(tmp_path / name)
+    differing = {key for key, value in caches["both"].items() if caches["alone"].get(key) != value}
+    foreign = {key.split(":")[0] for key in differing if not key.lower().startswith(("wgap_", "fetchcontent_"))}
+    assert foreign == {"WITH_WGAP"}
+
+    call("cmake", "--build", tmp_path / "both", "--parallel", "2")
+    built = {path.suffix for path in (tmp_path / "both").rglob("libwgap.*") if not path.is_symlink()}
+    assert built == ({".0"} if shared == "ON" else {".a"}), "only what is linked is built"
+    call(tmp_path / "both" / "app")
+    call("cmake", "--install", tmp_path / "both", "--prefix", tmp_path / "prefix")
+    assert [path.name for path in (tmp_path / "prefix").rglob("*") if path.is_file()] == ["app"]
+
+
+def test_a_static_package_is_asked_for_with_build_shared_libs(tmp_path: Path) -> None:
+    call("cmake", "-S", ROOT, "-B", tmp_path / "wgap", "-DBUILD_SHARED_LIBS=OFF")
+    call("cmake", "--build", tmp_path / "wgap", "--parallel", "2")
+    call("cmake", "--install", tmp_path / "wgap", "--prefix", tmp_path / "prefix")
+    example = (ROOT / "examples" / "cpp", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
+    call("cmake", "-S", *example)
+    call("cmake", "--build", tmp_path / "build")
+    assert "libwgap.so" not in call("ldd", tmp_path / "build" / "boxes")
+    assert json.loads(call(tmp_path / "build" / "boxes"))["class_id"] == 1
+
+
 @pytest.mark.parametrize("preset", ["tsan", "asan"])
 def test_sanitizers_find_nothing(preset: str, tmp_path: Path) -> None:
-    folder = build(preset, tmp_path)
-    call("ctest", "--test-dir", folder, "--output-on-failure", "-j", "2")
+    checked(preset, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++ (Debian's package clang)")
+def test_clang_s_library_gives_the_same_bits(release: Path, tmp_path: Path) -> None:
+    records = "tests/kernel/records"
+    assert call(checked("clang", tmp_path) / records) == call(release / records) != ""
+
+
+def test_the_benchmark_of_stages_runs(tmp_path: Path) -> None:
+    told = json.loads(call(build("benchmark", tmp_path) / "kernel_stages", "--repeats", "3"))
+    assert sum(told["stages_us"].values()) > told["read_once_us"] > 0
+    assert told["whole_us"] > 0
 
 
 def test_kernel_headers_include_nothing() -> None:

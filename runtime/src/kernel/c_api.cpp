@@ -304,10 +304,10 @@ const char* wgap_status_string(wgap_status status) {
   return "unknown status";
 }
 
+#define WGAP_TEXT(number) WGAP_TEXT_OF(number)
 #define WGAP_TEXT_OF(number) #number
-#define WGAP_VERSION_TEXT(major, minor, patch) WGAP_TEXT_OF(major) "." WGAP_TEXT_OF(minor) "." WGAP_TEXT_OF(patch)
 const char* wgap_version(void) {
-  return WGAP_VERSION_TEXT(WGAP_VERSION_MAJOR, WGAP_VERSION_MINOR, WGAP_VERSION_PATCH);
+  return WGAP_TEXT(WGAP_VERSION_MAJOR) "." WGAP_TEXT(WGAP_VERSION_MINOR) "." WGAP_TEXT(WGAP_VERSION_PATCH);
 }
 
 const char* const* wgap_targets(void) { return wgap::supported_names(); }

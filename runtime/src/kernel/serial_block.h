@@ -8,8 +8,10 @@
 #if defined(__SSE2__)
 // GCC 12 warns of its own header's deliberately undefined values.
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
@@ -21,12 +23,16 @@ inline namespace WGAP_TARGET_NAMESPACE {
 struct CpuLanes {
   static WGAP_HD int first_bit(u64 bits) { return __builtin_ctzll(bits); }
 
-  // Default rounding mode: to nearest, ties to even.
+  // Default rounding mode: to nearest, ties to even. Clang makes vector code of rintf, not of lrintf; before SSE4.1, which
+  // has an instruction for it, adding 2^23 rounds (beyond it every float is whole).
   static WGAP_HD int nearest(float value) {
-#if defined(__clang__)
-    return static_cast<int>(__builtin_lrintf(value));
-#else
+#if !defined(__clang__)
     return __builtin_irintf(value);
+#elif defined(__SSE2__) && !defined(__SSE4_1__)
+    const float whole = __builtin_copysignf(8388608.0f, value);
+    return static_cast<int>(__builtin_fabsf(value) < 8388608.0f ? (value + whole) - whole : value);
+#else
+    return static_cast<int>(__builtin_rintf(value));
 #endif
   }
 

@@ -1,0 +1,95 @@
+// A hash of every record and map for random problems, and of resized images: every compiler, instruction set and machine
+// must print the same lines. The input is made without the C library's functions, whose last bits differ.
+#include <cinttypes>
+#include <cstring>
+#include <vector>
+
+#include "expect.h"
+#include "wgap/wgap.h"
+
+namespace {
+
+// FNV-1a.
+struct Hash {
+  std::uint64_t state = 14695981039346656037ULL;
+  template <class T>
+  void add(const T* values, std::size_t count) {
+    const unsigned char* const bytes = reinterpret_cast<const unsigned char*>(values);
+    for (std::size_t i = 0; i < count * sizeof(T); ++i) state = (state ^ bytes[i]) * 1099511628211ULL;
+  }
+};
+
+// Bumps around one place, cut off at zero.
+std::vector<float> bumps(Random& random, int channels, int height, int width) {
+  std::vector<float> features;
+  const float y0 = random.unit() * static_cast<float>(height), x0 = random.unit() * static_cast<float>(width);
+  for (int c = 0; c < channels; ++c) {
+    const float cy = y0 + 2.0f * random.unit(), cx = x0 + 2.0f * random.unit(), narrow = 0.1f + random.unit();
+    for (int y = 0; y < height; ++y)
+      for (int x = 0; x < width; ++x) {
+        const float dy = static_cast<float>(y) - cy, dx = static_cast<float>(x) - cx;
+        const float value = 10.0f / (1.0f + narrow * (dy * dy + dx * dx)) - 1.0f;
+        features.push_back(value > 0.0f ? value : 0.0f);
+      }
+  }
+  return features;
+}
+
+std::uint64_t localized(const char* target, int number) {
+  Random random{static_cast<std::uint64_t>(number)};
+  const int kind = number % 5;  // of feature_maps; 0, which calls exp, is replaced
+  const int channels = 1 + random.below(70), height = 1 + random.below(16), width = 1 + random.below(16);
+  const int classes = 1 + random.below(20), per_image = 1 + random.below(classes);
+  wgap_options options = WGAP_OPTIONS_INIT;
+  options.map_height = 1 + random.below(250);
+  options.map_width = 1 + random.below(250);
+  options.map = random.below(3);
+  options.top_k = per_image;
+  if (random.below(3) == 0) options.threshold = static_cast<double>(random.unit()) * 0.9;
+  const std::vector<float> features =
+      kind == 0 ? bumps(random, channels, height, width) : feature_maps(random, channels, height, width, kind);
+  const std::vector<float> logits = random_floats(random, static_cast<std::size_t>(classes));
+  const std::vector<float> weight = random_floats(random, static_cast<std::size_t>(classes) * channels);
+  const std::size_t pixels = static_cast<std::size_t>(options.map_height) * options.map_width;
+  std::vector<wgap_record> records(static_cast<std::size_t>(per_image));
+  std::memset(static_cast<void*>(records.data()), 0, records.size() * sizeof(wgap_record));
+  std::vector<float> maps(pixels * records.size());
+  wgap_classifier* classifier = nullptr;
+  wgap_workspace* workspace = nullptr;
+  EXPECT(wgap_classifier_create(weight.data(), classes, channels, &classifier) == WGAP_OK);
+  EXPECT(wgap_workspace_create(1, target, &workspace) == WGAP_OK);
+  const wgap_input input{features.data(), logits.data(), 1, channels, height, width};
+  EXPECT(wgap_localize(workspace, &input, classifier, &options, nullptr, records.data(), maps.data()) == WGAP_OK);
+  wgap_workspace_destroy(workspace);
+  wgap_classifier_destroy(classifier);
+  Hash hash;
+  hash.add(records.data(), records.size());
+  hash.add(maps.data(), maps.size());
+  return hash.state;
+}
+
+std::uint64_t resized(int number) {
+  Random random{static_cast<std::uint64_t>(number)};
+  const int channels = 1 + number % 4, from_height = 1 + random.below(90), from_width = 1 + random.below(90);
+  const int height = 1 + random.below(120), width = 1 + random.below(120);
+  std::vector<std::uint8_t> source(static_cast<std::size_t>(from_height) * from_width * channels);
+  for (std::uint8_t& byte : source) byte = static_cast<std::uint8_t>(random.below(256));
+  std::vector<std::uint8_t> image(static_cast<std::size_t>(height) * width * channels);
+  EXPECT(wgap_resize(source.data(), from_height, from_width, from_width * channels, image.data(), height, width,
+                     width * channels, channels) == WGAP_OK);
+  Hash hash;
+  hash.add(image.data(), image.size());
+  return hash.state;
+}
+
+}  // namespace
+
+int main() {
+  for (int number = 0; number < 120; ++number) {
+    const std::uint64_t expected = localized("baseline", number);
+    for (const char* const* target = wgap_targets(); *target != nullptr; ++target)
+      EXPECT(localized(*target, number) == expected);
+    std::printf("%d %016" PRIx64 " %016" PRIx64 "\n", number, expected, resized(number));
+  }
+  return 0;
+}
