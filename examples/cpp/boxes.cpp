@@ -22,8 +22,8 @@ namespace {
   std::exit(1);
 }
 
-void check(wgap_status status) {
-  if (status != WGAP_OK) fail(wgap_status_string(status));
+void check(wgap_status status, const wgap_error& error) {
+  if (status != WGAP_OK) fail(error.text);
 }
 
 std::vector<float> read_floats(const char* path, std::size_t count) {
@@ -74,19 +74,27 @@ int main(int count, char** arguments) {
   if (count != 1 && count != 9 && count != 10) fail("usage: boxes [FEATURES LOGITS WEIGHT N C h w K [SIZE]]");
   const Data data = count == 1 ? made_up() : from_files(count, arguments);
 
+  wgap_error error = WGAP_ERROR_INIT;
   wgap_classifier* classifier = nullptr;
-  check(wgap_classifier_create(data.weight.data(), data.classes, data.channels, &classifier));
+  check(wgap_classifier_create(data.weight.data(), data.weight.size() * sizeof(float), data.classes, data.channels,
+                               &classifier, &error),
+        error);
   const std::unique_ptr<wgap_classifier, decltype(&wgap_classifier_destroy)> own(classifier, wgap_classifier_destroy);
   wgap_workspace* workspace = nullptr;
-  check(wgap_workspace_create(2, nullptr, &workspace));
+  check(wgap_workspace_create(2, nullptr, &workspace, &error), error);
   const std::unique_ptr<wgap_workspace, decltype(&wgap_workspace_destroy)> also(workspace, wgap_workspace_destroy);
 
-  const wgap_input input = {data.features.data(), data.logits.data(), data.images,
-                            data.channels,        data.height,        data.width};
+  wgap_input input = WGAP_INPUT_INIT;
+  input.images = data.images, input.classes = data.classes, input.channels = data.channels;
+  input.height = data.height, input.width = data.width;
+  input.logits = data.logits.data(), input.logits_bytes = data.logits.size() * sizeof(float);
+  input.features = data.features.data(), input.features_bytes = data.features.size() * sizeof(float);
   wgap_options options = WGAP_OPTIONS_INIT;
   options.map_height = options.map_width = data.size;
   std::vector<wgap_record> records(static_cast<std::size_t>(data.images));
-  check(wgap_localize(workspace, &input, classifier, &options, nullptr, records.data(), nullptr));
+  wgap_output output = WGAP_OUTPUT_INIT;
+  output.records = records.data(), output.records_bytes = records.size() * sizeof(wgap_record);
+  check(wgap_localize(workspace, classifier, &input, &options, &output, &error), error);
 
   for (std::size_t i = 0; i < records.size(); ++i) {
     const wgap_record& r = records[i];

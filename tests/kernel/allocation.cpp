@@ -2,10 +2,8 @@
 #include <atomic>
 #include <cstddef>
 #include <new>
-#include <vector>
 
-#include "expect.h"
-#include "wgap/wgap.h"
+#include "batch.h"
 
 namespace {
 std::atomic<long> allocations{0};
@@ -32,37 +30,30 @@ void operator delete(void* p) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
 int main() {
-  constexpr int kImages = 6, kChannels = 64, kSide = 14, kClasses = 10, kTop = 3;
-  Random random{7};
-  std::vector<float> features;
-  for (int i = 0; i < kImages; ++i) {
-    const std::vector<float> one = feature_maps(random, kChannels, kSide, kSide, i % 3);
-    features.insert(features.end(), one.begin(), one.end());
-  }
-  const std::vector<float> logits = random_floats(random, kImages * kClasses);
-  const std::vector<float> weight = random_floats(random, kClasses * kChannels);
-  const std::int64_t classes[kImages] = {0, 1, 2, 3, 4, 9};
-  std::vector<wgap_record> records(kImages * kTop);
-  std::vector<float> maps(records.size() * 224 * 224);
-  std::vector<std::uint8_t> image(60 * 50 * 3), resized(32 * 24 * 3);
+  Batch batch(6, 10, 64, 14, 14);
+  const std::int64_t class_ids[6] = {0, 1, 2, 3, 4, 9};
+  std::vector<std::uint8_t> pixels(60 * 50 * 3), resized(32 * 24 * 3);
+  wgap_image from = WGAP_IMAGE_INIT, to = WGAP_IMAGE_INIT;
+  from.height = 60, from.width = 50, from.channels = 3, from.row_bytes = 150;
+  from.data = pixels.data(), from.bytes = pixels.size();
+  to.height = 32, to.width = 24, to.channels = 3, to.row_bytes = 72;
+  to.data = resized.data(), to.bytes = resized.size();
 
-  wgap_classifier* classifier = nullptr;
-  EXPECT(wgap_classifier_create(weight.data(), kClasses, kChannels, &classifier) == WGAP_OK);
   for (const int threads : {1, 3}) {
-    wgap_workspace* workspace = nullptr;
-    EXPECT(wgap_workspace_create(threads, nullptr, &workspace) == WGAP_OK);
-    const wgap_input input{features.data(), logits.data(), kImages, kChannels, kSide, kSide};
+    const Workspace workspace(threads);
+    batch.want(3, 224, 224, true, true);
     const auto everything = [&] {
-      wgap_options options = WGAP_OPTIONS_INIT;
-      options.top_k = kTop;
-      for (options.map = 0; options.map < 3; ++options.map)
-        for (const double threshold : {WGAP_ADAPTIVE, 0.15}) {
-          options.threshold = threshold;
-          EXPECT(wgap_localize(workspace, &input, classifier, &options, nullptr, records.data(), maps.data()) ==
-                 WGAP_OK);
-          EXPECT(wgap_localize(workspace, &input, classifier, &options, classes, records.data(), nullptr) == WGAP_OK);
+      for (const char* const map : {"recombined", "positive", "signed"})
+        for (const char* const rule : {"adaptive", "fixed:0.15"}) {
+          EXPECT(wgap_rule_parse(rule, map, &batch.options.rule, nullptr) == WGAP_OK);
+          batch.input.class_ids = nullptr;
+          EXPECT(batch.localize(workspace) == WGAP_OK);
+          batch.input.class_ids = class_ids, batch.input.class_ids_bytes = sizeof class_ids;
+          EXPECT(batch.localize(workspace) == WGAP_OK);
+          batch.input.class_ids_bytes = 1;  // a refusal has its sentence from nowhere else
+          EXPECT(batch.localize(workspace) == WGAP_BUFFER_TOO_SMALL);
         }
-      EXPECT(wgap_resize(image.data(), 60, 50, 150, resized.data(), 32, 24, 72, 3) == WGAP_OK);
+      EXPECT(wgap_resize(&from, &to, nullptr) == WGAP_OK);
     };
     const long cold = allocations;
     everything();
@@ -70,8 +61,6 @@ int main() {
     const long warm = allocations;
     for (int i = 0; i < 20; ++i) everything();
     EXPECT(allocations == warm);
-    wgap_workspace_destroy(workspace);
   }
-  wgap_classifier_destroy(classifier);
   return 0;
 }

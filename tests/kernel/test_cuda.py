@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wgap.errors import BackendError, FeatureError
 from wgap import _native
+from wgap.errors import BackendError, FeatureError
+from wgap.rule import Rule
 from wgap.runtime.cuda.arrays import device_array, on_device
+from wgap.runtime.postprocess import require_finite
 
 ROOT = Path(__file__).resolve().parents[2]
 compiler = pytest.importorskip("wgap.runtime.cuda.compiler")
@@ -104,36 +106,42 @@ def test_nvcc_compiles_a_program_that_embeds_it(tmp_path: Path) -> None:
 
 def test_the_argument_of_a_launch_is_the_kernel_s() -> None:
     shape = [512, 14, 15, 224, 225, 10]
-    task = _native._cuda_task(shape, 3, 2, "signed", "fixed:0.5", 90_000, [64, 128, 192, 256, 320, 384, 448])
+    names = ("logits", "features", "weight", "class_ids", "heatmaps", "edge_means", "records", "scratch")
+    addresses = {name: 64 * (n + 1) for n, name in enumerate(names)}
+    task = _native._cuda_task(shape, 3, 2, Rule.parse("fixed:0.5", "signed"), 90_000, addresses)
     shared, scratch = _native._cuda_layout(shape, 90_000)
-    ints, pointers = struct.unpack_from("10i", task), struct.unpack_from("7Q", task, 40)
-    assert ints == (*shape, 2, 10 << 19, 6, 2)
-    assert pointers == (64, 128, 192, 256, 320, 384, 448)
-    assert struct.unpack_from("QQd", task, 96) == (scratch, shared, 0.5)
-    assert len(task) == 120
-    with pytest.raises(ValueError, match="threshold: expected 'adaptive'"):
-        _native._cuda_task(shape, 1, 1, "signed", "fixed:2", 0, [0] * 7)
+    # CudaTask: shape; rule {kind, map, bound, eta}; tasks, per_image; pointers, scores and pictures null; sizes
+    assert struct.unpack("6i3i4xd2i10Q2Q", task) == (
+        *shape, 1, 2, 10 << 19, 0.5, 6, 2, 64, 128, 192, 0, 0, 256, 320, 384, 448, 512, scratch, shared,
+    )  # fmt: skip
+    adaptive = _native._cuda_task(shape, 3, 2, None, 90_000, addresses | {"class_ids": 0})
+    assert struct.unpack_from("3i4xd", adaptive, 24) == (0, 0, 0, 0.0)
+    del addresses["class_ids"]  # one that is not given is null
+    assert _native._cuda_task(shape, 3, 2, None, 90_000, addresses) == adaptive
 
 
 def test_records_are_read_as_the_kernel_writes_them() -> None:
-    def result(outcome: int, class_id: int) -> bytes:
-        return struct.pack(
-            "iiffiid4i21d", outcome, class_id, 0.75, 3.5, 4, 0, 0.2, 1, 2, 30, 40,
-            *(0.1 * n for n in range(21)),
-        )  # fmt: skip
+    def record(status: int, class_id: int, level: int = 4) -> bytes:
+        size = _native._CUDA_RECORD_BYTES
+        return struct.pack("Iiiffiiid4i", size, status, class_id, 0.75, 3.5, level, 0, 1, 0.2, 1, 2, 30, 40)
 
-    content = result(0, 7) + result(0, 2)
-    assert len(content) == 2 * _native._CUDA_RESULT_BYTES
-    [[one], [other]] = _native._cuda_records(content, 2, 1, True)
+    means = struct.pack("42d", *(0.1 * n for n in range(42)))
+    content = record(0, 7) + record(0, 2, -1)
+    assert len(content) == 2 * _native._CUDA_RECORD_BYTES
+    [[one], [other]] = _native._cuda_records(content, 2, 1, None, means)
     assert (one.class_id, one.score, one.logit, one.level, one.box) == (7, 0.75, 3.5, 4, (1, 2, 30, 40))
-    assert one.edge_mean == pytest.approx([0.1 * n for n in range(21)])
-    assert (other.class_id, other.threshold, other.degenerate) == (2, 0.2, False)
-    with pytest.raises(FeatureError, match="image 1 of the batch: logits hold NaN"):
-        _native._cuda_records(result(0, 7) + result(2, 0), 2, 1, True)
-    with pytest.raises(FeatureError, match="image 0 of the batch: features hold NaN"):
-        _native._cuda_records(result(1, 7) + result(2, 0), 2, 1, True)
-    with pytest.raises(ValueError, match="not as many"):
-        _native._cuda_records(content, 3, 1, True)
+    assert one.error is None
+    assert one.edge_means == tuple(0.1 * n for n in range(21))
+    assert (other.class_id, other.threshold, other.degenerate, other.edge_means) == (2, 0.2, False, None)
+    [[one, other]] = _native._cuda_records(content, 1, 2)
+    assert (one.edge_means, one.heatmap, other.class_id) == (None, None, 2)
+    [[bad], [good]] = _native._cuda_records(record(6, 0) + record(0, 7), 2, 1)
+    assert (bad.error, good.error) == ("logits hold NaN or infinity", None)
+    with pytest.raises(FeatureError, match="image 1 of the batch: features hold NaN"):
+        require_finite(_native._cuda_records(record(0, 7) + record(5, 0), 2, 1))
+    for images, wrong in ((3, means), (2, means[:-8])):
+        with pytest.raises(ValueError, match="not as many"):
+            _native._cuda_records(content, images, 1, None, wrong)
 
 
 def guest(shape: tuple[int, ...], kind: str = "<f4", **more: Any) -> SimpleNamespace:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="the reference is written in PyTorch")
 
-from wgap.runtime.postprocess import BoxRecord, Classifier, Map, cpu_targets, postprocess  # noqa: E402
+from wgap.rule import MAPS, Map, Rule  # noqa: E402
+from wgap.runtime.postprocess import BoxRecord, Classifier, cpu_targets, postprocess  # noqa: E402
 from wgap.train import reference  # noqa: E402
 
 TARGETS = cpu_targets()
-MAPS: tuple[Map, ...] = ("recombined", "positive", "signed")
 Array = NDArray[np.float32]
 
 KINDS = ("blobs", "noise", "ties", "sparse", "both signs", "zeros", "constant", "huge", "tiny", "subnormal")
@@ -77,20 +77,16 @@ def assert_same(record: BoxRecord, expected: reference.ReferenceBox) -> None:
     assert (record.level, record.degenerate) == (expected.level, expected.degenerate)
     assert record.threshold == expected.threshold
     if expected.edge_mean is None:
-        assert record.edge_mean is None
+        assert record.edge_means is None
     else:
-        assert record.edge_mean is not None
-        np.testing.assert_array_equal(np.array(record.edge_mean), expected.edge_mean.numpy())
+        assert record.edge_means is not None
+        np.testing.assert_array_equal(np.array(record.edge_means), expected.edge_mean.numpy())
     if record.heatmap is not None:
         np.testing.assert_array_equal(np.asarray(record.heatmap), expected.map.numpy())
 
 
 def reference_box(features: Array, weight: Array, size: tuple[int, int], kind: str, eta: float | None) -> Any:
     return reference.box_from_features(torch.from_numpy(features), torch.from_numpy(weight), size, kind, eta)
-
-
-def threshold_name(eta: float | None) -> str:
-    return "adaptive" if eta is None else f"fixed:{eta!r}"
 
 
 @st.composite
@@ -120,13 +116,12 @@ def test_kernel_is_the_reference(case: dict[str, Any], target: str, threads: int
     features, logits, weight = case["features"], case["logits"], case["weight"]
     images, classes = logits.shape
     found = postprocess(
-        features,
         logits,
+        features,
         Classifier(weight),
         size=case["size"],
         top_k=classes,
-        map=case["map"],
-        threshold=threshold_name(case["eta"]),
+        rule=Rule("adaptive" if case["eta"] is None else "fixed", case["map"], case["eta"]),
         heatmaps=heatmaps,
         edge_means=True,
         threads=threads,
@@ -152,12 +147,12 @@ def test_smooth_maps_of_a_network_s_size(target: str, kind: Map) -> None:
         features = blobs(rng, 512, 14, 14)
         weight = rng.standard_normal((3, 512)).astype(np.float32)
         [[record]] = postprocess(
-            features[None],
             np.zeros((1, 3), np.float32),
+            features[None],
             Classifier(weight),
             size=size,
             classes=[2],
-            map=kind,
+            rule=Rule(map=kind),
             heatmaps=True,
             edge_means=True,
             target=target,
@@ -170,13 +165,13 @@ def test_long_maps(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(6)
     features, weight = feature_maps(rng, "noise", 3, 4, 5), np.ones((1, 3), np.float32)
     [[record]] = postprocess(
-        features[None], np.zeros((1, 1), np.float32), Classifier(weight), size=size, edge_means=True
+        np.zeros((1, 1), np.float32), features[None], Classifier(weight), size=size, edge_means=True
     )
     low = reference.recombine(torch.from_numpy(features), torch.from_numpy(weight[0]))
     u = reference.quantise(reference.upsample(low, *size), low.new_tensor(float(reference.upsample(low, *size).max())))
     means = reference.edge_means(u, float(reference.ONE))
     assert record.level == reference.choose_level(means)
-    np.testing.assert_array_equal(np.array(record.edge_mean), means.numpy())
+    np.testing.assert_array_equal(np.array(record.edge_means), means.numpy())
     if min(size) == 1:  # the reference's labelling takes a step per pixel of the path; here a mask has but one row
         mask = (u > record.level * reference.ONE / reference.LEVELS).flatten().numpy()
         turns = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
@@ -192,14 +187,14 @@ def test_batch_threads_and_neighbours_change_nothing() -> None:
     classifier = Classifier(rng.standard_normal((4, 16)).astype(np.float32))
 
     def told(record: BoxRecord) -> tuple[Any, ...]:
-        means = None if record.edge_mean is None else np.array(record.edge_mean).tobytes()
+        means = None if record.edge_means is None else np.array(record.edge_means).tobytes()
         assert record.heatmap is not None
         return (record.class_id, record.score, record.level, record.box, means, bytes(np.asarray(record.heatmap).data))
 
     def run(which: slice, threads: int, target: str) -> Iterator[tuple[Any, ...]]:
         found = postprocess(
-            features[which],
             logits[which],
+            features[which],
             classifier,
             size=(50, 61),
             top_k=2,
@@ -227,18 +222,18 @@ def test_agreement_with_double_precision() -> None:
             torch.from_numpy(features).double(), torch.from_numpy(weight).double(), (112, 112), kind
         )
         [[record]] = postprocess(
-            features[None],
             np.zeros((1, 1), np.float32),
+            features[None],
             Classifier(weight[None]),
             size=(112, 112),
-            map=kind,
+            rule=Rule(map=kind),
             edge_means=True,
         )
         total += 1
         same += record.box == exact.box and record.level == exact.level
-        assert record.edge_mean is not None
+        assert record.edge_means is not None
         assert exact.edge_mean is not None
-        np.testing.assert_allclose(np.array(record.edge_mean), exact.edge_mean.numpy(), atol=2e-3)
+        np.testing.assert_allclose(np.array(record.edge_means), exact.edge_mean.numpy(), atol=2e-3)
     assert same / total >= 0.97, f"{same} of {total}"
 
 
@@ -257,7 +252,14 @@ def test_real_photographs(cub10: Path, cub10_weights: Path) -> None:
     weight = loaded.model.classifier.weight.detach()
     for kind in MAPS:
         found = postprocess(
-            features, logits, Classifier(weight), size=(224, 224), top_k=2, map=kind, heatmaps=True, edge_means=True
+            logits,
+            features,
+            Classifier(weight),
+            size=(224, 224),
+            top_k=2,
+            rule=Rule(map=kind),
+            heatmaps=True,
+            edge_means=True,
         )
         for n, records in enumerate(found):
             assert records[0].class_id == int(logits[n].argmax())

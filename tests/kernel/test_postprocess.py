@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wgap.errors import FeatureError
+from wgap.errors import FeatureError, RuleError
+from wgap.rule import Rule
 from wgap.runtime.postprocess import Classifier, active_target, cpu_targets, postprocess
 
 RNG = np.random.default_rng(0)
@@ -21,7 +22,7 @@ WEIGHT = RNG.standard_normal((4, 8)).astype(np.float32)
 
 
 def run(features: Any = FEATURES, logits: Any = LOGITS, weight: Any = WEIGHT, **options: Any) -> Any:
-    return postprocess(features, logits, Classifier(weight), **({"size": (20, 30)} | options))
+    return postprocess(logits, features, Classifier(weight), **({"size": (20, 30)} | options))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -47,7 +48,7 @@ def test_every_single_feature_is_checked() -> None:
 def test_all_zero_features_give_the_whole_map_and_say_so() -> None:
     [[record]] = run(np.zeros((1, 8, 5, 6), np.float32), LOGITS[:1], heatmaps=True, edge_means=True)
     assert (record.box, record.threshold, record.level, record.degenerate) == ((0, 0, 30, 20), 0.0, -1, True)
-    assert record.edge_mean is None
+    assert record.edge_means is None
     assert not np.asarray(record.heatmap).any()
 
 
@@ -61,8 +62,8 @@ def test_classes_may_be_given_ranked_or_left_out() -> None:
 
 
 def test_fixed_threshold_is_reported_and_searches_no_level() -> None:
-    [[record]] = run(FEATURES[:1], LOGITS[:1], threshold="fixed:0.35", edge_means=True)
-    assert (record.threshold, record.level, record.edge_mean) == (0.35, -1, None)
+    [[record]] = run(FEATURES[:1], LOGITS[:1], rule=Rule.parse("fixed:0.35"), edge_means=True)
+    assert (record.threshold, record.level, record.edge_means) == (0.35, -1, None)
 
 
 def test_heatmap_is_a_view_that_outlives_the_call() -> None:
@@ -88,9 +89,9 @@ def test_any_buffer_or_dlpack_array_is_read_in_place() -> None:
 def test_the_classifier_is_a_copy() -> None:
     weight = WEIGHT.copy()
     classifier = Classifier(weight)
-    expected = [one[0].box for one in postprocess(FEATURES, LOGITS, classifier, size=(20, 30))]
+    expected = [one[0].box for one in postprocess(LOGITS, FEATURES, classifier, size=(20, 30))]
     weight[:] = np.nan
-    assert [one[0].box for one in postprocess(FEATURES, LOGITS, classifier, size=(20, 30))] == expected
+    assert [one[0].box for one in postprocess(LOGITS, FEATURES, classifier, size=(20, 30))] == expected
     assert (classifier.num_classes, classifier.channels) == (4, 8)
 
 
@@ -109,14 +110,14 @@ def test_an_empty_batch_gives_an_empty_list() -> None:
         ({"features": FEATURES[0]}, r"expected float32\[N, C, h, w\], got float32\[8, 5, 6\]"),
         ({"features": FEATURES[:, :, ::2]}, "features must be C-contiguous"),
         ({"features": FEATURES.transpose(0, 1, 3, 2)}, "features must be C-contiguous"),
-        ({"features": FEATURES[:, :0]}, r"expected 8 channels for this classifier, got float32\[3, 0, 5, 6\]"),
-        ({"features": FEATURES[:, :, :0]}, r"at least one channel, row and column, got float32\[3, 8, 0, 6\]"),
-        ({"features": FEATURES[:2]}, r"logits: expected float32\[2, 4\] .* got float32\[3, 4\]"),
-        ({"logits": LOGITS[:, :3].copy()}, r"logits: expected float32\[3, 4\] .* got float32\[3, 3\]"),
-        ({"weight": WEIGHT[:, :7].copy()}, r"expected 7 channels for this classifier, got float32\[3, 8, 5, 6\]"),
+        ({"features": FEATURES[:, :0]}, "features: expected 8 channels for this classifier, got 0 x 5 x 6"),
+        ({"features": FEATURES[:, :, :0]}, "features: expected at least one row and column, got 8 x 0 x 6"),
+        ({"features": FEATURES[:2]}, r"logits: expected those of 2 images, .* got float32\[3, 4\]"),
+        ({"logits": LOGITS[:, :3].copy()}, "logits: expected 4 classes for this classifier, got 3"),
+        ({"weight": WEIGHT[:, :7].copy()}, "expected 7 channels for this classifier, got 8 x 5 x 6"),
         ({"weight": WEIGHT[0]}, r"classifier weight: expected float32\[K, C\], got float32\[8\]"),
         ({"weight": WEIGHT * np.nan}, "classifier weights hold NaN or infinity"),
-        ({"weight": WEIGHT[:0]}, "at least one class and channel"),
+        ({"weight": WEIGHT[:0]}, "at least one class and channel, got 0 x 8"),
     ],
 )
 def test_wrong_arrays_are_refused_with_what_was_expected_and_what_came(change: dict[str, Any], message: str) -> None:
@@ -127,26 +128,36 @@ def test_wrong_arrays_are_refused_with_what_was_expected_and_what_came(change: d
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"map": "cam"}, "map: expected 'recombined', 'positive' or 'signed', got 'cam'"),
-        ({"threshold": "otsu"}, "threshold: expected 'adaptive' or 'fixed:ETA'"),
-        ({"threshold": "fixed:"}, "threshold: expected"),
-        ({"threshold": "fixed:1.0"}, r"ETA in \[0, 0.999\]"),
-        ({"threshold": "fixed:nan"}, r"ETA in \[0, 0.999\]"),
-        ({"threshold": "fixed:0.2x"}, "threshold: expected"),
         ({"top_k": 0}, r"top_k: expected 1\.\.4, got 0"),
         ({"top_k": 5}, r"top_k: expected 1\.\.4, got 5"),
         ({"classes": [0, 1]}, "one class id for each of 3 images, got 2"),
         ({"classes": [0, 1, 4]}, r"classes\[2\] is 4, expected 0\.\.3"),
         ({"classes": [0, -1, 2]}, r"classes\[1\] is -1, expected 0\.\.3"),
         ({"size": (0, 5)}, r"size: expected .* got \(0, 5\)"),
-        ({"size": (1025, 1024)}, r"at most 2\^20 pixels"),
+        ({"size": (1025, 1024)}, r"at most 2\^20 pixels, got \(1025, 1024\)"),
         ({"threads": 0}, r"threads: expected 1\.\.1024, got 0"),
-        ({"target": "mmx"}, "instruction set 'mmx' is not one of"),
+        ({"target": "mmx"}, "instruction set 'mmx' is not one that this machine runs; the best is '"),
     ],
 )
 def test_wrong_options_are_refused(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(**option)
+
+
+@pytest.mark.parametrize(
+    ("rule", "map", "message"),
+    [
+        ("adaptive", "cam", "map: expected 'recombined', 'positive' or 'signed', got 'cam'"),
+        ("otsu", "signed", "rule: expected 'adaptive' or 'fixed:ETA' .* got 'otsu'"),
+        ("fixed:", "signed", "rule: expected .* got 'fixed:'"),
+        ("fixed:1.0", "signed", r"ETA in \[0, 0.999\], got 'fixed:1.0'"),
+        ("fixed:nan", "signed", r"ETA in \[0, 0.999\], got 'fixed:nan'"),
+        ("fixed:0.2x", "signed", "rule: expected .* got 'fixed:0.2x'"),
+    ],
+)
+def test_wrong_rules_are_refused(rule: str, map: str, message: str) -> None:  # noqa: A002
+    with pytest.raises(RuleError, match=message):
+        Rule.parse(rule, map)
 
 
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
@@ -175,7 +186,7 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
         "from wgap.runtime.postprocess import Classifier, postprocess\n"
         "ones = lambda *shape: np.ones(shape, np.float32)\n"
         "f, l, c = ones(4, 2, 3, 3), ones(4, 1), Classifier(ones(1, 2))\n"
-        "run = lambda: [r[0].box for r in postprocess(f, l, c, size=(9, 9), threads=3)]\n"
+        "run = lambda: [r[0].box for r in postprocess(l, f, c, size=(9, 9), threads=3)]\n"
         "expected = run()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
@@ -212,7 +223,7 @@ def test_the_native_module_needs_no_numpy() -> None:
         "from wgap.runtime.postprocess import Classifier, postprocess\n"
         "floats = lambda values, *shape: memoryview(array.array('f', values)).cast('B').cast('f', shape)\n"
         "features, logits = floats([1, 0, 0, 0], 1, 1, 2, 2), floats([0], 1, 1)\n"
-        "found = postprocess(features, logits, Classifier(floats([1], 1, 1)), size=(4, 4), heatmaps=True)\n"
+        "found = postprocess(logits, features, Classifier(floats([1], 1, 1)), size=(4, 4), heatmaps=True)\n"
         "box = found[0][0].box\n"
         "assert box == (0, 0, 3, 3), box\n"
         "assert 'numpy' not in sys.modules\n"

@@ -1,6 +1,6 @@
 // The kernel with a block of several threads, alone or in groups of lanes that act in step as a GPU's warps do: the same
-// result as with one, bit for bit, for any number of them. Under ThreadSanitizer this finds a missing sync() without a GPU. With an argument k the k-th barrier is left out, and the
-// program must fail.
+// record as with one, bit for bit, for any number of them. Under ThreadSanitizer this finds a missing sync() without a
+// GPU. With an argument k the k-th barrier is left out, and the program must fail.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -155,26 +155,26 @@ Buffer scratch_for(const Shape& shape, Scratch* scratch) {
   return memory;
 }
 
-Result serial(const Problem& problem) {
+Record serial(const Problem& problem) {
   Scratch scratch;
   const Buffer memory = scratch_for<SerialBlock>(problem.shape, &scratch);
   SerialBlock block;
   prepare_block(block, problem.shape, scratch);
-  Result result{};
-  localize_block(block, problem, scratch, &result);
-  return result;
+  Record record{};
+  localize_block(block, problem, scratch, &record);
+  return record;
 }
 
-// One result for each of three rounds: scratch memory is used again without being cleared.
+// One record for each of three rounds: scratch memory is used again without being cleared.
 template <int kLanes>
-std::vector<Result> threaded(const Problem& problem, int threads, int omitted) {
+std::vector<Record> threaded(const Problem& problem, int threads, int omitted) {
   using Block = ThreadedBlock<kLanes>;
   Scratch scratch;
   const Buffer memory = scratch_for<Block>(problem.shape, &scratch);
   Barrier barrier(threads);
   std::deque<Group> groups;
   for (int i = 0; i < threads / kLanes; ++i) groups.emplace_back(kLanes);
-  std::vector<Result> results(3);
+  std::vector<Record> records(3);
   std::vector<std::thread> workers;
   for (int i = 0; i < threads; ++i)
     workers.emplace_back([&, i] {
@@ -183,21 +183,21 @@ std::vector<Result> threaded(const Problem& problem, int threads, int omitted) {
       prepare_block(whole, problem.shape, scratch);
       for (int round = 0; round < 3; ++round) {
         Block block(barrier, group, i, threads, omitted, round);
-        localize_block(block, problem, scratch, &results[round]);
+        localize_block(block, problem, scratch, &records[round]);
         barrier.wait();
       }
     });
   for (std::thread& worker : workers) worker.join();
-  return results;
+  return records;
 }
 
-// Bit for bit, NaN included.
-bool same(const Result& a, const Result& b) {
-  if (a.outcome != b.outcome) return false;
-  if (a.outcome != kDone) return true;
-  return a.class_id == b.class_id && std::memcmp(&a.score, &b.score, sizeof a.score) == 0 && a.logit == b.logit &&
-         a.level == b.level && a.degenerate == b.degenerate && a.threshold == b.threshold &&
-         std::memcmp(a.box, b.box, sizeof a.box) == 0 && std::memcmp(a.edge_mean, b.edge_mean, sizeof a.edge_mean) == 0;
+// Bit for bit.
+bool same(const Record& a, const Record& b) {
+  if (a.status != b.status) return false;
+  if (a.status != kDone) return true;
+  return a.struct_size == b.struct_size && a.boxes == b.boxes && a.class_id == b.class_id &&
+         std::memcmp(&a.score, &b.score, sizeof a.score) == 0 && a.logit == b.logit && a.level == b.level &&
+         a.degenerate == b.degenerate && a.threshold == b.threshold && std::memcmp(a.box, b.box, sizeof a.box) == 0;
 }
 
 void compare(Random& random, const Shape& shape, int kind, int omitted) {
@@ -207,21 +207,28 @@ void compare(Random& random, const Shape& shape, int kind, int omitted) {
   if (omitted < 0 && random.below(12) == 0) features[features.size() / 2] = NAN;
   const std::size_t pixels = static_cast<std::size_t>(shape.map_height) * shape.map_width;
   std::vector<float> expected_map(pixels), map(pixels);
+  std::vector<double> expected_means(kLevels + 1), means(kLevels + 1);
+  const int which = omitted >= 0 ? kRecombined : random.below(3);
+  const bool adaptive = omitted >= 0 || random.below(3) > 0;
   Problem problem{};
   problem.shape = shape;
+  problem.rule = adaptive ? adaptive_rule(which) : fixed_rule(static_cast<double>(random.unit()) / 2, which);
   problem.features = features.data();
   problem.logits = logits.data();
   problem.weight = weight.data();
-  problem.map = omitted >= 0 ? kRecombined : random.below(3);
   problem.class_id = -1;
   problem.class_rank = omitted >= 0 ? 1 : random.below(shape.classes);
-  problem.fixed = omitted >= 0 || random.below(3) > 0 ? -1 : random.below(kOne / 2);
+  const Record bare = serial(problem);
   problem.heatmap = expected_map.data();
-  const Result expected = serial(problem);
+  problem.edge_means = expected_means.data();
+  const Record expected = serial(problem);
+  EXPECT(same(expected, bare));
   problem.heatmap = map.data();
-  const auto agree = [&](const std::vector<Result>& results) {
-    for (const Result& result : results) EXPECT(same(expected, result));
-    if (expected.outcome == kDone) EXPECT(std::memcmp(map.data(), expected_map.data(), pixels * sizeof(float)) == 0);
+  problem.edge_means = means.data();
+  const auto agree = [&](const std::vector<Record>& records) {
+    for (const Record& record : records) EXPECT(same(expected, record));
+    EXPECT(std::memcmp(means.data(), expected_means.data(), means.size() * sizeof(double)) == 0);
+    if (expected.status == kDone) EXPECT(std::memcmp(map.data(), expected_map.data(), pixels * sizeof(float)) == 0);
   };
   if (omitted >= 0) return agree(threaded<1>(problem, 3, omitted));
   for (const int threads : {1, 2, 3, 4, 7}) agree(threaded<1>(problem, threads, omitted));
@@ -234,7 +241,7 @@ void compare(Random& random, const Shape& shape, int kind, int omitted) {
 int main(int count, char** arguments) {
   Random random{20220527};
   if (count > 1) {
-    // Two classes ranked and three full tiles: every barrier there is, at least once.
+    // Two classes ranked and three full tiles: every barrier that the source has, at least once.
     const Shape shape{24, 6, 7, 3 * ThreadedBlock<1>::kTileRows, 130, 40};
     for (int i = 0; i < 12; ++i) compare(random, shape, i % 2, std::atoi(arguments[1]));
     std::printf("barrier %s is not missed\n", arguments[1]);

@@ -55,6 +55,14 @@ def test_the_gpu_tests_pass_on_the_emulated_driver(environment: dict[str, str]) 
     assert int(told[1]) >= 13
 
 
+def test_two_emulated_devices_have_memory_of_their_own(environment: dict[str, str]) -> None:
+    two = {**environment, "WGAP_EMULATED_GPUS": "2"}
+    done = subprocess.run(
+        [sys.executable, EMULATOR / "devices.py"], env=two, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
 def test_gpu_check_reports_each_part_and_goes_on(
     environment: dict[str, str], tmp_path: Path, tiny_bundle: Path
 ) -> None:

@@ -34,9 +34,7 @@ wgap_status fail(wgap_error* error, wgap_status status, const char* format, ...)
   return status;
 }
 
-const char* map_name(int map) {
-  return map >= WGAP_MAP_RECOMBINED && map <= WGAP_MAP_SIGNED ? kMaps[map] : nullptr;
-}
+const char* map_name(int map) { return map >= WGAP_MAP_RECOMBINED && map <= WGAP_MAP_SIGNED ? kMaps[map] : nullptr; }
 
 wgap_status kernel_rule(const wgap_rule& given, Rule* rule, wgap_error* error) {
   if (given.struct_size > sizeof(wgap_rule))
@@ -47,15 +45,17 @@ wgap_status kernel_rule(const wgap_rule& given, Rule* rule, wgap_error* error) {
                 sizeof(wgap_rule), given.struct_size, given.reserved);
   if (map_name(given.map) == nullptr)
     return fail(error, WGAP_UNKNOWN_RULE, "map: expected %s, got number %d", kMapNames, given.map);
-  switch (given.kind) {
-    case WGAP_RULE_ADAPTIVE: *rule = adaptive_rule(given.map); return WGAP_OK;
-    case WGAP_RULE_FIXED:
-      if (!known(given.parameters[0]))
-        return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got fixed with ETA %g", kRules, given.parameters[0]);
-      *rule = fixed_rule(given.parameters[0], given.map);
-      return WGAP_OK;
-    default: return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got kind number %d", kRules, given.kind);
-  }
+  const int parameters = given.kind == WGAP_RULE_ADAPTIVE ? 0 : given.kind == WGAP_RULE_FIXED ? 1 : -1;
+  if (parameters < 0)
+    return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got kind number %d", kRules, given.kind);
+  for (int i = parameters; i < 6; ++i)
+    if (given.parameters[i] != 0.0)  // a NaN, too
+      return fail(error, WGAP_UNKNOWN_RULE, "rule: expected 0 beyond its %d parameters, parameters[%d] is %g",
+                  parameters, i, given.parameters[i]);
+  if (parameters == 1 && !known(given.parameters[0]))
+    return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got fixed with ETA %g", kRules, given.parameters[0]);
+  *rule = parameters == 0 ? adaptive_rule(given.map) : fixed_rule(given.parameters[0], given.map);
+  return WGAP_OK;
 }
 
 }  // namespace wgap

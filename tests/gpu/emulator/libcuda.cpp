@@ -1,9 +1,12 @@
 // A CUDA driver without a GPU: what runtime/cuda calls of it, on host memory. A launch runs the kernel's own source, one
 // block after the other, in the shared and global memory that the launch was given. Addresses and sizes are checked
 // against what was allocated, so that a copy or a launch beyond its memory fails here as it might not on a GPU.
+// WGAP_EMULATED_GPUS devices (1 or 2; 1 unless it is set), each with a primary context: memory, streams, events and
+// modules of one are refused on the other. wgap_emulated_calls() counts the driver calls.
 //   g++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I runtime/include -I runtime/src/kernel libcuda.cpp -o libcuda.so.1
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -24,6 +27,7 @@ enum Error {
   kSuccess = 0,
   kInvalid = 1,
   kOutOfMemory = 2,
+  kInvalidDevice = 101,
   kInvalidContext = 201,
   kInvalidHandle = 400,
   kNotFound = 500
@@ -36,19 +40,39 @@ struct EmulatedBlock : wgap::SerialBlock {
   static constexpr int kCopies = wgap::CudaTuning::kCopies;
 };
 
+// A device, whose address is the handle of its primary context.
+struct Device {
+  std::map<Pointer, std::size_t> memory;
+  std::size_t used = 0;
+  int retained = 0, dynamic_shared = 0;
+  char module = 0;  // its address is the handle of a module and of its function
+};
+
 using Work = std::function<int()>;
 struct Stream {
+  Device* device;
   bool capturing = false;
   std::vector<Work> captured;
+};
+struct Event {
+  Device* device;
+  double ms = 0;
 };
 using Graph = std::vector<Work>;
 
 std::recursive_mutex lock;
-std::map<Pointer, std::size_t> device, pinned;
-std::size_t used = 0;
-int retained = 0, dynamic_shared = 0;
-thread_local std::vector<Handle> contexts;
-int primary;
+constexpr int kDevices = 2;
+Device devices[kDevices];
+std::map<Pointer, std::size_t> pinned;  // of every device
+thread_local std::vector<Device*> contexts;
+std::atomic<unsigned long long> calls{0};
+
+int device_count() {
+  const char* const set = std::getenv("WGAP_EMULATED_GPUS");
+  return set != nullptr && std::strcmp(set, "2") == 0 ? 2 : 1;
+}
+
+bool exists(int ordinal) { return ordinal >= 0 && ordinal < device_count(); }
 
 bool within(const std::map<Pointer, std::size_t>& allocations, Pointer at, std::size_t size) {
   auto after = allocations.upper_bound(at);
@@ -57,32 +81,50 @@ bool within(const std::map<Pointer, std::size_t>& allocations, Pointer at, std::
   return at + size <= after->first + after->second;
 }
 
-int submit(Handle stream, const Work& work) {
-  const std::lock_guard<std::recursive_mutex> held(lock);
-  if (contexts.empty()) return kInvalidContext;
-  Stream* const s = static_cast<Stream*>(stream);
-  if (reinterpret_cast<std::uintptr_t>(s) > 2 && s->capturing) {
-    s->captured.push_back(work);
-    return kSuccess;
-  }
-  return work();
+// The device whose context is current, or null.
+Device* current() { return contexts.empty() ? nullptr : contexts.back(); }
+
+// A created stream, or null for the default ones.
+Stream* created(Handle stream) {
+  return reinterpret_cast<std::uintptr_t>(stream) > 2 ? static_cast<Stream*>(stream) : nullptr;
 }
 
-int run(const wgap::CudaTask& task, int blocks, unsigned shared_bytes) {
-  if (shared_bytes != task.shared_bytes || static_cast<int>(shared_bytes) > dynamic_shared) return kInvalid;
+// work(device) now, or when the stream's graph is launched.
+int submit(Handle stream, const std::function<int(Device&)>& work) {
+  const std::lock_guard<std::recursive_mutex> held(lock);
+  Device* const device = current();
+  if (device == nullptr) return kInvalidContext;
+  Stream* const s = created(stream);
+  if (s != nullptr && s->device != device) return kInvalidHandle;
+  if (s != nullptr && s->capturing) {
+    s->captured.push_back([=] { return work(*device); });
+    return kSuccess;
+  }
+  return work(*device);
+}
+
+int run(const Device& device, const wgap::CudaTask& task, int blocks, unsigned shared_bytes) {
+  if (shared_bytes != task.shared_bytes || static_cast<int>(shared_bytes) > device.dynamic_shared) return kInvalid;
   const auto& s = task.shape;
   const std::size_t images = static_cast<std::size_t>(task.tasks / task.per_image);
-  const auto inside = [](const void* p, std::size_t size) {
-    return within(device, reinterpret_cast<Pointer>(p), size);
+  const std::size_t tasks = static_cast<std::size_t>(task.tasks);
+  const auto inside = [&](const void* p, std::size_t size) {
+    return within(device.memory, reinterpret_cast<Pointer>(p), size);
+  };
+  // What is small or written once may also lie in pinned memory.
+  const auto reached = [&](const void* p, std::size_t size) {
+    return inside(p, size) || within(pinned, reinterpret_cast<Pointer>(p), size);
   };
   if (!inside(task.features, images * s.channels * s.height * s.width * 4) ||
       !inside(task.logits, images * s.classes * 4) ||
       !inside(task.weight, static_cast<std::size_t>(s.classes) * s.channels * 4) ||
-      !inside(task.results, static_cast<std::size_t>(task.tasks) * sizeof(wgap::Result)) ||
       !inside(task.scratch, static_cast<std::size_t>(blocks) * task.scratch_bytes) ||
-      (task.classes && !inside(task.classes, images * 8)) ||
-      (task.heatmaps && !inside(task.heatmaps, static_cast<std::size_t>(task.tasks) * s.map_height * s.map_width * 4)))
+      !reached(task.records, tasks * sizeof(wgap::Record)) ||
+      (task.class_ids && !reached(task.class_ids, images * 8)) ||
+      (task.heatmaps && !reached(task.heatmaps, tasks * s.map_height * s.map_width * 4)) ||
+      (task.edge_means && !reached(task.edge_means, tasks * (wgap::kLevels + 1) * 8)))
     return kInvalid;
+  if (task.rule.kind != wgap::kAdaptive && task.rule.kind != wgap::kFixed) return kInvalid;
   void* const shared = std::aligned_alloc(64, (shared_bytes + 63) / 64 * 64);
   int error = kSuccess;
   for (int b = 0; b < blocks && error == kSuccess; ++b) {
@@ -93,11 +135,22 @@ int run(const wgap::CudaTask& task, int blocks, unsigned shared_bytes) {
     EmulatedBlock block;
     wgap::prepare_block(block, s, scratch);
     for (int i = b; i < task.tasks; i += blocks)
-      wgap::localize_block(block, wgap::cuda_problem(task, i), scratch, task.results + i);
+      wgap::localize_block(block, wgap::cuda_problem(task, i), scratch, task.records + i);
   }
   std::free(shared);
   return error;
 }
+
+// A function of the driver that counts its calls.
+template <auto kFunction>
+struct Counted;
+template <class... Arguments, int (*kFunction)(Arguments...)>
+struct Counted<kFunction> {
+  static int call(Arguments... arguments) {
+    ++calls;
+    return kFunction(arguments...);
+  }
+};
 
 double now_ms() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -109,10 +162,20 @@ extern "C" {
 
 int cuInit(unsigned) { return kSuccess; }
 int cuDriverGetVersion(int* version) { return *version = 13000, kSuccess; }
-int cuDeviceGetCount(int* count) { return *count = 1, kSuccess; }
-int cuDeviceGet(int* device_, int ordinal) { return *device_ = ordinal, ordinal == 0 ? kSuccess : 101; }
-int cuDeviceGetName(char* name, int size, int) { return std::strncpy(name, "emulated", size), kSuccess; }
-int cuDeviceGetAttribute(int* value, int attribute, int) {
+int cuDeviceGetCount(int* count) { return *count = device_count(), kSuccess; }
+int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, exists(ordinal) ? kSuccess : kInvalidDevice; }
+int cuDeviceGetName(char* name, int size, int ordinal) {
+  if (!exists(ordinal) || size < 1) return kInvalidDevice;
+  std::snprintf(name, static_cast<std::size_t>(size), ordinal == 0 ? "emulated" : "emulated %d", ordinal);
+  return kSuccess;
+}
+int cuDeviceGetUuid_v2(unsigned char* uuid, int ordinal) {
+  if (!exists(ordinal)) return kInvalidDevice;
+  for (int i = 0; i < 16; ++i) uuid[i] = static_cast<unsigned char>(16 * (ordinal + 1) + i);
+  return kSuccess;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int ordinal) {
+  if (!exists(ordinal)) return kInvalidDevice;
   switch (attribute) {
     case 75: *value = 8; return kSuccess;  // compute capability
     case 76: *value = 6; return kSuccess;
@@ -125,47 +188,54 @@ int cuGetErrorString(int error, const char** text) {
   switch (error) {
     case kInvalid: *text = "invalid argument"; break;
     case kOutOfMemory: *text = "out of memory"; break;
+    case kInvalidDevice: *text = "invalid device ordinal"; break;
+    case kInvalidHandle: *text = "invalid resource handle"; break;
     case kInvalidContext: *text = "invalid device context"; break;
     default: *text = "unknown error"; break;
   }
   return kSuccess;
 }
 
-int cuDevicePrimaryCtxRetain(Handle* context, int) {
+int cuDevicePrimaryCtxRetain(Handle* context, int ordinal) {
   const std::lock_guard<std::recursive_mutex> held(lock);
-  ++retained;
-  return *context = &primary, kSuccess;
+  if (!exists(ordinal)) return kInvalidDevice;
+  ++devices[ordinal].retained;
+  return *context = &devices[ordinal], kSuccess;
 }
-int cuDevicePrimaryCtxRelease(int) {
+int cuDevicePrimaryCtxRelease(int ordinal) {
   const std::lock_guard<std::recursive_mutex> held(lock);
-  return --retained < 0 ? kInvalidContext : kSuccess;
+  if (!exists(ordinal)) return kInvalidDevice;
+  return --devices[ordinal].retained < 0 ? kInvalidContext : kSuccess;
 }
-int cuCtxPushCurrent(Handle context) { return contexts.push_back(context), kSuccess; }
+int cuCtxPushCurrent(Handle context) { return contexts.push_back(static_cast<Device*>(context)), kSuccess; }
 int cuCtxPopCurrent(Handle* context) {
   if (contexts.empty()) return kInvalidContext;
   return *context = contexts.back(), contexts.pop_back(), kSuccess;
 }
-int cuCtxGetCurrent(Handle* context) { return *context = contexts.empty() ? nullptr : contexts.back(), kSuccess; }
-int cuCtxGetDevice(int* device_) { return *device_ = 0, contexts.empty() ? kInvalidContext : kSuccess; }
+int cuCtxGetCurrent(Handle* context) { return *context = current(), kSuccess; }
+int cuCtxGetDevice(int* ordinal) {
+  if (current() == nullptr) return kInvalidContext;
+  return *ordinal = static_cast<int>(current() - devices), kSuccess;
+}
 int cuCtxSynchronize() { return contexts.empty() ? kInvalidContext : kSuccess; }
 
 int cuMemAlloc(Pointer* pointer, std::size_t size) {
   const std::lock_guard<std::recursive_mutex> held(lock);
   if (contexts.empty()) return kInvalidContext;
-  if (used + size > kMemory) return kOutOfMemory;
+  if (current()->used + size > kMemory) return kOutOfMemory;
   *pointer = reinterpret_cast<Pointer>(std::aligned_alloc(256, (size + 255) / 256 * 256));
   std::memset(reinterpret_cast<void*>(*pointer), 0x5a, size);
-  device[*pointer] = size;
-  used += size;
+  current()->memory[*pointer] = size;
+  current()->used += size;
   return kSuccess;
 }
 int cuMemFree(Pointer pointer) {
   const std::lock_guard<std::recursive_mutex> held(lock);
   if (contexts.empty()) return kInvalidContext;
-  const auto found = device.find(pointer);
-  if (found == device.end()) return kInvalid;
-  used -= found->second;
-  device.erase(found);
+  const auto found = current()->memory.find(pointer);
+  if (found == current()->memory.end()) return kInvalid;
+  current()->used -= found->second;
+  current()->memory.erase(found);
   std::free(reinterpret_cast<void*>(pointer));
   return kSuccess;
 }
@@ -184,47 +254,54 @@ int cuMemFreeHost(void* pointer) {
 }
 int cuMemGetInfo(std::size_t* free_, std::size_t* total) {
   const std::lock_guard<std::recursive_mutex> held(lock);
-  return *free_ = kMemory - used, *total = kMemory, kSuccess;
+  if (contexts.empty()) return kInvalidContext;
+  return *free_ = kMemory - current()->used, *total = kMemory, kSuccess;
 }
 int cuMemsetD8(Pointer at, unsigned char value, std::size_t size) {
   const std::lock_guard<std::recursive_mutex> held(lock);
-  if (!within(device, at, size)) return kInvalid;
+  if (contexts.empty()) return kInvalidContext;
+  if (!within(current()->memory, at, size)) return kInvalid;
   return std::memset(reinterpret_cast<void*>(at), value, size), kSuccess;
 }
 int cuMemcpyHtoD(Pointer to, const void* from, std::size_t size) {
-  return submit(nullptr, [=] {
-    if (!within(device, to, size)) return kInvalid;
+  return submit(nullptr, [=](Device& device) {
+    if (!within(device.memory, to, size)) return kInvalid;
     return std::memcpy(reinterpret_cast<void*>(to), from, size), kSuccess;
   });
 }
 int cuMemcpyDtoH(void* to, Pointer from, std::size_t size) {
-  return submit(nullptr, [=] {
-    if (!within(device, from, size)) return kInvalid;
+  return submit(nullptr, [=](Device& device) {
+    if (!within(device.memory, from, size)) return kInvalid;
     return std::memcpy(to, reinterpret_cast<const void*>(from), size), kSuccess;
   });
 }
 int cuMemcpyHtoDAsync(Pointer to, const void* from, std::size_t size, Handle stream) {
-  return submit(stream, [=] {
-    if (!within(device, to, size) || !within(pinned, reinterpret_cast<Pointer>(from), size)) return kInvalid;
+  return submit(stream, [=](Device& device) {
+    if (!within(device.memory, to, size) || !within(pinned, reinterpret_cast<Pointer>(from), size)) return kInvalid;
     return std::memcpy(reinterpret_cast<void*>(to), from, size), kSuccess;
   });
 }
 int cuMemcpyDtoHAsync(void* to, Pointer from, std::size_t size, Handle stream) {
-  return submit(stream, [=] {
-    if (!within(device, from, size) || !within(pinned, reinterpret_cast<Pointer>(to), size)) return kInvalid;
+  return submit(stream, [=](Device& device) {
+    if (!within(device.memory, from, size) || !within(pinned, reinterpret_cast<Pointer>(to), size)) return kInvalid;
     return std::memcpy(to, reinterpret_cast<const void*>(from), size), kSuccess;
   });
 }
 int cuMemcpyDtoDAsync(Pointer to, Pointer from, std::size_t size, Handle stream) {
-  return submit(stream, [=] {
-    if (!within(device, to, size) || !within(device, from, size)) return kInvalid;
+  return submit(stream, [=](Device& device) {
+    if (!within(device.memory, to, size) || !within(device.memory, from, size)) return kInvalid;
     return std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), size), kSuccess;
   });
 }
 
-int cuStreamCreate(Handle* stream, unsigned) { return *stream = new Stream, kSuccess; }
+int cuStreamCreate(Handle* stream, unsigned) {
+  if (current() == nullptr) return kInvalidContext;
+  return *stream = new Stream{current(), false, {}}, kSuccess;
+}
 int cuStreamDestroy(Handle stream) { return delete static_cast<Stream*>(stream), kSuccess; }
-int cuStreamSynchronize(Handle) { return contexts.empty() ? kInvalidContext : kSuccess; }
+int cuStreamSynchronize(Handle stream) {
+  return submit(stream, [](Device&) { return kSuccess; });
+}
 int cuStreamBeginCapture(Handle stream, int) { return static_cast<Stream*>(stream)->capturing = true, kSuccess; }
 int cuStreamEndCapture(Handle stream, Handle* graph) {
   Stream* const s = static_cast<Stream*>(stream);
@@ -238,58 +315,72 @@ int cuGraphInstantiate(Handle* made, Handle graph, unsigned long long) {
 int cuGraphDestroy(Handle graph) { return delete static_cast<Graph*>(graph), kSuccess; }
 int cuGraphExecDestroy(Handle graph) { return delete static_cast<Graph*>(graph), kSuccess; }
 int cuGraphLaunch(Handle graph, Handle stream) {
-  for (const Work& work : *static_cast<Graph*>(graph))
-    if (const int error = submit(stream, work)) return error;
-  return kSuccess;
+  return submit(stream, [=](Device&) {
+    for (const Work& work : *static_cast<Graph*>(graph))
+      if (const int error = work()) return error;
+    return static_cast<int>(kSuccess);
+  });
 }
 int cuLaunchHostFunc(Handle stream, void (*function)(void*), void* data) {
-  return submit(stream, [=] { return function(data), kSuccess; });
+  return submit(stream, [=](Device&) { return function(data), kSuccess; });
 }
-int cuEventCreate(Handle* event, unsigned) { return *event = new double(0), kSuccess; }
-int cuEventDestroy(Handle event) { return delete static_cast<double*>(event), kSuccess; }
+int cuEventCreate(Handle* event, unsigned) {
+  if (current() == nullptr) return kInvalidContext;
+  return *event = new Event{current(), 0}, kSuccess;
+}
+int cuEventDestroy(Handle event) { return delete static_cast<Event*>(event), kSuccess; }
 int cuEventRecord(Handle event, Handle stream) {
-  return submit(stream, [=] { return *static_cast<double*>(event) = now_ms(), kSuccess; });
+  return submit(stream, [=](Device& device) {
+    Event* const e = static_cast<Event*>(event);
+    return e->ms = now_ms(), e->device == &device ? kSuccess : kInvalidHandle;
+  });
 }
 int cuEventSynchronize(Handle) { return kSuccess; }
 int cuEventElapsedTime(float* ms, Handle from, Handle to) {
-  return *ms = static_cast<float>(*static_cast<double*>(to) - *static_cast<double*>(from)), kSuccess;
+  return *ms = static_cast<float>(static_cast<Event*>(to)->ms - static_cast<Event*>(from)->ms), kSuccess;
 }
 
 int cuModuleLoadData(Handle* module, const void* image) {
-  return *module = &primary, std::memcmp(image,
-                                         "\x7f"
-                                         "ELF",
-                                         4) == 0
-                                 ? kSuccess
-                                 : kInvalid;
+  if (current() == nullptr) return kInvalidContext;
+  *module = &current()->module;
+  return std::memcmp(image, "\177ELF", 4) == 0 ? kSuccess : kInvalid;
 }
 int cuModuleUnload(Handle) { return kSuccess; }
-int cuModuleGetFunction(Handle* function, Handle, const char* name) {
-  return *function = &primary, std::strcmp(name, "wgap_localize_cuda") == 0 ? kSuccess : kNotFound;
+int cuModuleGetFunction(Handle* function, Handle module, const char* name) {
+  return *function = module, std::strcmp(name, "wgap_localize_cuda") == 0 ? kSuccess : kNotFound;
 }
 int cuFuncGetAttribute(int* value, int attribute, Handle) {
   return *value = kStatic, attribute == 1 ? kSuccess : kInvalid;  // static shared memory
 }
-int cuFuncSetAttribute(Handle, int attribute, int value) {
+int cuFuncSetAttribute(Handle function, int attribute, int value) {
   if (attribute != 8 || value > kRoom - kStatic) return kInvalid;
-  return dynamic_shared = value, kSuccess;
+  for (Device& device : devices)
+    if (function == &device.module) return device.dynamic_shared = value, kSuccess;
+  return kInvalidHandle;
 }
-int cuLaunchKernel(Handle, unsigned x, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned shared,
-                   Handle stream, void** arguments, void**) {
+int cuLaunchKernel(Handle function, unsigned x, unsigned, unsigned, unsigned threads, unsigned, unsigned,
+                   unsigned shared, Handle stream, void** arguments, void**) {
   if (threads % 32 != 0 || threads > 512 || x == 0) return kInvalid;
   const wgap::CudaTask task = *static_cast<const wgap::CudaTask*>(arguments[0]);
-  return submit(stream, [=] { return run(task, static_cast<int>(x), shared); });
+  return submit(stream, [=](Device& device) {
+    if (function != &device.module) return static_cast<int>(kInvalidHandle);
+    return run(device, task, static_cast<int>(x), shared);
+  });
 }
+
+unsigned long long wgap_emulated_calls() { return calls; }
 
 int unsupported() { return 801; }  // cudaErrorNotSupported
 int cuGetProcAddress_v2(const char* symbol, void** function, int, unsigned long long, int* status) {
   static const std::map<std::string, void*> known = {
-#define WGAP_KNOWN(name) {#name, reinterpret_cast<void*>(&name)}
+#define WGAP_KNOWN(name) {#name, reinterpret_cast<void*>(&Counted<&name>::call)}
       WGAP_KNOWN(cuInit),
       WGAP_KNOWN(cuDriverGetVersion),
       WGAP_KNOWN(cuDeviceGetCount),
       WGAP_KNOWN(cuDeviceGet),
       WGAP_KNOWN(cuDeviceGetName),
+      {"cuDeviceGetUuid", reinterpret_cast<void*>(&Counted<&cuDeviceGetUuid_v2>::call)},
+      WGAP_KNOWN(cuDeviceGetUuid_v2),
       WGAP_KNOWN(cuDeviceGetAttribute),
       WGAP_KNOWN(cuGetErrorString),
       WGAP_KNOWN(cuDevicePrimaryCtxRetain),
@@ -316,7 +407,7 @@ int cuGetProcAddress_v2(const char* symbol, void** function, int, unsigned long 
       WGAP_KNOWN(cuStreamBeginCapture),
       WGAP_KNOWN(cuStreamEndCapture),
       WGAP_KNOWN(cuGraphInstantiate),
-      {"cuGraphInstantiateWithFlags", reinterpret_cast<void*>(&cuGraphInstantiate)},
+      {"cuGraphInstantiateWithFlags", reinterpret_cast<void*>(&Counted<&cuGraphInstantiate>::call)},
       WGAP_KNOWN(cuGraphDestroy),
       WGAP_KNOWN(cuGraphExecDestroy),
       WGAP_KNOWN(cuGraphLaunch),
