@@ -233,7 +233,7 @@ def _strip(localizer: Localizer, images: Sequence[ImageResult]) -> NDArray[np.ui
     import cv2
     import numpy as np
 
-    from wgap.evaluate.metrics import scaled
+    from wgap.geometry import scaled
     from wgap.images import decode
     from wgap.runtime.overlay import PREDICTED, TRUE
 

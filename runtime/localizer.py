@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, ove
 
 from wgap.bundle import Bundle
 from wgap.errors import DataError, FeatureError, ImageError, WgapError
+from wgap.geometry import scaled
 from wgap.images import decode, resize
 from wgap.runtime.backends import Backend, DeviceBackend, open_backend
 from wgap.runtime.localization import Failure, Localization
@@ -311,13 +312,11 @@ class Localizer:
     def _record(self, item: _Prepared, best: BoxRecord, *others: BoxRecord) -> Localization:
         import numpy as np
 
-        (height, width), (map_height, map_width) = item.size, self._input_size
-        x0, y0, x1, y1 = best.box
         return Localization(
             class_id=best.class_id,
             class_name=self.classes[best.class_id],
             score=best.score,
-            box=(x0 * width / map_width, y0 * height / map_height, x1 * width / map_width, y1 * height / map_height),
+            box=scaled(best.box, self._input_size, item.size),
             threshold=best.threshold,
             level=best.level,
             degenerate=best.degenerate,
