@@ -12,7 +12,7 @@ from wgap.atomic import atomic_file
 from wgap.calibrate.candidate import Calibration, Progress, silent
 from wgap.calibrate.gate import Limits, Observation, observe, verdict
 from wgap.calibrate.quantise import convolutions, int8_graph
-from wgap.calibrate.report import new_figure
+from wgap.figures import new_figure
 
 if TYPE_CHECKING:
     from wgap.runtime.backends.onnxruntime import OnnxRuntimeBackend
