@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from wgap.atomic import atomic_file
 from wgap.bundle import Postprocessing
+from wgap.cli.demo.report import report_text
 from wgap.errors import MissingDependencyError, OutputExistsError
-from wgap.evaluate.demo_report import report_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +117,7 @@ def run_demo(
         WgapError: a stage failed.
     """
     try:
-        from wgap.evaluate.demo_images import write_demo_set
+        from wgap.cli.demo.images import write_demo_set
         from wgap.export.check import check_bundle
         from wgap.export.onnx import bundle_from_checkpoint
         from wgap.train.config import TrainConfig
