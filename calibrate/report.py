@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wgap.atomic import atomic_dir
+from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.lower import FP16_LARGEST, judgeable
-from wgap.errors import OutputExistsError
 from wgap.figures import fitted, new_figure
 
 if TYPE_CHECKING:
@@ -17,23 +16,11 @@ if TYPE_CHECKING:
     from wgap.calibrate.candidate import Calibration, Candidate, GateRun
     from wgap.calibrate.gate import Verdict
 
-__all__ = ["require_new", "write_report"]
+__all__ = ["write_report"]
 
 WORST = 10
 TILE = 300
 """Height and width of one picture of a pair."""
-
-
-def require_new(report: Path, force: bool) -> None:
-    """Refuse to replace a folder unless told, or one that is no report.
-
-    Raises:
-        OutputExistsError: if ``report`` exists and ``force`` is false, or it is something else.
-    """
-    if report.exists() and not force:
-        raise OutputExistsError(f"{report} already exists; choose another place or pass --force to replace it")
-    if report.exists() and not (report / "report.json").is_file():
-        raise OutputExistsError(f"{report} exists and is not a report (no report.json); refusing to replace it")
 
 
 def write_report(
@@ -48,7 +35,7 @@ def write_report(
     """Write report.json, ranges.png and, where a gate ran, drift.png and worst.png; whole or not at all.
 
     Raises:
-        OutputExistsError: see :func:`require_new`.
+        OutputExistsError: see :func:`wgap.atomic.require_new`.
         MissingDependencyError: if matplotlib is not installed.
     """
     require_new(report, force)
