@@ -50,7 +50,7 @@ bench: setup ## the kernel against OpenCV and PyTorch, interleaved
 gpu-check: ## on a machine with an NVIDIA GPU: every GPU test, parity, timings, profile; BUNDLE=, DATA= optional
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu
 	.venv-gpu/bin/pip install -q $(PIP_FLAGS) -e '.[calibrate,cuda,gpu-check]'
-	.venv-gpu/bin/python benchmarks/gpu_check.py $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA)) $(CHECK_FLAGS)
+	.venv-gpu/bin/python -m benchmarks.gpu_check $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA)) $(CHECK_FLAGS)
 
 clean: ## remove what make made
 	rm -rf .venv .venv-gpu build $(OUT)

@@ -20,7 +20,7 @@ from wgap.calibrate.lower import HALVES, bf16_graph, fp16_graph, headroom, judge
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import CalibrationError, DataError
-from wgap.extend import enter_file, require_writable
+from wgap.extend import enter_file
 
 __all__ = [
     "PRECISIONS",
@@ -31,7 +31,6 @@ __all__ = [
     "enter",
     "gate_file",
     "prepare",
-    "require_writable",
 ]
 
 PRECISIONS = ("int8", *HALVES)

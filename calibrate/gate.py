@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from wgap.bundle import Bundle
 from wgap.calibrate.images import ImageSet
 from wgap.errors import CalibrationError, FeatureError
-from wgap.evaluate.metrics import RIGHT, best_iou, scaled
-from wgap.runtime.localization import iou
+from wgap.geometry import RIGHT, Box, best_iou, iou, scaled
 
 if TYPE_CHECKING:
     from wgap.runtime.backends import Backend
@@ -20,8 +19,6 @@ __all__ = ["Drift", "Limits", "Observation", "Verdict", "observe", "verdict"]
 
 RESAMPLES = 10_000
 """Of the paired bootstrap; its seed is fixed, so that a verdict repeats."""
-
-_Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,10 @@ class Observation(NamedTuple):
 
     finite: bool
     top1: int
-    own: _Box | None
-    reference: _Box | None
+    own: Box | None
+    reference: Box | None
     level: int
-    label: _Box | None
+    label: Box | None
 
 
 @dataclass(frozen=True)
@@ -146,10 +143,10 @@ def _observation(
     try:
         own = box(None)
         same = own if followed is None or followed == own.class_id else box(followed)
-        true = None if label is None else cast(_Box, box(label).box)
+        true = None if label is None else cast(Box, box(label).box)
     except FeatureError:
         return Observation(False, -1, None, None, -1, None)
-    return Observation(True, own.class_id, cast(_Box, own.box), cast(_Box, same.box), same.level, true)
+    return Observation(True, own.class_id, cast(Box, own.box), cast(Box, same.box), same.level, true)
 
 
 def verdict(
@@ -223,14 +220,14 @@ def _drift(bundle: Bundle, picture: Any, float32: Observation, candidate: Observ
     size = bundle.manifest.model.input_size
     truth = [scaled(box, picture.size, size) for box in picture.boxes]
 
-    def right(box: _Box | None) -> bool:
+    def right(box: Box | None) -> bool:
         return box is not None and best_iou(box, truth, size) >= RIGHT
 
     known = bool(truth) and picture.label is not None
     return Drift(
         image=str(picture.path),
         same_class=float32.top1 == candidate.top1,
-        iou=iou(cast(_Box, float32.reference), candidate.reference) if candidate.reference else 0.0,
+        iou=iou(cast(Box, float32.reference), candidate.reference) if candidate.reference else 0.0,
         level_flip=float32.level != candidate.level,
         gt_known=(right(float32.label), right(candidate.label)) if known else None,
         top1_loc=(

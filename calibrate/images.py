@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.bundle import Bundle
-from wgap.datasets import Box, layout_of, open_dataset
+from wgap.datasets import layout_of, open_dataset
 from wgap.errors import CalibrationError, DataError, ImageError
+from wgap.geometry import Box
 from wgap.images import decode, find_images, resize
 
 if TYPE_CHECKING:

@@ -7,32 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wgap.atomic import atomic_dir
+from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.lower import FP16_LARGEST, judgeable
-from wgap.errors import MissingDependencyError, OutputExistsError
+from wgap.figures import fitted, new_figure
 
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
     from wgap.calibrate.candidate import Calibration, Candidate, GateRun
     from wgap.calibrate.gate import Verdict
 
-__all__ = ["new_figure", "require_new", "write_report"]
+__all__ = ["write_report"]
 
 WORST = 10
 TILE = 300
 """Height and width of one picture of a pair."""
-
-
-def require_new(report: Path, force: bool) -> None:
-    """Refuse to replace a folder unless told, or one that is no report.
-
-    Raises:
-        OutputExistsError: if ``report`` exists and ``force`` is false, or it is something else.
-    """
-    if report.exists() and not force:
-        raise OutputExistsError(f"{report} already exists; choose another place or pass --force to replace it")
-    if report.exists() and not (report / "report.json").is_file():
-        raise OutputExistsError(f"{report} exists and is not a report (no report.json); refusing to replace it")
 
 
 def write_report(
@@ -47,7 +35,7 @@ def write_report(
     """Write report.json, ranges.png and, where a gate ran, drift.png and worst.png; whole or not at all.
 
     Raises:
-        OutputExistsError: see :func:`require_new`.
+        OutputExistsError: see :func:`wgap.atomic.require_new`.
         MissingDependencyError: if matplotlib is not installed.
     """
     require_new(report, force)
@@ -59,19 +47,6 @@ def write_report(
             _drift(judged, candidate.precision, folder / "drift.png")
             _worst(bundle, candidate, run, judged, folder / "worst.png")
         (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of so many inches.
-
-    Raises:
-        MissingDependencyError: if matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("pictures need matplotlib: pip install 'wgap[calibrate]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _ranges(source: Calibration, candidate: Candidate, path: Path) -> None:
@@ -153,10 +128,9 @@ def _worst(bundle: Bundle, candidate: Candidate, run: GateRun, judged: Verdict, 
                 drawn: Any = overlay(image, localizer.one(image, class_id, heatmap=True), truth=picture.boxes)
             except FeatureError:
                 drawn = image // 3
-            scale = TILE / max(drawn.shape[:2])
-            fitted = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:TILE, :TILE]
+            small = fitted(drawn, TILE)
             tile = np.full((TILE + 22, TILE + 4, 3), 24, np.uint8)
-            tile[22 : 22 + fitted.shape[0], : fitted.shape[1]] = fitted
+            tile[22 : 22 + small.shape[0], : small.shape[1]] = small
             row.append(tile)
         caption = f"IoU {judged.drifts[n].iou:.3f}  {picture.path.name}".encode("ascii", "replace").decode()
         cv2.putText(row[0], "float32", (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)

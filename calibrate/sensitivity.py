@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wgap.atomic import atomic_file
+from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.candidate import Calibration, Progress, silent
 from wgap.calibrate.gate import Limits, Observation, observe, verdict
 from wgap.calibrate.quantise import convolutions, int8_graph
-from wgap.calibrate.report import new_figure
+from wgap.figures import new_figure
 
 if TYPE_CHECKING:
     from wgap.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-__all__ = ["LayerCost", "Point", "Sensitivity", "plot", "rank", "sensitivity"]
+__all__ = ["LayerCost", "Point", "Sensitivity", "rank", "sensitivity", "write_sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,20 @@ def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = s
     return Sensitivity(len(source.images), _iou(source, (), float32), layers, ranking, points)
 
 
-def plot(found: Sensitivity, folder: Path) -> None:
-    """Write ``layers.png`` and, where it was measured, ``pareto.png``.
+def write_sensitivity(out: Path, found: Sensitivity, force: bool = False) -> None:
+    """Write report.json, layers.png and, where it was measured, pareto.png; whole or not at all.
 
     Raises:
+        OutputExistsError: see :func:`wgap.atomic.require_new`.
         MissingDependencyError: if matplotlib is not installed.
     """
+    require_new(out, force)
+    with atomic_dir(out, overwrite=force) as folder:
+        _plot(found, folder)
+        (folder / "report.json").write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def _plot(found: Sensitivity, folder: Path) -> None:
     figure = new_figure(9, 4.5)
     axes = figure.subplots()
     at = range(len(found.layers))
@@ -121,8 +130,7 @@ def plot(found: Sensitivity, folder: Path) -> None:
     axes.set_ylabel("mean box IoU against float32")
     axes.set_title(f"all in INT8: {found.all_int8:.4f}, on {found.images} calibration images", fontsize=10)
     axes.legend(fontsize=8)
-    with atomic_file(folder / "layers.png") as temporary:
-        figure.savefig(temporary, dpi=110)
+    figure.savefig(folder / "layers.png", dpi=110)
     if not found.pareto:
         return
     figure = new_figure(7, 4.5)
@@ -141,8 +149,7 @@ def plot(found: Sensitivity, folder: Path) -> None:
     axes.set_ylabel("mean box IoU against float32")
     axes.set_title("numbers: convolutions kept in float32", fontsize=10)
     axes.legend(fontsize=8)
-    with atomic_file(folder / "pareto.png") as temporary:
-        figure.savefig(temporary, dpi=110)
+    figure.savefig(folder / "pareto.png", dpi=110)
 
 
 def _float32(source: Calibration) -> list[Observation]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_file
-from wgap.errors import MissingDependencyError
+from wgap.figures import fitted, new_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,19 +41,11 @@ def montage(localizer: Localizer, images: Sequence[ImageResult], columns: int = 
     for index, image in enumerate(images):
         picture = decode(image.path)
         found = localizer.one(image.path, image.label, heatmap=True)
-        tile = _fit(overlay(picture, found, truth=image.truth), TILE - 4)
+        tile = fitted(overlay(picture, found, truth=image.truth), TILE - 4)
         top = index // columns * TILE + (TILE - tile.shape[0]) // 2
         left = index % columns * TILE + (TILE - tile.shape[1]) // 2
         sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     return sheet
-
-
-def _fit(picture: RgbImage, side: int) -> Any:
-    import cv2
-
-    scale = side / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def plot_levels(localizer: Localizer, image: ImageResult, path: Path) -> None:
@@ -62,12 +54,6 @@ def plot_levels(localizer: Localizer, image: ImageResult, path: Path) -> None:
     Raises:
         MissingDependencyError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "plots need matplotlib, which is not installed: pip install 'wgap[train]'"
-        ) from error
     from wgap.images import decode
     from wgap.runtime.overlay import overlay
 
@@ -76,7 +62,7 @@ def plot_levels(localizer: Localizer, image: ImageResult, path: Path) -> None:
     steps = [abs(b - a) for a, b in itertools.pairwise(mean_values)]
     steps = [0.0 if math.isnan(step) else step for step in steps]
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = new_figure(11, 4)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     left.imshow(overlay(decode(image.path), found, truth=image.truth))
     left.set_axis_off()

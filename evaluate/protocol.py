@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from wgap.bundle import Bundle
-from wgap.datasets import Box, Dataset
+from wgap.datasets import Dataset
 from wgap.errors import DataError, ImageError
-from wgap.evaluate.metrics import RIGHT, ImageScore, Summary, best_iou, centred_box, scaled
+from wgap.evaluate.metrics import ImageScore, Summary
+from wgap.geometry import RIGHT, Box, best_iou, centred_box, scaled
 from wgap.runtime.postprocess import Map
 
 MAPS: tuple[Map, ...] = ("signed", "positive", "recombined")

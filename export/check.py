@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from wgap.bundle import Bundle
 from wgap.errors import BundleError, CheckFailedError
-from wgap.runtime.localization import iou
+from wgap.geometry import iou
 
 if TYPE_CHECKING:
     from wgap.runtime.postprocess import Map

@@ -6,20 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from wgap.geometry import Box
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from wgap.errors import WgapError
 
-__all__ = ["Failure", "Localization", "iou"]
-
-
-def iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    """Intersection over union of two half-open boxes (x0, y0, x1, y1) of positive area."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+__all__ = ["Failure", "Localization"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Localization:
     class_id: int
     class_name: str
     score: float
-    box: tuple[float, float, float, float]
+    box: Box
     threshold: float
     level: int
     degenerate: bool
@@ -58,12 +53,7 @@ class Localization:
             record["others"] = [other._own_json() for other in self.others]
         return record
 
-    def draw(
-        self,
-        image: NDArray[np.uint8],
-        truth: Iterable[tuple[float, float, float, float]] = (),
-        heatmap: bool = True,
-    ) -> NDArray[np.uint8]:
+    def draw(self, image: NDArray[np.uint8], truth: Iterable[Box] = (), heatmap: bool = True) -> NDArray[np.uint8]:
         """The image (uint8[H, W, 3] RGB, original size) with the box drawn on it, see ``wgap.runtime.overlay``."""
         from wgap.runtime.overlay import overlay
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, ove
 
 from wgap.bundle import Bundle
 from wgap.errors import DataError, FeatureError, ImageError, WgapError
+from wgap.geometry import scaled
 from wgap.images import decode, resize
 from wgap.rule import Map, Rule
 from wgap.runtime.localization import Failure, Localization
@@ -324,13 +325,11 @@ class Localizer:
     def _localization(self, item: _Prepared, record: BoxRecord) -> Localization:
         import numpy as np
 
-        (height, width), (map_height, map_width) = item.size, self._input_size
-        x0, y0, x1, y1 = record.box
         return Localization(
             class_id=record.class_id,
             class_name=self.classes[record.class_id],
             score=record.score,
-            box=(x0 * width / map_width, y0 * height / map_height, x1 * width / map_width, y1 * height / map_height),
+            box=scaled(record.box, self._input_size, item.size),
             threshold=record.threshold,
             level=record.level,
             degenerate=record.degenerate,

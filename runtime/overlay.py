@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_file
 from wgap.errors import ImageError
+from wgap.geometry import Box
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from wgap.runtime.localization import Localization
 
     RgbImage = NDArray[np.uint8]
-    Box = tuple[float, float, float, float]
 
 __all__ = ["overlay", "save_picture"]
 

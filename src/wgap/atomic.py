@@ -46,6 +46,26 @@ def put_in_place(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def require_new(folder: Path, force: bool, mark: str = "report.json", what: str = "report") -> None:
+    """Refuse to replace a folder unless told, and one that is something else even then.
+
+    Args:
+        folder: where something is to be written.
+        force: whether an earlier one may be replaced.
+        mark: the file that an earlier one holds.
+        what: what messages call it.
+
+    Raises:
+        OutputExistsError: if ``folder`` exists, and ``force`` is false or ``mark`` is not in it.
+    """
+    if not folder.exists():
+        return
+    if not force:
+        raise OutputExistsError(f"{folder} already exists; choose another place or pass --force to replace it")
+    if not (folder / mark).is_file():
+        raise OutputExistsError(f"{folder} exists and is not a {what} (no {mark}); refusing to replace it")
+
+
 @contextmanager
 def atomic_dir(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside the target; on success it becomes ``path``, on any error it is removed.

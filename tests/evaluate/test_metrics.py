@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wgap.evaluate.metrics import ImageScore, Summary, best_iou, centred_box, clipped, inclusive_iou, scaled
+from wgap.evaluate.metrics import ImageScore, Summary
+from wgap.geometry import best_iou, centred_box, clipped, inclusive_iou, scaled
 
 
 @pytest.mark.parametrize(

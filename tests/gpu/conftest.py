@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 import pytest
 
 from wgap.errors import WgapError
@@ -34,33 +33,6 @@ def gpu() -> str:
     except WgapError as error:
         absent(f"no GPU: {error}")
         raise
-
-
-class OnDevice:
-    """A copy of an array in the GPU's memory, offered as PyTorch, CuPy and PyCUDA offer theirs."""
-
-    def __init__(self, array: Any, stream: int | None = 1) -> None:
-        from wgap.runtime.cuda.driver import Context, Memory, call
-
-        array = np.ascontiguousarray(array)
-        self.context = Context()
-        with self.context:
-            self.memory = Memory(array.nbytes)
-            call("cuMemcpyHtoD", self.memory.pointer, array.ctypes.data, array.nbytes)
-            call("cuStreamSynchronize", 1)  # a copy from pageable memory may return before it has arrived
-        self.shape = array.shape
-        self.__cuda_array_interface__ = {
-            "shape": array.shape,
-            "typestr": array.dtype.str,
-            "data": (self.memory.pointer, False),
-            "version": 3,
-            "stream": stream,
-        }
-
-    def close(self) -> None:
-        with self.context:
-            self.memory.close()
-        self.context.close()
 
 
 def free_memory() -> int:

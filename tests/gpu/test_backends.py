@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.gpu.conftest import EMULATED, OnDevice, free_memory
+from tests.gpu.conftest import EMULATED, free_memory
 
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.errors import BackendError, BundleError, FeatureError, WgapError
 from wgap.runtime.backends import DeviceBackend
+from wgap.runtime.cuda.arrays import DeviceCopy as OnDevice
 from wgap.runtime.postprocess import postprocess
 
 BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_tensorrt")

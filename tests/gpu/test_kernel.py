@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.gpu.conftest import EMULATED, OnDevice, free_memory, same
+from tests.gpu.conftest import EMULATED, free_memory, same
 
 from wgap.errors import FeatureError
+from wgap.runtime.cuda.arrays import DeviceCopy as OnDevice
 from wgap.runtime.cuda.driver import Context, call, driver
 from wgap.runtime.cuda.postprocess import CudaPostprocess
 from wgap.runtime.postprocess import Classifier, postprocess

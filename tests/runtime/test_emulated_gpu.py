@@ -66,7 +66,7 @@ def test_two_emulated_devices_have_memory_of_their_own(environment: dict[str, st
 def test_gpu_check_reports_each_part_and_goes_on(
     environment: dict[str, str], tmp_path: Path, tiny_bundle: Path
 ) -> None:
-    check = [sys.executable, "benchmarks/gpu_check.py", "--out", tmp_path, "--batches", "1,2", "--rounds", "2"]
+    check = [sys.executable, "-m", "benchmarks.gpu_check", "--out", tmp_path, "--batches", "1,2", "--rounds", "2"]
     only = ["--bundle", tiny_bundle, "--data", tmp_path / "none", "--only", "parity", "kernel"]
     done = subprocess.run(
         list(map(str, check + only)), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -91,7 +91,7 @@ def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
     if running_gpu() is not None:
         pytest.skip("there is a GPU")
     done = subprocess.run(
-        [sys.executable, "benchmarks/gpu_check.py", "--out", str(tmp_path), "--only", "kernel"],
+        [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(tmp_path), "--only", "kernel"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "no NVIDIA driver or GPU on this machine" in done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from wgap.bundle import Bundle
-    from wgap.calibrate.gate import Verdict
+    from wgap.calibrate.bundle import Calibrated
 
 GATE_FAILED = 3
 """Exit code of a gate that refused a file."""
@@ -52,43 +50,29 @@ def calibrate(
 ) -> None:
     """Add a lower-precision model to BUNDLE, judged on --gate; exit code 3 if the gate refuses it."""
     from wgap.bundle import Bundle
-    from wgap.calibrate.auto import search
-    from wgap.calibrate.candidate import GateRun, enter, prepare, require_writable
-    from wgap.calibrate.candidate import calibrate as make
+    from wgap.calibrate.bundle import calibrate_bundle
     from wgap.calibrate.gate import Limits
-    from wgap.calibrate.images import image_set, require_disjoint
-    from wgap.calibrate.report import require_new, write_report
-    from wgap.errors import DataError
 
-    if auto and (gate_images is None or precision != "int8"):
-        raise DataError("--auto searches for an int8 file that passes the gate: give --gate, and --precision int8")
-    if report is not None:
-        require_new(report, force)
-    limits = Limits(max_drop, min_iou, min_agreement)
-    opened = Bundle.open(bundle)
-    require_writable(opened)
-    progress = show_progress()
-    chosen = image_set(
-        opened, images, split=split, count=count, progress=lambda items: progress(items, "reading calibration images")
+    done = calibrate_bundle(
+        Bundle.open(bundle),
+        images,
+        precision,
+        method=method,
+        count=count,
+        split=split,
+        keep_float=keep_float or (),
+        auto=auto,
+        gate=gate_images,
+        gate_count=gate_count,
+        gate_split=gate_split,
+        limits=Limits(max_drop, min_iou, min_agreement),
+        report=report,
+        force=force,
+        cache_dir=cache_dir,
+        progress=show_progress(),
+        note=note,
     )
-    warn(chosen.warnings)
-    judges = None
-    if gate_images is not None:
-        judges = _gate_images(opened, gate_images, gate_split, gate_count)
-        require_disjoint(chosen.listing(), judges)
-    with prepare(opened, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
-        run = None if judges is None else GateRun(opened, judges, limits, progress)
-        judged = None
-        if auto and run is not None:
-            candidate, judged = search(source, run, Path(folder), cache_dir, progress, _note)
-        else:
-            candidate = make(source, precision, Path(folder) / f"{precision}.onnx", keep_float or ())
-            if run is not None:
-                judged = run.judge(candidate.path, precision, chosen.listing())
-        opened = enter(opened, candidate, judged)
-        if report is not None:
-            write_report(report, opened, source, candidate, run, judged, force)
-    _finish(opened, precision, judged, as_json)
+    _finish(done, as_json)
 
 
 def gate(
@@ -104,26 +88,19 @@ def gate(
 ) -> None:
     """Judge a lower-precision model of BUNDLE anew and enter the verdict; exit code 3 if it is refused."""
     from wgap.bundle import Bundle
-    from wgap.calibrate.candidate import GateRun, gate_file, require_writable
+    from wgap.calibrate.bundle import gate_bundle
     from wgap.calibrate.gate import Limits
 
-    limits = Limits(max_drop, min_iou, min_agreement)
-    opened = Bundle.open(bundle)
-    opened.model_file(precision, ungated=True)
-    require_writable(opened)
-    run = GateRun(opened, _gate_images(opened, images, split, count), limits, show_progress())
-    judged, opened = gate_file(opened, precision, run)
-    _finish(opened, precision, judged, as_json)
-
-
-def _gate_images(bundle: Bundle, source: Path, split: str, count: int | None) -> Any:
-    from wgap.calibrate.images import image_set
-
-    progress = show_progress()
-    return image_set(
-        bundle, source, split=split, count=count, with_boxes=True, purpose="gate",
-        progress=lambda items: progress(items, "reading gate images"),
-    )  # fmt: skip
+    done = gate_bundle(
+        Bundle.open(bundle),
+        images,
+        precision,
+        count=count,
+        split=split,
+        limits=Limits(max_drop, min_iou, min_agreement),
+        progress=show_progress(),
+    )
+    _finish(done, as_json)
 
 
 def show_progress() -> Callable[[Sequence[Any], str], Iterable[Any]]:
@@ -135,38 +112,31 @@ def show_progress() -> Callable[[Sequence[Any], str], Iterable[Any]]:
     return lambda items, what: track(items, what, console=errors, transient=True, disable=not errors.is_terminal)
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """One line on standard error."""
     typer.echo(text, err=True)
 
 
-def warn(warnings: Iterable[str]) -> None:
-    """Tell warnings on standard error."""
-    for warning in warnings:
-        _note(f"warning: {warning}")
-
-
-def _finish(bundle: Bundle, precision: str, judged: Verdict | None, as_json: bool) -> None:
+def _finish(done: Calibrated, as_json: bool) -> None:
     """Say what was entered; exit code 3 where the gate refused it."""
     from dataclasses import asdict
 
-    warn(judged.figures["warnings"] if judged else ())
-    rejected = judged is not None and not judged.passed
-    entry = bundle.file("rejected" if rejected else "onnx", precision)
+    for warning in done.verdict.figures["warnings"] if done.verdict else ():
+        note(f"warning: {warning}")
     if as_json:
-        typer.echo(
-            json.dumps({"bundle": str(bundle.root), "usable": judged is not None and judged.passed, **asdict(entry)})
-        )
+        typer.echo(json.dumps({"bundle": str(done.bundle.root), "usable": done.usable, **asdict(done.entry)}))
     else:
-        _print(bundle, entry, judged)
-    if rejected:
+        _print(done)
+    if done.verdict is not None and not done.usable:
         raise typer.Exit(GATE_FAILED)
 
 
-def _print(bundle: Bundle, entry: Any, judged: Verdict | None) -> None:
+def _print(done: Calibrated) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    typer.echo(f"{bundle.root / entry.path}: {entry.size / 1e6:.1f} MB")
+    entry, judged = done.entry, done.verdict
+    typer.echo(f"{done.bundle.root / entry.path}: {entry.size / 1e6:.1f} MB")
     if attested := entry.provenance.get("quantisation", {}).get("attestation"):
         typer.echo(
             f"{attested['runtime']} runs {attested['ran_int8']} convolutions in INT8, {attested['ran_float']} in float"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from wgap.evaluate.protocol import Evaluation, ImageResult
-    from wgap.runtime.localizer import Localizer
-
-SHOWN = 24
+    from wgap.evaluate.protocol import Evaluation
 
 
 def evaluate(
@@ -47,16 +43,18 @@ def evaluate(
     from rich.console import Console
     from rich.progress import track
 
+    from wgap.atomic import require_new
     from wgap.bundle import Bundle
     from wgap.datasets import open_dataset
-    from wgap.errors import DataError, OutputExistsError
+    from wgap.errors import DataError
     from wgap.evaluate.protocol import MAPS, Rule, ablation_rules, evaluate_bundle
+    from wgap.evaluate.report import write_report
     from wgap.runtime.localizer import Localizer
 
     if plot and out is None:
         raise DataError("--plot writes pictures: say where with --out DIR")
-    if out is not None and out.exists() and not force:
-        raise OutputExistsError(f"{out} already exists; choose another place or pass --force to replace it")
+    if out is not None:
+        require_new(out, force)
     opened = Bundle.open(bundle)
     defaults = opened.manifest.postprocessing
     kind = map_ or defaults.map
@@ -85,7 +83,7 @@ def evaluate(
             opened, backend, precision=precision, ungated=ungated, threads=threads,
             map=kind, threshold=report.rules[0].threshold,
         )  # fmt: skip
-        _write(report, localizer, out, plot or [], force)
+        write_report(out, report, localizer, plot or ("random",), force)
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:
@@ -125,58 +123,3 @@ def _print(report: Evaluation) -> None:
     if data["levels"]:
         chosen = ", ".join(f"{eta}: {count}" for eta, count in data["levels"].items())
         console.print(f"chosen thresholds: {chosen}", soft_wrap=True)
-
-
-def _write(report: Evaluation, localizer: Localizer, out: Path, plots: list[str], force: bool) -> None:
-    """Everything --out promises, whole or not at all."""
-    from wgap.atomic import atomic_dir
-    from wgap.errors import OutputExistsError
-    from wgap.evaluate.pictures import montage, plot_levels
-    from wgap.runtime.overlay import save_picture
-
-    if force and out.exists() and not (out / "report.json").is_file():
-        raise OutputExistsError(f"{out} exists and is not an evaluation (no report.json); refusing to replace it")
-    worst = sorted(report.images, key=lambda image: image.scores[0].gt_iou)
-    spread = worst[:: max(1, len(worst) // SHOWN)][:SHOWN]
-    with atomic_dir(out, overwrite=force) as folder:
-        (folder / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
-        with (folder / "per_image.jsonl").open("w") as lines:
-            lines.writelines(json.dumps(_record(image, localizer.classes)) + "\n" for image in report.images)
-        save_picture(folder / "worst.png", montage(localizer, worst[:SHOWN]))
-        save_picture(folder / "spread.png", montage(localizer, spread))
-        for number, image in enumerate(_chosen(report, plots, worst)):
-            plot_levels(localizer, image, folder / f"levels-{number}-{image.path.stem}.png")
-
-
-def _record(image: ImageResult, classes: tuple[str, ...]) -> dict[str, Any]:
-    score = image.scores[0]
-    return {
-        "image": str(image.path),
-        "label": classes[image.label],
-        "predicted": classes[image.predicted],
-        "score": image.score,
-        "box": list(image.box),
-        "truth": [list(box) for box in image.truth],
-        "gt_iou": score.gt_iou,
-        "top1_iou": score.top1_iou,
-        "threshold": score.level / 20 if score.level >= 0 else None,
-        "degenerate": score.degenerate,
-        "oracle_iou": max(next(iter(image.level_ious.values()))),
-    }
-
-
-def _chosen(report: Evaluation, plots: list[str], worst: list[ImageResult]) -> list[ImageResult]:
-    from wgap.errors import DataError
-
-    chosen = []
-    for plot in plots or ["random"]:
-        if plot == "worst":
-            chosen.append(worst[0])
-        elif plot == "random":
-            chosen.append(random.Random(0).choice(report.images))  # noqa: S311  (a picture, no secret)
-        else:
-            found = [image for image in report.images if image.path == Path(plot) or image.path.name == plot]
-            if not found:
-                raise DataError(f"--plot {plot}: no such image in the set; give worst, random or an image's path")
-            chosen += found
-    return chosen

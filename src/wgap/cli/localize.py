@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from wgap.runtime.localizer import Failure, Localization, Localizer
     from wgap.runtime.postprocess import Map
 
-RESULTS = "results.jsonl"
-
 
 def localize(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders (searched to any depth) and globs.")],
-    out: Annotated[Path | None, typer.Option(help=f"Folder for {RESULTS} and overlay pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and overlay pictures.")] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write each image with its box on it into --out.")] = False,
     heatmap: Annotated[bool, typer.Option("--heatmap", help="As --overlay, with the heat map blended in.")] = False,
     top_k: Annotated[int, typer.Option(help="Localize this many classes per image.")] = 1,
@@ -40,16 +38,14 @@ def localize(
 ) -> None:
     """Localize the object in each of IMAGES; exit code 1 if one of them failed, after all the others are done."""
     from wgap.errors import DataError
-    from wgap.images import decode, find_images
+    from wgap.images import find_images
     from wgap.runtime.localizer import Failure, Localizer
-    from wgap.runtime.overlay import save_picture
+    from wgap.runtime.results import ResultFolder
 
     if (overlay or heatmap) and out is None:
         raise DataError("--overlay and --heatmap write pictures: say where with --out DIR")
     paths = find_images(images, missing="keep")
-    pictures = _picture_names(paths, out) if out is not None and (overlay or heatmap) else {}
-    if out is not None and not force:
-        _refuse_overwriting([out / RESULTS, *pictures.values()])
+    results = None if out is None else ResultFolder(out, paths, overlay or heatmap, force)
     localizer = Localizer(
         bundle,
         backend,
@@ -63,15 +59,13 @@ def localize(
     )
     classes = None if class_ is None else _class_of(class_, localizer)
     failed = 0
-    with _results(out) as write, _progress(len(paths)) as advance:
+    with results or nullcontext(), _progress(len(paths)) as advance:
         for path, result in zip(paths, localizer(paths, classes, heatmap, on_error="yield"), strict=True):
-            if path in pictures and not isinstance(result, Failure):
-                save_picture(pictures[path], result.draw(decode(path)))
+            if results is not None:
+                results.add(path, result)
             failed += isinstance(result, Failure)
-            line = json.dumps(result.to_json())
-            write(line)
             if as_json:
-                typer.echo(line)
+                typer.echo(json.dumps(result.to_json()))
             else:
                 typer.echo(_sentence(result), err=isinstance(result, Failure))
             advance()
@@ -83,42 +77,6 @@ def localize(
 def _class_of(given: str, localizer: Localizer) -> int | str:
     """A name where there is a class of that name, else the id it spells, else the name for the error message."""
     return int(given) if given not in localizer.classes and given.isdecimal() else given
-
-
-def _picture_names(paths: list[Path], out: Path) -> dict[Path, Path]:
-    """``<stem>.jpg`` for each image; where several share a stem, ``<stem>-2.jpg`` and so on in their order."""
-    taken: set[str] = set()
-    names = {}
-    for path in paths:
-        name, count = path.stem, 1
-        while name.casefold() in taken:
-            count += 1
-            name = f"{path.stem}-{count}"
-        taken.add(name.casefold())
-        names[path] = out / f"{name}.jpg"
-    return names
-
-
-def _refuse_overwriting(files: list[Path]) -> None:
-    from wgap.errors import OutputExistsError
-
-    there = [file for file in files if file.exists()]
-    if there:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise OutputExistsError(f"{there[0]}{more} already there; choose another --out or pass --force to replace them")
-
-
-@contextmanager
-def _results(out: Path | None) -> Iterator[Callable[[str], None]]:
-    """A function that adds a line to the results file, which appears whole at the end; nothing without a folder."""
-    if out is None:
-        yield lambda line: None
-        return
-    from wgap.atomic import atomic_file
-
-    with atomic_file(out / RESULTS) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        yield lambda line: print(line, file=stream)
-        stream.flush()
 
 
 @contextmanager

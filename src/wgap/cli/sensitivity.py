@@ -25,29 +25,27 @@ def sensitivity(
     from rich.console import Console
     from rich.table import Table
 
-    from wgap.atomic import atomic_dir
+    from wgap.atomic import require_new
     from wgap.bundle import Bundle
-    from wgap.calibrate.candidate import prepare
-    from wgap.calibrate.images import image_set
-    from wgap.calibrate.report import require_new
-    from wgap.calibrate.sensitivity import plot
-    from wgap.calibrate.sensitivity import sensitivity as measure
-    from wgap.cli.calibrate import show_progress, warn
+    from wgap.calibrate.bundle import measure_layers
+    from wgap.calibrate.sensitivity import write_sensitivity
+    from wgap.cli.calibrate import note, show_progress
 
     if out is not None:
         require_new(out, force)
-    progress = show_progress()
-    opened = Bundle.open(bundle)
-    chosen = image_set(
-        opened, images, split=split, count=count, progress=lambda items: progress(items, "reading calibration images")
+    found = measure_layers(
+        Bundle.open(bundle),
+        images,
+        method=method,
+        count=count,
+        split=split,
+        cache_dir=cache_dir,
+        pareto=pareto,
+        progress=show_progress(),
+        note=note,
     )
-    warn(chosen.warnings)
-    with prepare(opened, chosen, method, cache_dir, progress) as source:
-        found = measure(source, pareto, progress)
     if out is not None:
-        with atomic_dir(out, overwrite=force) as folder:
-            plot(found, folder)
-            (folder / "report.json").write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_sensitivity(out, found, force)
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return

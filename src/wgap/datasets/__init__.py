@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wgap.datasets import cub, folder, ilsvrc, wsolevaluation
-from wgap.datasets.dataset import Box, Dataset, Sample
+from wgap.datasets.dataset import Dataset, Sample
 from wgap.errors import DataError
 
-__all__ = ["LAYOUTS", "SPLITS", "Box", "Dataset", "Sample", "layout_of", "open_dataset"]
+__all__ = ["LAYOUTS", "SPLITS", "Dataset", "Sample", "layout_of", "open_dataset"]
 
 _READERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str], Dataset]]] = {
     "cub": (cub.recognises, cub.open_split),

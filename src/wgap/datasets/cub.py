@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wgap.datasets.dataset import Box, Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
+from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
 from wgap.errors import DataError
+from wgap.geometry import Box
 
 
 def recognises(root: Path) -> bool:

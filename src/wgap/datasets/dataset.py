@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wgap.errors import DataError
-
-Box = tuple[float, float, float, float]
-"""(x0, y0, x1, y1), half-open, in pixels of the original image."""
+from wgap.geometry import Box
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from wgap.datasets.dataset import Box, Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
+from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
 from wgap.errors import DataError
+from wgap.geometry import Box
 from wgap.images import SUFFIXES
 
 BOX_HEADER = ["image", "x0", "y0", "x1", "y1"]

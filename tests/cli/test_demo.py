@@ -14,12 +14,12 @@ import typer
 from typer.testing import CliRunner
 
 from wgap.cli import app
+from wgap.cli.demo import run as demo
+from wgap.cli.demo.images import CLASSES, make_image, write_demo_set
+from wgap.cli.demo.report import commands
 from wgap.datasets import open_dataset
 from wgap.errors import OutputExistsError
-from wgap.evaluate import demo
-from wgap.evaluate.demo_images import CLASSES, make_image, write_demo_set
-from wgap.evaluate.demo_report import commands
-from wgap.evaluate.metrics import RIGHT, best_iou, centred_box
+from wgap.geometry import RIGHT, best_iou, centred_box
 
 
 def test_the_same_seed_gives_the_same_pictures(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wgap.evaluate.demo import DemoResult
+    from wgap.cli.demo.run import DemoResult
 
 
 def options_text(settings: Mapping[str, Any]) -> str:
@@ -17,7 +17,7 @@ def options_text(settings: Mapping[str, Any]) -> str:
 
 def commands(seed: int) -> list[str]:
     """What to run in the demo's folder to do the same by hand."""
-    from wgap.evaluate.demo import RULE, SETTINGS
+    from wgap.cli.demo.run import RULE, SETTINGS
 
     return [
         f"wgap train data --out by-hand/run --seed {seed} {options_text(SETTINGS)}",
@@ -30,7 +30,7 @@ def commands(seed: int) -> list[str]:
 
 def report_text(result: DemoResult, seed: int) -> str:
     """The page as Markdown; pictures are linked relative to the demo's folder."""
-    from wgap.evaluate.demo import PER_CLASS, REQUIRED
+    from wgap.cli.demo.run import PER_CLASS, REQUIRED
 
     scores = result.scores
     verdict = "reached" if result.localizes else "**MISSED**"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from wgap.atomic import atomic_file
+from wgap.atomic import atomic_file, require_new
 from wgap.bundle import Postprocessing
-from wgap.errors import MissingDependencyError, OutputExistsError
-from wgap.evaluate.demo_report import report_text
+from wgap.cli.demo.report import report_text
+from wgap.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +117,7 @@ def run_demo(
         WgapError: a stage failed.
     """
     try:
-        from wgap.evaluate.demo_images import write_demo_set
+        from wgap.cli.demo.images import write_demo_set
         from wgap.export.check import check_bundle
         from wgap.export.onnx import bundle_from_checkpoint
         from wgap.train.config import TrainConfig
@@ -183,10 +183,7 @@ def _one_thread() -> Iterator[None]:
 
 def _make_room(out: Path, force: bool) -> None:
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        if not force:
-            raise OutputExistsError(f"{out} already exists; choose another place or pass --force to replace it")
-        if not (out / MARK).is_file():
-            raise OutputExistsError(f"{out} exists and holds no {MARK}, so it is no earlier demo; not replacing it")
+        require_new(out, force, MARK, "demo")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text("{}\n")  # from here on the folder is ours, whatever happens
@@ -233,7 +230,7 @@ def _strip(localizer: Localizer, images: Sequence[ImageResult]) -> NDArray[np.ui
     import cv2
     import numpy as np
 
-    from wgap.evaluate.metrics import scaled
+    from wgap.geometry import scaled
     from wgap.images import decode
     from wgap.runtime.overlay import PREDICTED, TRUE
 

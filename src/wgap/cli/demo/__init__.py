@@ -16,7 +16,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Generate images, train, export, check, localize, evaluate; exit code 1 if parity or GT-known >= 0.7 is missed."""
-    from wgap.evaluate.demo import REQUIRED, run_demo
+    from wgap.cli.demo.run import REQUIRED, run_demo
 
     result = run_demo(out, seed=seed, force=force, say=lambda text: typer.echo(text, err=True))
     if as_json:

@@ -1,0 +1,86 @@
+"""Is it right: the device, the GPU tests, and the kernel against the CPU's on photographs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+from benchmarks.gpu_check import ROOT, AbsentError
+
+from wgap import Bundle, Localizer
+from wgap.runtime.cuda.arrays import DeviceCopy
+from wgap.runtime.cuda.driver import attribute
+from wgap.runtime.cuda.postprocess import CudaPostprocess
+from wgap.runtime.library import running_gpu
+from wgap.runtime.postprocess import Classifier, postprocess
+
+
+def environment(_: argparse.Namespace) -> dict[str, Any]:
+    """Device, driver, libraries."""
+    gpu = running_gpu()
+    if gpu is None:
+        raise AbsentError("no NVIDIA driver or GPU on this machine")
+    versions = {}
+    for name in (
+        "wgap", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-core",
+        "cuda-bindings", "nvidia-cuda-nvrtc", "cupy-cuda13x", "pycuda", "numpy",
+    ):  # fmt: skip
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "device": gpu.name,
+        "compute_capability": gpu.compute_capability,
+        "driver": gpu.driver,
+        "cuda": gpu.cuda,
+        "multiprocessors": attribute("MULTIPROCESSOR_COUNT", 0),
+        "shared_memory_per_block": attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", 0),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def tests(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every GPU test; a skip for want of a library is told, one for want of a GPU fails."""
+    variables = {**os.environ, "WGAP_REQUIRE_GPU": "1", "WGAP_GPU_MAPS": str(arguments.maps)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short", "tests/gpu"],
+        cwd=ROOT, env=variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if re.match(r"(FAILED|ERROR|SKIPPED)", line)]
+    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
+    state = "failed" if done.returncode else "ran"
+    return {"state": state, "summary": summary, "told": lines, "tail": done.stdout[-6000:]}
+
+
+def parity(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Levels and boxes of all test photographs, the kernel here against the kernel on the CPU."""
+    if arguments.bundle is None or not arguments.data.is_dir():
+        raise AbsentError("needs --bundle and --data with real photographs")
+    from wgap.datasets import open_dataset
+    from wgap.images import decode, resize
+
+    bundle = Bundle.open(arguments.bundle)
+    plain = Localizer(bundle)
+    weight, classifier = bundle.classifier()[0], Classifier(bundle.classifier()[0])
+    kernel, counts = CudaPostprocess(weight), {"images": 0, "levels": 0, "boxes": 0, "scores": 0}
+    for sample in open_dataset(arguments.data, "test"):
+        batch = resize(decode(sample.path), *bundle.manifest.model.input_size)[None]
+        logits, features = plain.backend.run(batch)
+        [[expected]] = postprocess(features, logits, classifier, size=bundle.manifest.model.input_size)
+        with DeviceCopy(features) as maps, DeviceCopy(logits) as scores:
+            [[found]] = kernel(maps, scores, size=bundle.manifest.model.input_size)
+        counts["images"] += 1
+        counts["levels"] += expected.level == found.level
+        counts["boxes"] += expected.box == found.box
+        counts["scores"] += expected.score == found.score
+    if not counts["images"] == counts["levels"] == counts["boxes"]:
+        raise AssertionError(f"levels or boxes differ: {counts}")
+    return counts

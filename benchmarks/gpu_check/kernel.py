@@ -1,0 +1,114 @@
+"""The kernel alone: its time among fifty launches of a replayed CUDA graph, and which of its stages takes it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from benchmarks.gpu_check import SHAPE, SIZE
+from benchmarks.gpu_check.timing import between_events, quartiles
+from benchmarks.synthetic import synthetic
+
+from wgap import _native
+from wgap.runtime.cuda.arrays import DeviceCopy
+from wgap.runtime.cuda.driver import Context, Memory, call, device_arch, driver
+from wgap.runtime.cuda.postprocess import CudaPostprocess, Options, Plan
+
+LAUNCHES = 50
+
+
+class Bench:
+    """The kernel on a batch of synthetic maps, ready to launch."""
+
+    def __init__(self, images: int, threads: int, profile: bool = False) -> None:
+        few = min(images, 32)
+        features, logits, weight = synthetic(few, *SHAPE[:2], 10)
+        repeat = -(-images // few)
+        features, logits = (np.concatenate([array] * repeat)[:images] for array in (features, logits))
+        self.kernel = CudaPostprocess(weight, threads=threads, profile=profile)
+        self.images, self.bytes = images, features.nbytes
+        with self.kernel.context:
+            self.inputs = [DeviceCopy(array) for array in (features, logits)]
+            self.stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
+            self.plan = Plan(self.kernel, features.shape, Options(SIZE))
+            self.plan.bind(*(copy.pointer for copy in self.inputs))
+            self.graph = self._graph(self.plan.launch)
+
+    def _graph(self, launch: Callable[[int], None]) -> Any:
+        mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        launch(self.stream)
+        call("cuStreamSynchronize", self.stream)
+        call("cuStreamBeginCapture", self.stream, mode)
+        for _ in range(LAUNCHES):
+            launch(self.stream)
+        captured = call("cuStreamEndCapture", self.stream)
+        graph = call("cuGraphInstantiate", captured, 0)
+        call("cuGraphDestroy", captured)
+        return graph
+
+    def microseconds(self) -> float:
+        """One launch among fifty."""
+        with self.kernel.context:
+            return 1e3 * between_events(lambda: call("cuGraphLaunch", self.graph, self.stream), self.stream) / LAUNCHES
+
+    def close(self) -> None:
+        """Free the device."""
+        with self.kernel.context:
+            call("cuGraphExecDestroy", self.graph)
+            self.plan.close()
+            for copy in self.inputs:
+                copy.close()
+            call("cuStreamDestroy", self.stream)
+        self.kernel.close()
+
+
+def copy_bandwidth(size: int = 1 << 28) -> float:
+    """Bytes per second that a copy on the device moves, those read and those written."""
+    context = Context()
+    with context:
+        one, two = Memory(size), Memory(size)
+        stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
+
+        def copy() -> None:
+            for _ in range(10):
+                call("cuMemcpyDtoDAsync", two.pointer, one.pointer, size, stream)
+
+        times = [between_events(copy, stream) for _ in range(12)][2:]
+        call("cuStreamDestroy", stream)
+        one.close(), two.close()
+    context.close()
+    return 2 * 10 * size / (float(np.median(times)) / 1e3)
+
+
+def kernel(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time at batch 1 and more, for two block sizes, against reading the features once."""
+    bandwidth = copy_bandwidth()
+    benches = {(images, threads): Bench(images, threads) for images in arguments.batches for threads in (256, 512)}
+    times: dict[Any, list[float]] = {key: [] for key in benches}
+    for _ in range(arguments.rounds + 3):
+        for key, bench in benches.items():
+            times[key].append(bench.microseconds())
+    rows = []
+    for (images, threads), bench in benches.items():
+        row = quartiles(times[images, threads][3:])
+        read = 1e6 * bench.bytes / bandwidth
+        rows.append(
+            {"images": images, "threads": threads, **row, "read_once_us": read, "times_that": row["p50"] / read}
+        )
+        bench.close()
+    return {"copy_bytes_per_second": bandwidth, "unit": "us", "rows": rows}
+
+
+def profile(_: argparse.Namespace) -> dict[str, Any]:
+    """Share of each stage in the clock ticks of a block, at batch 1."""
+    bench = Bench(1, 512, profile=True)
+    bench.kernel.ticks()
+    for _ in range(5):
+        bench.microseconds()
+    ticks = bench.kernel.ticks()
+    bench.close()
+    whole = sum(ticks.values())
+    resources = {"result_bytes": _native._CUDA_RESULT_BYTES, "architecture": device_arch()}
+    return {"share": {stage: count / whole for stage, count in ticks.items()}, **resources}

@@ -1,0 +1,207 @@
+"""The whole of each job in one call: add a lower-precision model to a bundle, judge one anew, measure its layers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from wgap.atomic import require_new
+from wgap.bundle import Bundle, BundleFile
+from wgap.calibrate.auto import search
+from wgap.calibrate.candidate import GateRun, Progress, calibrate, enter, gate_file, prepare, silent
+from wgap.calibrate.gate import Limits, Verdict
+from wgap.calibrate.images import ImageSet, image_set, require_disjoint
+from wgap.calibrate.report import write_report
+from wgap.calibrate.sensitivity import Sensitivity, sensitivity
+from wgap.errors import DataError
+from wgap.extend import require_writable
+
+__all__ = ["Calibrated", "calibrate_bundle", "gate_bundle", "measure_layers"]
+
+Note = Callable[[str], None]
+"""Called with one line of text: a warning about the images, or a step of the search."""
+
+
+def _quiet(_text: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What happened to the bundle.
+
+    Attributes:
+        bundle: the bundle, opened again.
+        entry: the file that was entered: role ``onnx``, or ``rejected`` where the gate refused it.
+        verdict: of the gate; None where none ran, and the runtime refuses the file until one has passed it.
+    """
+
+    bundle: Bundle
+    entry: BundleFile
+    verdict: Verdict | None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the gate passed the file, so that the runtime takes it."""
+        return self.verdict is not None and self.verdict.passed
+
+
+def calibrate_bundle(
+    bundle: Bundle,
+    images: Path,
+    precision: str = "int8",
+    *,
+    method: str = "minmax",
+    count: int | None = 32,
+    split: str = "train",
+    keep_float: Collection[str] = (),
+    auto: bool = False,
+    gate: Path | None = None,
+    gate_count: int | None = None,
+    gate_split: str = "test",
+    limits: Limits | None = None,
+    report: Path | None = None,
+    force: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress = silent,
+    note: Note = _quiet,
+) -> Calibrated:
+    """Make a lower-precision model, judge it, and enter it into the bundle, usable or rejected.
+
+    Args:
+        bundle: an opened bundle.
+        images: calibration images, a folder or a labelled set.
+        precision: ``int8``, ``fp16`` or ``bf16``.
+        method: how activation ranges are chosen: ``minmax``, ``entropy`` or ``percentile``.
+        count: calibration images to take, every class in turn; None takes all.
+        split: of a labelled set: ``train``, ``val``, ``test`` or ``all``.
+        keep_float: convolutions, by node name, that stay in float32.
+        auto: search for the fewest convolutions in float32 that let the gate pass instead; needs ``gate`` and int8.
+        gate: images that judge the result and share none with ``images``; None enters the file unjudged.
+        gate_count: at most so many of them; None takes all.
+        gate_split: as ``split``.
+        limits: what the lower precision may cost.
+        report: folder for pictures and report.json.
+        force: replace an earlier report there.
+        cache_dir: keep ranges and the search's log here, named by content.
+        progress: shown while it works.
+        note: told warnings about the calibration images, and each step of the search.
+
+    Raises:
+        CalibrationError: too few images, one that is in both sets, or a network that does not fit the precision.
+        CheckFailedError: a convolution meant for INT8 does not run in it.
+        DataError: an option or an image set is not as above.
+        OutputExistsError: ``report`` exists, and is no report or ``force`` is false.
+        BundleError: the bundle cannot be written, or has no float32 graph.
+        MissingDependencyError: a library of the ``calibrate`` extra is not installed.
+    """
+    if auto and (gate is None or precision != "int8"):
+        raise DataError("--auto searches for an int8 file that passes the gate: give --gate, and --precision int8")
+    if report is not None:
+        require_new(report, force)
+    require_writable(bundle)
+    chosen = _calibration_images(bundle, images, split, count, progress, note)
+    judges = None if gate is None else _gate_images(bundle, gate, gate_split, gate_count, progress)
+    if judges is not None:
+        require_disjoint(chosen.listing(), judges)
+    with prepare(bundle, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
+        run = None if judges is None else GateRun(bundle, judges, limits, progress)
+        verdict = None
+        if auto and run is not None:
+            candidate, verdict = search(source, run, Path(folder), cache_dir, progress, note)
+        else:
+            candidate = calibrate(source, precision, Path(folder) / f"{precision}.onnx", keep_float)
+            if run is not None:
+                verdict = run.judge(candidate.path, precision, chosen.listing())
+        entered = enter(bundle, candidate, verdict)
+        if report is not None:
+            write_report(report, entered, source, candidate, run, verdict, force)
+    return _calibrated(entered, precision, verdict)
+
+
+def gate_bundle(
+    bundle: Bundle,
+    images: Path,
+    precision: str = "int8",
+    *,
+    count: int | None = None,
+    split: str = "test",
+    limits: Limits | None = None,
+    progress: Progress = silent,
+) -> Calibrated:
+    """Judge a lower-precision model that the bundle holds anew, usable or rejected, and enter the verdict.
+
+    Args:
+        bundle: an opened bundle.
+        images: images that judge, a folder or a labelled set; none of them may have calibrated the model.
+        precision: which model.
+        count: at most so many images; None takes all.
+        split: of a labelled set: ``train``, ``val``, ``test`` or ``all``.
+        limits: what the lower precision may cost.
+        progress: shown while it works.
+
+    Raises:
+        CalibrationError: too few images, one that took part in calibration, or the precision is float32.
+        DataError: ``images`` holds none.
+        BundleError: the bundle has no such model, or cannot be written.
+    """
+    bundle.model_file(precision, ungated=True)
+    require_writable(bundle)
+    run = GateRun(bundle, _gate_images(bundle, images, split, count, progress), limits, progress)
+    verdict, entered = gate_file(bundle, precision, run)
+    return _calibrated(entered, precision, verdict)
+
+
+def measure_layers(
+    bundle: Bundle,
+    images: Path,
+    *,
+    method: str = "minmax",
+    count: int | None = 32,
+    split: str = "train",
+    cache_dir: Path | None = None,
+    pareto: bool = True,
+    progress: Progress = silent,
+    note: Note = _quiet,
+) -> Sensitivity:
+    """What INT8 costs layer by layer; the bundle stays as it is. Arguments and errors as in :func:`calibrate_bundle`.
+
+    Args:
+        bundle: an opened bundle.
+        images: calibration images, which are also the ones measured on.
+        method: likewise.
+        count: likewise.
+        split: likewise.
+        cache_dir: likewise.
+        pareto: also time mixtures of INT8 and float32.
+        progress: likewise.
+        note: told warnings about the images.
+    """
+    chosen = _calibration_images(bundle, images, split, count, progress, note)
+    with prepare(bundle, chosen, method, cache_dir, progress) as source:
+        return sensitivity(source, pareto, progress)
+
+
+def _calibration_images(
+    bundle: Bundle, images: Path, split: str, count: int | None, progress: Progress, note: Note
+) -> ImageSet:
+    chosen = image_set(
+        bundle, images, split=split, count=count, progress=lambda items: progress(items, "reading calibration images")
+    )
+    for warning in chosen.warnings:
+        note(f"warning: {warning}")
+    return chosen
+
+
+def _gate_images(bundle: Bundle, images: Path, split: str, count: int | None, progress: Progress) -> ImageSet:
+    return image_set(
+        bundle, images, split=split, count=count, with_boxes=True, purpose="gate",
+        progress=lambda items: progress(items, "reading gate images"),
+    )  # fmt: skip
+
+
+def _calibrated(bundle: Bundle, precision: str, verdict: Verdict | None) -> Calibrated:
+    rejected = verdict is not None and not verdict.passed
+    return Calibrated(bundle, bundle.file("rejected" if rejected else "onnx", precision), verdict)

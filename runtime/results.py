@@ -1,0 +1,86 @@
+"""Results in a folder: one JSON line per image, and pictures with their boxes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from wgap.atomic import atomic_file
+from wgap.errors import OutputExistsError
+from wgap.images import decode
+from wgap.runtime.localization import Failure, Localization
+from wgap.runtime.overlay import save_picture
+
+__all__ = ["RESULTS", "ResultFolder", "picture_names"]
+
+RESULTS = "results.jsonl"
+
+
+class ResultFolder:
+    """Where results of some images are written, one by one: ``results.jsonl``, whole at the end, and pictures.
+
+    ::
+
+        with ResultFolder(out, paths, pictures=True) as folder:
+            for path, result in zip(paths, localizer(paths, heatmap=True, on_error="yield")):
+                folder.add(path, result)
+
+    Args:
+        out: the folder; made where it is missing. Other files in it stay.
+        images: the images that results are to come of.
+        pictures: also write each image with its box, and its heat map where the result has one, under the name that
+            :func:`picture_names` gives it; none for an image that failed.
+        force: replace files that are already there.
+
+    Raises:
+        OutputExistsError: a file to be written is already there and ``force`` is false; nothing has been written then.
+    """
+
+    def __init__(self, out: Path, images: Sequence[Path], pictures: bool = False, force: bool = False) -> None:
+        self._out = out
+        self._pictures = {path: out / name for path, name in picture_names(images).items()} if pictures else {}
+        there = [file for file in (out / RESULTS, *self._pictures.values()) if not force and file.exists()]
+        if there:
+            more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+            raise OutputExistsError(
+                f"{there[0]}{more} already there; choose another --out or pass --force to replace them"
+            )
+
+    def __enter__(self) -> ResultFolder:
+        self._open = ExitStack()
+        temporary = self._open.enter_context(atomic_file(self._out / RESULTS))
+        self._lines: TextIO = self._open.enter_context(temporary.open("w", encoding="utf-8"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def add(self, path: Path, result: Localization | Failure) -> None:
+        """Write one image's line, and its picture.
+
+        Raises:
+            ImageError: the image can be read no more.
+        """
+        if path in self._pictures and isinstance(result, Localization):
+            save_picture(self._pictures[path], result.draw(decode(path)))
+        self._lines.write(json.dumps(result.to_json()) + "\n")
+
+
+def picture_names(images: Sequence[Path]) -> dict[Path, str]:
+    """``<stem>.jpg`` for each image; where several share a stem, ``<stem>-2.jpg`` and so on in their order."""
+    taken: set[str] = set()
+    names = {}
+    for path in images:
+        name, count = path.stem, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{path.stem}-{count}"
+        taken.add(name.casefold())
+        names[path] = f"{name}.jpg"
+    return names

@@ -1,0 +1,37 @@
+"""What rooms that draw share: a matplotlib figure, and a picture fitted into a tile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wgap.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches, without the global state of ``pyplot``.
+
+    Raises:
+        MissingDependencyError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "plots need matplotlib, which is not installed: pip install 'matplotlib>=3.8'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def fitted(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture uint8[H, W, 3] scaled so that its longer side is ``side`` pixels."""
+    import cv2
+
+    scale = side / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    tile: Any = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    scaled: NDArray[np.uint8] = tile
+    return scaled
