@@ -18,11 +18,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from wgap import Localizer
 from wgap.atomic import atomic_file
 from wgap.bundle import Bundle
 from wgap.datasets import open_dataset
-from wgap.evaluate.protocol import Rule, ablation_rules, evaluate_bundle
+from wgap.evaluate.protocol import ablation_rules, evaluate_localizer
 from wgap.export.onnx import bundle_from_checkpoint
+from wgap.rule import Rule
 from wgap.train.config import TrainConfig
 from wgap.train.loop import train
 
@@ -54,7 +56,7 @@ def evaluated(data: Path, out: Path, pooling: Any, seed: int) -> dict[str, Any]:
         bundle = run / "bundle"
         opened = Bundle.open(bundle) if bundle.exists() else bundle_from_checkpoint(checkpoint, bundle)
         test = open_dataset(data / "data" / "cub10", split="test")
-        evaluation = evaluate_bundle(opened, test, [Rule(), *ablation_rules()])
+        evaluation = evaluate_localizer(Localizer(opened, rule=Rule()), test, ablation_rules())
         with atomic_file(report) as temporary:
             temporary.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
     content: dict[str, Any] = json.loads(report.read_text())

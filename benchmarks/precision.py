@@ -100,9 +100,9 @@ def once(localizer: Localizer, encoded: list[bytes]) -> list[float]:
     marks.append(time.perf_counter())
     batch = np.stack([resize(pixels, *size) for pixels in images])
     marks.append(time.perf_counter())
-    outputs = localizer.backend.run(batch)
+    outputs = localizer.network.run(batch)
     marks.append(time.perf_counter())
-    localizer.boxes(*outputs)
+    localizer.locator.locate(outputs)
     marks.append(time.perf_counter())
     return [1e3 * float(t) for t in (*np.diff(marks), marks[-1] - marks[0])]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wgap.errors import BackendError, CheckFailedError
+from wgap.errors import CheckFailedError
 
 __all__ = ["Attestation", "attest_int8"]
 
@@ -53,21 +53,16 @@ def attest_int8(graph: Path, keep_float: int = 0) -> Attestation:
     import onnx
     import onnxruntime
 
-    from wgap.runtime.backends.onnxruntime import library_errors
+    from wgap.runtime.networks.onnxruntime import open_session
 
     written = onnx.load(str(graph)).graph
     makers = {output: node.op_type for node in written.node for output in node.output}
     convolutions = [node for node in written.node if node.op_type == "Conv"]
     meant = sum(makers.get(node.input[0]) == makers.get(node.input[1]) == "DequantizeLinear" for node in convolutions)
     with tempfile.TemporaryDirectory(prefix="wgap-attest-") as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        try:
-            onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        except library_errors() as error:
-            raise BackendError(f"ONNX Runtime {onnxruntime.__version__} refuses {graph}: {error}") from error
-        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+        optimised_path = Path(folder) / "optimised.onnx"
+        open_session(graph, None, optimised=optimised_path)
+        optimised = onnx.load(str(optimised_path), load_external_data=False).graph
     operators: dict[str, int] = {}
     for node in optimised.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1

@@ -31,7 +31,7 @@ def search(
     """Keep float32 layers, the most harmful first, until the gate passes; then give back those that were not needed.
 
     All INT8 is tried first and wins where it passes. Layers are ranked on the calibration images; the gate's only
-    judge. The steps are in the candidate's provenance, and each is told through ``note``.
+    judge. The steps are in the candidate's record, and each is told through ``note``.
 
     Args:
         source: graph, ranges and calibration images.
@@ -88,7 +88,8 @@ def search(
         else:
             kept = max(tried.values(), key=lambda step: (step["mean_iou"], step["top1_agreement"]))["keep_float"]
     candidate, judged = _judge(source, run, folder, kept)
-    candidate.provenance["quantisation"]["search"] = list(tried.values())
+    assert candidate.record.quantisation is not None
+    candidate.record.quantisation["search"] = list(tried.values())
     return candidate, judged
 
 
@@ -114,7 +115,7 @@ class _Log:
             source.method,
             sorted(source.ranges.items()),
             run.images.sha256,
-            asdict(source.bundle.manifest.postprocessing),
+            run.locator.rule.to_json(),
             asdict(run.limits),
             onnxruntime.__version__,
         ]

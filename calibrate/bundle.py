@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wgap.atomic import require_new
-from wgap.bundle import Bundle, BundleFile
+from wgap.bundle import Bundle
 from wgap.calibrate.auto import search
 from wgap.calibrate.candidate import GateRun, Progress, calibrate, enter, gate_file, prepare, silent
 from wgap.calibrate.gate import Limits, Verdict
@@ -17,6 +17,8 @@ from wgap.calibrate.report import write_report
 from wgap.calibrate.sensitivity import Sensitivity, sensitivity
 from wgap.errors import DataError
 from wgap.extend import require_writable
+from wgap.manifest import BundleFile
+from wgap.rule import Rule
 
 __all__ = ["Calibrated", "calibrate_bundle", "gate_bundle", "measure_layers"]
 
@@ -62,6 +64,7 @@ def calibrate_bundle(
     gate_count: int | None = None,
     gate_split: str = "test",
     limits: Limits | None = None,
+    rule: Rule | None = None,
     report: Path | None = None,
     force: bool = False,
     cache_dir: Path | None = None,
@@ -83,6 +86,7 @@ def calibrate_bundle(
         gate_count: at most so many of them; None takes all.
         gate_split: as ``split``.
         limits: what the lower precision may cost.
+        rule: whose boxes are compared, and which the verdict then holds for; None for the bundle's own.
         report: folder for pictures and report.json.
         force: replace an earlier report there.
         cache_dir: keep ranges and the search's log here, named by content.
@@ -107,7 +111,7 @@ def calibrate_bundle(
     if judges is not None:
         require_disjoint(chosen.listing(), judges)
     with prepare(bundle, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
-        run = None if judges is None else GateRun(bundle, judges, limits, progress)
+        run = None if judges is None else GateRun(bundle, judges, limits, progress, rule)
         verdict = None
         if auto and run is not None:
             candidate, verdict = search(source, run, Path(folder), cache_dir, progress, note)
@@ -129,6 +133,7 @@ def gate_bundle(
     count: int | None = None,
     split: str = "test",
     limits: Limits | None = None,
+    rule: Rule | None = None,
     progress: Progress = silent,
 ) -> Calibrated:
     """Judge a lower-precision model that the bundle holds anew, usable or rejected, and enter the verdict.
@@ -140,6 +145,7 @@ def gate_bundle(
         count: at most so many images; None takes all.
         split: of a labelled set: ``train``, ``val``, ``test`` or ``all``.
         limits: what the lower precision may cost.
+        rule: whose boxes are compared, and which the verdict then holds for; None for the bundle's own.
         progress: shown while it works.
 
     Raises:
@@ -149,7 +155,7 @@ def gate_bundle(
     """
     bundle.model_file(precision, ungated=True)
     require_writable(bundle)
-    run = GateRun(bundle, _gate_images(bundle, images, split, count, progress), limits, progress)
+    run = GateRun(bundle, _gate_images(bundle, images, split, count, progress), limits, progress, rule)
     verdict, entered = gate_file(bundle, precision, run)
     return _calibrated(entered, precision, verdict)
 

@@ -7,12 +7,12 @@ import platform
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wgap import __version__
-from wgap.bundle import Bundle, BundleFile
+from wgap.bundle import Bundle
 from wgap.calibrate.attest import attest_int8
 from wgap.calibrate.gate import Limits, Observation, Verdict, observe, verdict
 from wgap.calibrate.images import ImageSet, require_disjoint
@@ -21,6 +21,11 @@ from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scale
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import CalibrationError, DataError
 from wgap.extend import enter_file
+from wgap.manifest import BundleFile, CalibrationRecord, ImageHashes
+from wgap.rule import Rule
+from wgap.runtime.locator import open_locator
+from wgap.runtime.networks import open_network
+from wgap.runtime.networks.onnxruntime import file_network
 
 __all__ = [
     "PRECISIONS",
@@ -70,14 +75,12 @@ class Candidate:
     Attributes:
         path: the ONNX file.
         precision: ``int8``, ``fp16`` or ``bf16``.
-        keep_float: nodes left in float32.
-        provenance: what goes into the manifest.
+        record: what goes into the manifest.
     """
 
     path: Path
     precision: str
-    keep_float: tuple[str, ...]
-    provenance: dict[str, Any]
+    record: CalibrationRecord
 
 
 @contextmanager
@@ -119,27 +122,14 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
     import onnx
     import onnxruntime
 
-    provenance: dict[str, Any] = {
-        "float32_sha256": source.bundle.model_file("fp32").sha256,
-        "calibration": {
-            "sha256": source.images.sha256,
-            "images": source.images.listing(),
-            "warnings": list(source.images.warnings),
-        },
-        "tools": {
-            "wgap": __version__,
-            "python": platform.python_version(),
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
-    }
+    quantisation: dict[str, Any] | None = None
+    tightest: tuple[dict[str, Any], ...] | None = None
     if precision == "int8":
         int8_graph(source.graph, source.ranges, out, keep_float)
         kept = [name for name in convolutions(source.graph) if name in set(keep_float)]
-        provenance["quantisation"] = {
+        quantisation = {
             "method": source.method,
             "format": "Q/DQ, symmetric int8, weights per channel, activations per tensor",
-            "keep_float": kept,
             "scales": scales(out),
             "attestation": attest_int8(out, len(kept)).to_json(),
         }
@@ -150,14 +140,27 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
             )
         if precision == "fp16":
             kept = fp16_graph(source.graph, source.ranges, out, keep_float)
-        else:
+            tightest = tuple(row.to_json() for row in headroom(source.graph, source.ranges))
+        else:  # bfloat16 holds whatever float32 holds
             kept = bf16_graph(source.graph, out, keep_float)
-        provenance["lowering"] = {"keep_float": kept}
-        if precision == "fp16":  # bfloat16 holds whatever float32 holds
-            provenance["lowering"]["headroom"] = [row.to_json() for row in headroom(source.graph, source.ranges)]
     else:
         raise DataError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    return Candidate(out, precision, tuple(kept), provenance)
+    record = CalibrationRecord(
+        float32_sha256=source.bundle.model_file("fp32").sha256,
+        images_sha256=source.images.sha256,
+        images=source.images.listing(),
+        warnings=source.images.warnings,
+        keep_float=tuple(kept),
+        tools={
+            "wgap": __version__,
+            "python": platform.python_version(),
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        quantisation=quantisation,
+        headroom=tightest,
+    )
+    return Candidate(out, precision, record)
 
 
 class GateRun:
@@ -168,48 +171,45 @@ class GateRun:
     """
 
     def __init__(
-        self, bundle: Bundle, images: ImageSet, limits: Limits | None = None, progress: Progress = silent
+        self,
+        bundle: Bundle,
+        images: ImageSet,
+        limits: Limits | None = None,
+        progress: Progress = silent,
+        rule: Rule | None = None,
     ) -> None:
-        from wgap.runtime.backends.onnxruntime import open_bundle
-
         self.bundle = bundle
         self.images = images
         self.limits = limits or Limits()
+        self.locator = open_locator(bundle, rule)
         self._progress = progress
         self.float32: list[Observation] = observe(
-            bundle, open_bundle(bundle), images, progress=lambda items: progress(items, "gate, float32")
-        )
+            open_network("onnxruntime", bundle), self.locator, images,
+            progress=lambda items: progress(items, "gate, float32"),
+        )  # fmt: skip
 
-    def judge(self, path: Path, precision: str, calibration: Iterable[dict[str, str]]) -> Verdict:
+    def judge(self, path: Path, precision: str, calibration: Iterable[ImageHashes]) -> Verdict:
         """Observe one file and compare.
 
         Args:
             path: the ONNX file, in the bundle or not.
             precision: what it is called.
-            calibration: the listing of the images it was calibrated on.
+            calibration: the images it was calibrated on.
 
         Raises:
             CalibrationError: if a gate image took part in calibration.
         """
-        from wgap.runtime.backends.onnxruntime import session_backend
-
         require_disjoint(calibration, self.images)
         with judgeable(path, precision) as runs:
-            backend = session_backend(self.bundle, runs, precision)
+            network = file_network(self.bundle, runs, precision)
             seen = observe(
-                self.bundle, backend, self.images, self.float32,
+                network, self.locator, self.images, self.float32,
                 lambda items: self._progress(items, f"gate, {precision}"),
             )  # fmt: skip
-        found = verdict(self.bundle, self.images, self.float32, seen, self.limits)
-        identity = {
-            "candidate_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "float32_sha256": self.bundle.model_file("fp32").sha256,
-            "disjoint_from_calibration": True,
-            "map": self.bundle.manifest.postprocessing.map,
-            "threshold": self.bundle.manifest.postprocessing.threshold,
-            "backend": f"{backend.name} {backend.version}" + (f", {precision} emulated" if runs != path else ""),
-        }
-        return replace(found, figures={**found.figures, **identity})
+        found = verdict(self.locator.size, self.images, self.float32, seen, self.limits)
+        float32, candidate = self.bundle.model_file("fp32").sha256, hashlib.sha256(path.read_bytes()).hexdigest()
+        ran = f"{network.name} {network.version}" + (f", {precision} emulated" if runs != path else "")
+        return found.of(self.locator.rule, candidate, float32, ran)
 
 
 def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundle:
@@ -233,7 +233,8 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
         role,
         candidate.precision,
         lambda entry: _superseded(entry, candidate, role),
-        {**candidate.provenance, **({"gate": judged.to_json()} if judged else {})},
+        calibration=candidate.record,
+        gate=judged.record if judged else None,
     )
 
 
@@ -247,16 +248,15 @@ def gate_file(bundle: Bundle, precision: str, run: GateRun) -> tuple[Verdict, Bu
     if precision == "fp32":
         raise CalibrationError("float32 is what the gate measures against; give a lower precision")
     entry = bundle.model_file(precision, ungated=True)
-    calibration = entry.provenance.get("calibration", {}).get("images")
-    if calibration is None:
+    made = entry.calibration
+    if made is None:
         raise CalibrationError(
             f"{bundle.root / entry.path} does not say which images calibrated it, so that no gate can be proven "
             f"disjoint; make it with `wgap calibrate {bundle.root} --precision {precision}`"
         )
     path = bundle.root / entry.path
-    judged = run.judge(path, precision, calibration)
-    provenance = {key: value for key, value in entry.provenance.items() if key != "gate"}
-    return judged, enter(bundle, Candidate(path, precision, (), provenance), judged)
+    judged = run.judge(path, precision, made.images)
+    return judged, enter(bundle, Candidate(path, precision, made), judged)
 
 
 def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:

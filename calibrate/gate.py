@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from wgap.bundle import Bundle
 from wgap.calibrate.images import ImageSet
-from wgap.errors import CalibrationError, FeatureError
+from wgap.errors import CalibrationError
 from wgap.geometry import RIGHT, Box, best_iou, iou, scaled
+from wgap.manifest import GateRecord
+from wgap.rule import Rule
+from wgap.runtime.locator import Request
 
 if TYPE_CHECKING:
-    from wgap.runtime.backends import Backend
-    from wgap.runtime.postprocess import BoxRecord, Map
+    from wgap.runtime.locator import Locator
+    from wgap.runtime.network import Network
 
 __all__ = ["Drift", "Limits", "Observation", "Verdict", "observe", "verdict"]
 
@@ -81,82 +83,80 @@ class Drift:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found. ``figures`` are those of :func:`verdict`; ``reasons`` says why it failed."""
+    """What the gate found.
+
+    ``figures`` are those of :func:`verdict`; ``reasons`` says why it failed; ``record`` is what goes into the manifest,
+    once it is known which files and which rule it holds for.
+    """
 
     passed: bool
     reasons: tuple[str, ...]
     figures: dict[str, Any]
     limits: Limits
     drifts: tuple[Drift, ...] = field(default=(), compare=False, repr=False)
+    record: GateRecord | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """What goes into the manifest: everything but the single images."""
-        return {"passed": self.passed, "reasons": list(self.reasons), **self.figures, "limits": asdict(self.limits)}
+    def of(self, rule: Rule, candidate_sha256: str, float32_sha256: str, backend: str) -> Verdict:
+        """The verdict with its record."""
+        record = GateRecord(
+            self.passed,
+            self.reasons,
+            rule,
+            candidate_sha256,
+            float32_sha256,
+            backend,
+            asdict(self.limits),
+            self.figures,
+        )
+        return replace(self, record=record)
 
 
 def observe(
-    bundle: Bundle,
-    backend: Backend,
+    network: Network,
+    locator: Locator,
     images: ImageSet,
     reference: Sequence[Observation] | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
     batch_size: int = 8,
 ) -> list[Observation]:
-    """Every image through one network and the kernel, under the bundle's map and threshold.
+    """Every image through one network and the kernel.
 
     Args:
-        bundle: classifier, input size, map and threshold.
-        backend: the network.
+        network: the network.
+        locator: the kernel, under the rule whose boxes count.
         images: the images.
         reference: float32's observations, whose top-1 classes ``Observation.reference`` follows; None: this *is*
             float32.
         progress: wraps the batches, for a progress bar.
         batch_size: images per forward pass.
     """
-    from wgap.runtime.postprocess import Classifier
-
-    classifier = Classifier(bundle.classifier()[0])
     found: list[Observation] = []
     for start in progress(range(0, len(images), batch_size)):
         rows = slice(start, start + batch_size)
-        logits, features = backend.run(images.batch(rows))
-        for n, picture in enumerate(images.pictures[rows]):
-            one = logits[n : n + 1], features[n : n + 1]
-            followed = None if reference is None else reference[start + n].top1
-            found.append(_observation(bundle, classifier, *one, picture.label, followed))
+        labels = [picture.label for picture in images.pictures[rows]]
+        with network.forward(images.batch(rows)) as outputs:
+            own = [row[0] for row in locator.locate(outputs)]
+            top = [0 if record.error else record.class_id for record in own]
+            followed = top if reference is None else [max(seen.top1, 0) for seen in reference[rows]]
+            asked = [which if label is None else label for which, label in zip(top, labels, strict=True)]
+            same, true = (locator.locate(outputs, Request(classes)) for classes in (followed, asked))
+        for n, record in enumerate(own):
+            if record.error:
+                found.append(Observation(False, -1, None, None, -1, None))
+                continue
+            label_box = None if labels[n] is None else true[n][0].box
+            found.append(Observation(True, record.class_id, record.box, same[n][0].box, same[n][0].level, label_box))
     return found
 
 
-def _observation(
-    bundle: Bundle, classifier: Any, logits: Any, features: Any, label: int | None, followed: int | None
-) -> Observation:
-    from wgap.runtime.postprocess import postprocess
-
-    info, defaults = bundle.manifest.model, bundle.manifest.postprocessing
-
-    def box(class_id: int | None) -> BoxRecord:
-        return postprocess(
-            features, logits, classifier, size=info.input_size, classes=None if class_id is None else [class_id],
-            map=cast("Map", defaults.map), threshold=defaults.threshold,
-        )[0][0]  # fmt: skip
-
-    try:
-        own = box(None)
-        same = own if followed is None or followed == own.class_id else box(followed)
-        true = None if label is None else cast(Box, box(label).box)
-    except FeatureError:
-        return Observation(False, -1, None, None, -1, None)
-    return Observation(True, own.class_id, cast(Box, own.box), cast(Box, same.box), same.level, true)
-
-
 def verdict(
-    bundle: Bundle,
+    size: tuple[int, int],
     images: ImageSet,
     float32: Sequence[Observation],
     candidate: Sequence[Observation],
     limits: Limits,
 ) -> Verdict:
-    """Compare two networks' observations of the same images.
+    """Compare two networks' observations of the same images, boxes on a map of ``size`` (H, W).
 
     Raises:
         CalibrationError: if float32's own output is not finite on some image: nothing can be compared with it.
@@ -165,7 +165,7 @@ def verdict(
 
     if bad := [p.path for p, seen in zip(images.pictures, float32, strict=True) if not seen.finite]:
         raise CalibrationError(f"{bad[0]}: the float32 network's own output is not finite; nothing to compare with")
-    drifts = tuple(map(_drift, [bundle] * len(images), images.pictures, float32, candidate))
+    drifts = tuple(map(_drift, [size] * len(images), images.pictures, float32, candidate))
     ious = np.array([drift.iou for drift in drifts])
     agreement = sum(drift.same_class for drift in drifts) / len(drifts)
     figures: dict[str, Any] = {
@@ -216,8 +216,7 @@ def verdict(
     return Verdict(not reasons, tuple(reasons), figures, limits, drifts)
 
 
-def _drift(bundle: Bundle, picture: Any, float32: Observation, candidate: Observation) -> Drift:
-    size = bundle.manifest.model.input_size
+def _drift(size: tuple[int, int], picture: Any, float32: Observation, candidate: Observation) -> Drift:
     truth = [scaled(box, picture.size, size) for box in picture.boxes]
 
     def right(box: Box | None) -> bool:

@@ -13,6 +13,7 @@ from wgap.datasets import layout_of, open_dataset
 from wgap.errors import CalibrationError, DataError, ImageError
 from wgap.geometry import Box
 from wgap.images import decode, find_images, resize
+from wgap.manifest import ImageHashes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,9 +71,9 @@ class ImageSet:
 
         return np.stack([picture.pixels for picture in self.pictures[rows or slice(None)]])
 
-    def listing(self) -> list[dict[str, str]]:
+    def listing(self) -> tuple[ImageHashes, ...]:
         """Name and hashes of every image, for the manifest."""
-        return [{"name": p.path.name, "sha256": p.sha256, "pixels_sha256": p.pixels_sha256} for p in self.pictures]
+        return tuple(ImageHashes(p.path.name, p.sha256, p.pixels_sha256) for p in self.pictures)
 
 
 def image_set(
@@ -128,13 +129,13 @@ def image_set(
     return ImageSet(tuple(pictures), digest, tuple(warnings))
 
 
-def require_disjoint(calibration: Iterable[dict[str, str]], gate: ImageSet) -> None:
+def require_disjoint(calibration: Iterable[ImageHashes], gate: ImageSet) -> None:
     """Prove that no gate image took part in calibration, by the hashes of files and of network inputs.
 
     Raises:
         CalibrationError: naming the first image that did, and how many did.
     """
-    seen = {entry[key] for entry in calibration for key in ("sha256", "pixels_sha256")}
+    seen = {digest for image in calibration for digest in (image.sha256, image.pixels_sha256)}
     shared = [p for p in gate.pictures if p.sha256 in seen or p.pixels_sha256 in seen]
     if shared:
         raise CalibrationError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.lower import FP16_LARGEST, judgeable
 from wgap.figures import fitted, new_figure
+from wgap.plain import to_plain
 
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
@@ -40,10 +41,10 @@ def write_report(
     """
     require_new(report, force)
     with atomic_dir(report, overwrite=force) as folder:
-        content: dict[str, Any] = {"precision": candidate.precision, "provenance": candidate.provenance}
+        content: dict[str, Any] = {"precision": candidate.precision, "calibration": to_plain(candidate.record)}
         _ranges(source, candidate, folder / "ranges.png")
         if run is not None and judged is not None:
-            content |= {"gate": judged.to_json(), "images": [asdict(drift) for drift in judged.drifts]}
+            content |= {"gate": to_plain(judged.record), "images": [asdict(drift) for drift in judged.drifts]}
             _drift(judged, candidate.precision, folder / "drift.png")
             _worst(bundle, candidate, run, judged, folder / "worst.png")
         (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -64,7 +65,7 @@ def _ranges(source: Calibration, candidate: Candidate, path: Path) -> None:
     bottoms = [max(-source.ranges[name][0], 0.0) for name in names]
     axes.bar([x - 0.2 for x in at], tops, 0.4, color="tab:blue", label="largest value")
     axes.bar([x + 0.2 for x in at], bottoms, 0.4, color="0.7", label="smallest value, below zero")
-    scales = candidate.provenance.get("quantisation", {}).get("scales", {})
+    scales = (candidate.record.quantisation or {}).get("scales", {})
     marked = [(x, 127 * scales[name]) for x, name in zip(at, names, strict=True) if name in scales]
     if marked:
         axes.plot(
@@ -111,13 +112,13 @@ def _worst(bundle: Bundle, candidate: Candidate, run: GateRun, judged: Verdict, 
 
     from wgap.errors import FeatureError
     from wgap.images import decode
-    from wgap.runtime.backends.onnxruntime import session_backend
     from wgap.runtime.localizer import Localizer
+    from wgap.runtime.networks.onnxruntime import file_network
     from wgap.runtime.overlay import overlay, save_picture
 
-    float32, lower = Localizer(bundle), Localizer(bundle)
+    float32 = Localizer(bundle, rule=run.locator.rule)
     with judgeable(candidate.path, candidate.precision) as runs:
-        lower.backend = session_backend(bundle, runs, candidate.precision)
+        lower = Localizer(bundle, network=file_network(bundle, runs, candidate.precision), locator=run.locator)
     order = sorted(range(len(judged.drifts)), key=lambda n: judged.drifts[n].iou)[:WORST]
     rows = []
     for n in order:

@@ -7,16 +7,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.candidate import Calibration, Progress, silent
 from wgap.calibrate.gate import Limits, Observation, observe, verdict
 from wgap.calibrate.quantise import convolutions, int8_graph
 from wgap.figures import new_figure
-
-if TYPE_CHECKING:
-    from wgap.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from wgap.runtime.locator import open_locator
+from wgap.runtime.networks.onnxruntime import file_network, open_session
 
 __all__ = ["LayerCost", "Point", "Sensitivity", "rank", "sensitivity", "write_sensitivity"]
 
@@ -153,7 +152,7 @@ def _plot(found: Sensitivity, folder: Path) -> None:
 
 
 def _float32(source: Calibration) -> list[Observation]:
-    return observe(source.bundle, _backend(source, source.graph), source.images)
+    return _observed(source, source.graph)
 
 
 def _iou(source: Calibration, keep_float: Sequence[str], float32: Sequence[Observation]) -> float:
@@ -162,15 +161,14 @@ def _iou(source: Calibration, keep_float: Sequence[str], float32: Sequence[Obser
     with tempfile.TemporaryDirectory(prefix="wgap-layer-") as folder:
         path = Path(folder) / "int8.onnx"
         int8_graph(source.graph, source.ranges, path, keep_float)
-        seen = observe(source.bundle, _backend(source, path), source.images, float32)
-    mean: float = verdict(source.bundle, source.images, float32, seen, Limits()).figures["box_iou"]["mean"]
+        seen = _observed(source, path, float32)
+    size = source.bundle.manifest.model.input_size
+    mean: float = verdict(size, source.images, float32, seen, Limits()).figures["box_iou"]["mean"]
     return mean
 
 
-def _backend(source: Calibration, path: Path) -> OnnxRuntimeBackend:
-    from wgap.runtime.backends.onnxruntime import session_backend
-
-    return session_backend(source.bundle, path, "int8")
+def _observed(source: Calibration, path: Path, float32: Sequence[Observation] | None = None) -> list[Observation]:
+    return observe(file_network(source.bundle, path, "int8"), open_locator(source.bundle), source.images, float32)
 
 
 def _pareto(
@@ -179,11 +177,8 @@ def _pareto(
     from time import perf_counter
 
     import numpy as np
-    import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    asleep = {"session.intra_op.allow_spinning": "0"}
     kept = [tuple(ranking[:k]) for k in range(len(ranking) + 1)]
     shares, sessions = [], []
     with tempfile.TemporaryDirectory(prefix="wgap-pareto-") as folder:
@@ -192,7 +187,7 @@ def _pareto(
             if len(mixture) < len(ranking):
                 path = Path(folder) / f"{len(mixture)}.onnx"
                 int8_graph(source.graph, source.ranges, path, mixture)
-            sessions.append(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+            sessions.append(open_session(path, source.bundle.manifest.model, settings=asleep))
             shares.append(_iou(source, mixture, float32))
         batch = source.images.batch(slice(0, 1))
         times: list[list[float]] = [[] for _ in kept]

@@ -15,6 +15,7 @@ from wgap.bundle import Bundle
 from wgap.errors import BundleError, DataError
 from wgap.images import decode, resize
 from wgap.runtime.localizer import Localizer
+from wgap.runtime.network import Network
 
 __all__ = ["STAGES", "BatchLatency", "LatencyReport", "StageLatency", "cpu_model", "measure_latency"]
 
@@ -48,7 +49,8 @@ class LatencyReport:
 
     Attributes:
         image: what was decoded: source, encoded bytes, width, height.
-        settings: backend, precision, threads (None: the backend's choice, every core), warm-up and timed iterations.
+        settings: backend, precision, device, threads (None: the backend's choice, every core), rule, warm-up and timed
+            iterations.
         machine: CPU model, cores this process may use, the instruction set the kernel picked.
         versions: of wgap, Python and the libraries underneath.
         batches: one entry per batch size.
@@ -66,31 +68,24 @@ class LatencyReport:
 
 
 def measure_latency(
-    bundle: Bundle,
+    localizer: Localizer,
     image: Path | None = None,
     *,
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
-    ungated: bool = False,
     batches: Sequence[int] = (1, 8),
-    threads: int | None = None,
     iterations: int = 50,
     warmup: int = 5,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda rounds: rounds,
 ) -> LatencyReport:
-    """Time a bundle's stages on one image.
+    """Time a localizer's stages on one image.
 
     Each iteration times the parts (decode, resize, forward, postprocess) and then a whole call of the localizer, so
-    that drift of the machine meets all of them alike. Reading the file is not timed.
+    that drift of the machine meets all of them alike. Network and kernel are the localizer's own, on the CPU or on a
+    GPU; there, the outputs stay between the two. Reading the file is not timed.
 
     Args:
-        bundle: an opened bundle.
+        localizer: what to time.
         image: the image file; None takes a JPEG made from the bundle's first golden image.
-        backend: the inference backend.
-        precision: which of the bundle's models.
-        ungated: run a lower-precision file whose gate failed or never ran.
         batches: batch sizes, the same image repeated.
-        threads: of the forward pass and the kernel; None leaves it to the backend.
         iterations: timed iterations per batch size.
         warmup: untimed iterations before them.
         progress: wraps the iterations of each batch size, for a progress bar.
@@ -102,26 +97,28 @@ def measure_latency(
     """
     if iterations < 1 or warmup < 0 or not batches or min(batches) < 1:
         raise DataError("expected at least one iteration, a warm-up of 0 or more, and batch sizes of 1 or more")
+    bundle, network = localizer.bundle, localizer.network
     encoded, source = (_golden_jpeg(bundle), "golden image as JPEG") if image is None else _file(image)
     height, width = decode(encoded, source).shape[:2]
-    results, localizer = [], None
+    results = []
     for batch in batches:
-        localizer = Localizer(bundle, backend, precision=precision, threads=threads, batch_size=batch, ungated=ungated)
-        times = _times(localizer, [encoded] * batch, progress(range(warmup + iterations)))
+        sized = Localizer(bundle, batch_size=batch, rule=localizer.rule, network=network, locator=localizer.locator)
+        times = _times(sized, [encoded] * batch, progress(range(warmup + iterations)))
         stages = {stage: _summary([row[n] for row in times[warmup:]]) for n, stage in enumerate(STAGES)}
         results.append(BatchLatency(batch, stages, 1000 * batch / stages["total"].p50_ms))
-    assert localizer is not None
     return LatencyReport(
         image={"source": source, "bytes": len(encoded), "width": int(width), "height": int(height)},
         settings={
-            "backend": localizer.backend.name,
-            "precision": localizer.backend.precision,
-            "threads": threads,
+            "backend": network.name,
+            "precision": network.precision,
+            "device": network.device,
+            "threads": localizer.threads,
+            "rule": localizer.rule.to_json(),
             "warmup": warmup,
             "iterations": iterations,
         },
         machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": _kernel_target()},
-        versions=_versions(localizer),
+        versions=_versions(network),
         batches=tuple(results),
     )
 
@@ -138,14 +135,19 @@ def _times(localizer: Localizer, encoded: list[bytes], rounds: Iterable[int]) ->
         decoded = perf_counter_ns()
         resized = np.stack([resize(pixels, *size) for pixels in images])
         ready = perf_counter_ns()
-        logits, features = localizer.backend.run(resized)
-        forwarded = perf_counter_ns()
-        localizer.boxes(logits, features)
-        boxed = perf_counter_ns()
+        forwarding = boxing = 0
+        for _, part in localizer.network.parts(resized):
+            began = perf_counter_ns()
+            with localizer.network.forward(part) as outputs:
+                forwarded = perf_counter_ns()
+                localizer.locator.locate(outputs)
+                boxed = perf_counter_ns()
+            forwarding, boxing = forwarding + forwarded - began, boxing + boxed - forwarded
+        start_again = perf_counter_ns()
         for _result in localizer(encoded):
             pass
         end = perf_counter_ns()
-        times.append((decoded - start, ready - decoded, forwarded - ready, boxed - forwarded, end - boxed))
+        times.append((decoded - start, ready - decoded, forwarding, boxing, end - start_again))
     return times
 
 
@@ -188,14 +190,14 @@ def _kernel_target() -> str:
     return active_target()
 
 
-def _versions(localizer: Localizer) -> dict[str, str]:
+def _versions(network: Network) -> dict[str, str]:
     import cv2
     import numpy as np
 
     return {
         "wgap": metadata.version("wgap"),
         "python": platform.python_version(),
-        localizer.backend.name: localizer.backend.version,
+        network.name: network.version,
         "opencv": str(cv2.__version__),
         "numpy": np.__version__,
     }

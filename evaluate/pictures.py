@@ -6,17 +6,18 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wgap.atomic import atomic_file
 from wgap.figures import fitted, new_figure
+from wgap.rule import Rule
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from wgap.evaluate.protocol import ImageResult
-    from wgap.runtime.localizer import Localizer
+    from wgap.runtime.localizer import Localization, Localizer
 
     RgbImage = NDArray[np.uint8]
 
@@ -83,20 +84,15 @@ def plot_levels(localizer: Localizer, image: ImageResult, path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def edge_curve(localizer: Localizer, image: ImageResult) -> tuple[list[float], Any]:
+def edge_curve(localizer: Localizer, image: ImageResult) -> tuple[list[float], Localization]:
     """V_l for l = 0..20 of the label's map (NaN where the edge set is empty), and the localization."""
     import numpy as np
 
     from wgap.images import decode, resize
-    from wgap.runtime.postprocess import Classifier, postprocess
+    from wgap.runtime.locator import Request
 
-    bundle = localizer.bundle
-    size = bundle.manifest.model.input_size
-    pixels = np.ascontiguousarray(resize(decode(image.path), *size))[None]
-    logits, features = localizer.backend.run(pixels)
-    record = postprocess(
-        features, logits, Classifier(bundle.classifier()[0]), size=size, classes=[image.label],
-        map=localizer.map, threshold="adaptive", edge_means=True,
-    )[0][0]  # fmt: skip
+    adaptive = localizer.locator.with_rule(Rule(map=localizer.rule.map))
+    pixels = np.ascontiguousarray(resize(decode(image.path), *localizer.locator.size))[None]
+    [[record]] = localizer.network.locate(pixels, adaptive, Request([image.label], edge_means=True))
     found = localizer.one(image.path, image.label, heatmap=True)
-    return list(record.edge_mean or [math.nan] * 21), found
+    return list(record.edge_means or [math.nan] * 21), found

@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from wgap.bundle import Bundle
 from wgap.datasets import Dataset
 from wgap.errors import DataError, ImageError
 from wgap.evaluate.metrics import ImageScore, Summary
 from wgap.geometry import RIGHT, Box, best_iou, centred_box, scaled
-from wgap.runtime.postprocess import Map
+from wgap.rule import MAPS, Map, Rule
+from wgap.runtime.locator import Request
+from wgap.runtime.postprocess import require_finite
 
-MAPS: tuple[Map, ...] = ("signed", "positive", "recombined")
-ABLATION_THRESHOLDS = ("fixed:0.15", "fixed:0.2", "adaptive")
+if TYPE_CHECKING:
+    from wgap._native import BoxRecord
+    from wgap.runtime.localizer import Localizer
+
+ABLATION_RULES = ("fixed:0.15", "fixed:0.2", "adaptive")
 LEVELS = 20
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Which map and which threshold: ``recombined`` and ``adaptive`` are the method, ``signed`` and a fixed one CAM."""
-
-    map: Map = "recombined"
-    threshold: str = "adaptive"
 
 
 @dataclass(frozen=True)
@@ -92,14 +89,14 @@ class Evaluation:
         report = {
             **self.summary().to_json(),
             "map": rule.map,
-            "threshold": rule.threshold,
+            "threshold": str(rule),
             "oracle": {**self.oracle(rule.map), "uses_ground_truth": True},
             "centred_box": {"gt_known_loc": _share(centred), "mean_iou": sum(centred) / len(centred)},
             "skipped": [{"image": path, "error": error} for path, error in self.skipped],
         }
         if len(self.rules) > 1:
             report["ablation"] = [
-                {"map": rule.map, "threshold": rule.threshold, **self.summary(index).to_json()}
+                {"map": rule.map, "threshold": str(rule), **self.summary(index).to_json()}
                 for index, rule in enumerate(self.rules)
                 if index > 0
             ]
@@ -117,49 +114,38 @@ class Evaluation:
 
 def ablation_rules() -> list[Rule]:
     """Every map with CAM's fixed thresholds and with the adaptive rule."""
-    return [Rule(kind, threshold) for kind in MAPS for threshold in ABLATION_THRESHOLDS]
+    return [Rule.parse(text, kind) for kind in MAPS for text in ABLATION_RULES]
 
 
-def evaluate_bundle(
-    bundle: Bundle,
+def evaluate_localizer(
+    localizer: Localizer,
     dataset: Dataset,
-    rules: Sequence[Rule] = (Rule(),),
+    further: Sequence[Rule] = (),
     *,
-    backend: str = "onnxruntime",
-    precision: str = "fp32",
-    ungated: bool = False,
-    threads: int | None = None,
     batch_size: int = 8,
     max_bad: int = 10,
     progress: Callable[[Sequence[Any]], Any] = lambda items: items,
 ) -> Evaluation:
-    """Score a bundle on a labelled set whose boxes are known.
+    """Score a localizer on a labelled set whose boxes are known.
 
     Features are computed once per image; every rule, and every fixed threshold l / 20, is applied to them. GT-known
     localization draws the box from the *label's* map, Top-1 localization from the *predicted* class's map.
 
     Args:
-        bundle: an opened bundle.
+        localizer: network, kernel and rule; each is used where it is, on the CPU or on a GPU.
         dataset: one split; its class names must be the bundle's, in any order.
-        rules: what to measure; the first is the one that is reported by name.
-        backend: inference backend.
-        precision: which of the bundle's model files to run.
-        ungated: run a lower-precision file whose gate failed or never ran.
-        threads: of the forward pass; None takes every core.
+        further: rules to measure besides the localizer's own.
         batch_size: images per forward pass.
         max_bad: how many unreadable images to skip, by name, before giving up.
         progress: wraps the list of batches, for a progress bar.
 
     Raises:
         DataError: if class names differ, the set has no boxes, or more than ``max_bad`` images are unreadable.
+        FeatureError: the network's output for an image is not finite.
     """
-    from wgap.runtime.backends import open_backend
-    from wgap.runtime.postprocess import Classifier
-
-    labels = class_ids(bundle, dataset)
+    rules = (localizer.rule, *further)
+    labels = class_ids(localizer.bundle, dataset)
     truths = dataset.boxes()
-    engine = open_backend(backend, bundle, precision, threads, ungated)
-    classifier = Classifier(bundle.classifier()[0])
     items = list(zip(dataset.samples, truths, strict=True))
     skipped: list[tuple[str, str]] = []
     images: list[ImageResult] = []
@@ -167,7 +153,7 @@ def evaluate_bundle(
         readable, pixels, sizes = [], [], []
         for sample, truth in batch:
             try:
-                picture, size = _load(sample.path, bundle.manifest.model.input_size)
+                picture, size = _load(sample.path, localizer.locator.size)
             except ImageError as error:
                 skipped.append((str(sample.path), str(error)))
                 if len(skipped) > max_bad:
@@ -179,10 +165,10 @@ def evaluate_bundle(
             pixels.append(picture)
             sizes.append(size)
         if readable:
-            images += _score_batch(bundle, engine, classifier, rules, readable, pixels, sizes)
+            images += _score_batch(localizer, rules, readable, pixels, sizes)
     if not images:
         raise DataError(f"{dataset.root}: no image of split {dataset.split!r} could be read")
-    return Evaluation(tuple(rules), tuple(images), tuple(skipped))
+    return Evaluation(rules, tuple(images), tuple(skipped))
 
 
 def _load(path: Path, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
@@ -193,9 +179,7 @@ def _load(path: Path, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
 
 
 def _score_batch(
-    bundle: Bundle,
-    engine: Any,
-    classifier: Any,
+    localizer: Localizer,
     rules: Sequence[Rule],
     readable: list[tuple[Path, int, list[Box]]],
     pixels: list[Any],
@@ -203,23 +187,20 @@ def _score_batch(
 ) -> Iterator[ImageResult]:
     import numpy as np
 
-    from wgap.runtime.postprocess import postprocess
-
-    size = bundle.manifest.model.input_size
-    logits, features = engine.run(np.stack(pixels))
-    known = [label for _, label, _ in readable]
-
-    def records(rule: Rule, classes: list[int] | None) -> list[Any]:
-        rows = postprocess(
-            features, logits, classifier, size=size, classes=classes, map=rule.map, threshold=rule.threshold
-        )
-        return [row[0] for row in rows]
-
-    by_rule = [(records(rule, known), records(rule, None)) for rule in rules]
-    by_level = {
-        kind: [records(Rule(kind, f"fixed:{level / LEVELS:g}"), known) for level in range(LEVELS)]
-        for kind in (MAPS if len(rules) > 1 else (rules[0].map,))
-    }
+    size, known = localizer.locator.size, [label for _, label, _ in readable]
+    wanted = [(rule, classes) for rule in rules for classes in (known, None)]
+    maps = MAPS if len(rules) > 1 else (rules[0].map,)
+    wanted += [(Rule("fixed", kind, level / LEVELS), known) for kind in maps for level in range(LEVELS)]
+    found: list[list[BoxRecord]] = [[] for _ in wanted]
+    for rows, part in localizer.network.parts(np.stack(pixels)):
+        with localizer.network.forward(part) as outputs:
+            for records, (rule, classes) in zip(found, wanted, strict=True):
+                request = Request(classes).rows(rows)
+                located = require_finite(localizer.locator.with_rule(rule).locate(outputs, request))
+                records += [row[0] for row in located]
+    by_rule = list(zip(found[0 : 2 * len(rules) : 2], found[1 : 2 * len(rules) : 2], strict=True))
+    levels = found[2 * len(rules) :]
+    by_level = {kind: levels[n * LEVELS : (n + 1) * LEVELS] for n, kind in enumerate(maps)}
     for i, (path, label, truth) in enumerate(readable):
         boxes = [scaled(box, sizes[i], size) for box in truth]
 
@@ -234,7 +215,7 @@ def _score_batch(
             score=predicted.score,
             size=sizes[i],
             truth=truth,
-            box=scaled(cast(Box, by_rule[0][0][i].box), size, sizes[i]),
+            box=scaled(by_rule[0][0][i].box, size, sizes[i]),
             scores=tuple(
                 ImageScore(top1[i].class_id == label, iou(gt[i].box), iou(top1[i].box), gt[i].level, gt[i].degenerate)
                 for gt, top1 in by_rule

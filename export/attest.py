@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from wgap.bundle import BundleFile
 from wgap.errors import CheckFailedError, MissingDependencyError
+from wgap.manifest import BundleFile
 
 __all__ = ["attest_network", "convolution_nodes", "inspect_plan"]
 
@@ -62,9 +62,7 @@ def attest_network(library: Any, network: Any, expected: list[str], entry: Bundl
             f"{entry.path}: expected the ONNX graph's {len(expected)} convolutions, {library.__name__}'s network has "
             f"{len(found)}; missing: {', '.join(sorted(set(expected) - set(found))) or 'none by name'}"
         )
-    kept: set[str] = set()
-    for stage in ("quantisation", "lowering"):
-        kept |= set(entry.provenance.get(stage, {}).get("keep_float", []))
+    kept = entry.calibration.keep_float if entry.calibration else ()
     wrong = []
     for name, precision in found.items():
         wanted = "fp32" if name in kept else entry.precision

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from wgap.bundle import Bundle
 from wgap.errors import BundleError, CheckFailedError
 from wgap.geometry import iou
 
 if TYPE_CHECKING:
-    from wgap.runtime.postprocess import Map
+    from wgap.runtime.localizer import Localizer
 
 FEATURE_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": 0.25}
 """Largest difference of features and logits, relative to their largest magnitude: float32 sums in another order, the
@@ -77,43 +77,37 @@ class ParityReport:
         }
 
 
-def check_bundle(
-    bundle: Bundle,
+def check_localizer(
+    localizer: Localizer,
     images: Sequence[Path] | None = None,
-    *,
-    precision: str = "fp32",
-    ungated: bool = False,
     progress: Callable[[Sequence[Any]], Any] = lambda items: items,
 ) -> ParityReport:
-    """Compare a bundle's runtime with the PyTorch reference rebuilt from the bundle's own weights.
+    """Compare a localizer with the PyTorch reference rebuilt from its bundle's own weights.
 
-    For every image: features and logits of the backend against PyTorch's; the kernel against
-    :mod:`wgap.train.reference` on the *same* features (level and box must be identical); and the whole way end to end,
-    each side on its own features.
+    For every image: features and logits of the network against PyTorch's; the kernel, on whatever device the localizer
+    has it, against :mod:`wgap.train.reference` on the *same* features (level and box must be identical); and the whole
+    way end to end, each side on its own features.
 
     Args:
-        bundle: an opened bundle.
+        localizer: what to check, under its rule; PyTorch is always float32.
         images: pictures to compare on; None takes the bundle's golden images.
-        precision: which of the bundle's models the runtime runs; PyTorch is always float32.
-        ungated: run a lower-precision file whose gate failed or never ran.
         progress: wraps the list of images, for a progress bar.
 
     Raises:
-        GateError: if the file's gate failed or never ran, unless ``ungated``.
         BundleError: if the graph does not hold the network that the manifest describes.
         CheckFailedError: if there is no image to compare on.
+        FeatureError: if the network's output is not finite.
     """
     import numpy as np
     import torch
 
     from wgap.images import decode, resize
-    from wgap.runtime.backends import open_backend
-    from wgap.runtime.postprocess import Classifier, postprocess
+    from wgap.runtime.locator import Request
+    from wgap.runtime.postprocess import require_finite
     from wgap.train.reference import box_from_features
     from wgap.train.views import normalise
 
-    info, defaults = bundle.manifest.model, bundle.manifest.postprocessing
-    height, width = info.input_size
+    bundle, rule, size = localizer.bundle, localizer.rule, localizer.locator.size
     if images is None:
         golden = [case["image"] for case in bundle.golden() if "image" in case]
         cases: list[tuple[str, Any]] = [(f"golden {index}", image) for index, image in enumerate(golden)]
@@ -123,53 +117,44 @@ def check_bundle(
         raise CheckFailedError("no image to compare on; give a folder of images with --images")
 
     model = model_from_bundle(bundle)
-    backend = open_backend("onnxruntime", bundle, precision, ungated=ungated)
-    weight, _ = bundle.classifier()
-    classifier = Classifier(weight)
     rows = model.classifier.weight.detach()
-    kind = cast("Map", defaults.map)
-    fixed = None if defaults.threshold == "adaptive" else float(defaults.threshold.removeprefix("fixed:"))
 
     worst = {"features": 0.0, "logits": 0.0, "map": 0.0}
     same = {"class": 0, "level": 0, "box": 0, "end": 0}
     differing = []
     overlap = 0.0
     for name, source in progress(cases):
-        pixels = resize(decode(source), height, width) if isinstance(source, Path) else source
+        pixels = resize(decode(source), *size) if isinstance(source, Path) else source
         batch = np.ascontiguousarray(pixels)[None]
-        logits, features = backend.run(batch)
+        got = localizer.network.run(batch)
         with torch.no_grad():
             expected_logits, expected_features = model(
                 normalise(torch.from_numpy(batch), bundle.manifest.preprocessing)
             )
-        for stage, got, expected in (("features", features, expected_features), ("logits", logits, expected_logits)):
-            difference = float((torch.from_numpy(got) - expected).abs().max())
+        for stage, expected in (("features", expected_features), ("logits", expected_logits)):
+            difference = float((torch.from_numpy(got[stage]) - expected).abs().max())
             worst[stage] = max(worst[stage], difference / max(float(expected.abs().max()), 1e-30))
 
         class_id = int(expected_logits[0].argmax())
-        reference = box_from_features(expected_features[0], rows[class_id], info.input_size, kind, fixed)
-        same["class"] += class_id == int(logits[0].argmax())
+        reference = box_from_features(expected_features[0], rows[class_id], size, rule.map, rule.eta)
+        same["class"] += class_id == int(got["logits"][0].argmax())
 
-        def run(maps: Any, scores: Any, heatmaps: bool = False, which: int = class_id) -> Any:
-            return postprocess(
-                maps, scores, classifier, size=info.input_size, classes=[which], map=kind,
-                threshold=defaults.threshold, heatmaps=heatmaps,
-            )[0][0]  # fmt: skip
-
-        kernel = run(expected_features.contiguous().numpy(), expected_logits.numpy(), heatmaps=True)
+        request = Request([class_id], heatmaps=True)
+        shared = {"logits": expected_logits.numpy(), "features": expected_features.contiguous().numpy()}
+        [[kernel]], [[end]] = (require_finite(localizer.locator.locate(o, request)) for o in (shared, got))
         worst["map"] = max(
             worst["map"], float((torch.from_numpy(np.array(kernel.heatmap)) - reference.map).abs().max())
         )
         same["level"] += kernel.level == reference.level
         same["box"] += tuple(kernel.box) == reference.box
-        end = run(features, logits)
-        overlap += iou(tuple(end.box), reference.box)
+        overlap += iou(end.box, reference.box)
         if tuple(end.box) == reference.box:
             same["end"] += 1
         else:
             differing.append(name)
 
     count = len(cases)
+    precision = localizer.network.precision
     tolerance, exact = FEATURE_TOLERANCE[precision], precision == "fp32"
     agreement = BOX_AGREEMENT if exact else LOWER_AGREEMENT
     table = [_difference(stage, worst[stage], tolerance) for stage in ("features", "logits")]
@@ -198,13 +183,12 @@ def model_from_bundle(bundle: Bundle) -> Any:
     from wgap.train.model import WgapVgg16
 
     info = bundle.manifest.model
+    if info.architecture.name != "vgg16":
+        raise BundleError(f"{bundle.root} holds a {info.architecture.name}; PyTorch's reference here is a vgg16")
     model = WgapVgg16(
         len(info.classes),
-        stride=info.stride,
-        neck=info.neck,  # type: ignore[arg-type]
-        pooling=info.pooling,  # type: ignore[arg-type]
-        width=info.width,
         input_size=info.input_size[0],
+        **info.architecture.parameters,
     )
     path = bundle.path("onnx", "fp32")
     state = {name: torch.from_numpy(array.copy()) for name, array in state_from_onnx(path).items()}

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from wgap import __version__
 from wgap.atomic import atomic_file
-from wgap.bundle import Bundle, BundleFile
+from wgap.bundle import Bundle
 from wgap.errors import DataError, EngineError
 from wgap.export.attest import attest_network, convolution_nodes, inspect_plan
 from wgap.extend import enter_file, require_writable
+from wgap.manifest import BundleFile, EngineRecord, Profile, require_signature
 from wgap.runtime.engine import DEFAULT_BATCH, PORTABLE, Host, fits
-from wgap.runtime.library import Gpu, library_log, load_library, running_gpu
+from wgap.runtime.library import Gpu, dtype_name, gpu, gpus, library_log, load_library
 
 __all__ = ["HARDWARE_COMPAT", "BuildOptions", "Phases", "engine_from_bundle"]
 
@@ -78,6 +79,7 @@ def engine_from_bundle(
     options: BuildOptions | None = None,
     ungated: bool = False,
     phases: Phases | None = None,
+    device: int | str | None = None,
 ) -> tuple[Bundle, BundleFile]:
     """Build an engine from the bundle's ONNX file of that precision and enter it under ``engines/``.
 
@@ -90,6 +92,7 @@ def engine_from_bundle(
         options: see :class:`BuildOptions`.
         ungated: take a lower-precision file even if its gate failed or never ran.
         phases: hears how far it is.
+        device: the GPU to build on, by ordinal or UUID; None for the first, if there is one.
 
     Returns:
         the bundle, opened again, and the engine's entry.
@@ -107,37 +110,38 @@ def engine_from_bundle(
     library = load_library(flavor)
     _require_options(library, options)
     require_writable(bundle)
-    gpu, log = running_gpu(), library_log(library)
-    if flavor == "tensorrt" and gpu is None:
+    here = gpu(device) if device is not None or gpus() else None
+    log = library_log(library)
+    if flavor == "tensorrt" and here is None:
         raise EngineError(
             f"TensorRT {library.__version__} builds on the GPU that the engine is for, by timing kernels; the driver "
             "shows none. Build there, or take --flavor tensorrt_rtx, which needs no GPU to build"
         )
     builder = _builder(library, log)
     network, parser = _network(library, builder, log, bundle.root / source.path)
-    _check_signature(library, network, bundle, source)
+    require_signature(bundle.manifest.model, _tensors(network), source.path)
     attestation = attest_network(library, network, convolution_nodes(bundle.root / source.path), source)
-    plan = _plan(library, log, builder, network, bundle.manifest.model.input_size, options, phases, gpu)
+    plan = _plan(library, log, builder, network, bundle.manifest.model.input_size, options, phases, here)
     del parser  # it owns the weights that the network reads
-    architecture = _architecture(flavor, options, gpu)
-    attestation["engine_inspector"] = _inspected(library, log, plan, architecture, gpu)
+    architecture = _architecture(flavor, options, here)
+    attestation["engine_inspector"] = _inspected(library, log, plan, architecture, here)
     path = f"engines/model.{precision}.{flavor}-{library.__version__}{_suffix(architecture, options)}.plan"
-    built = {
-        "flavor": flavor,
-        "version": str(library.__version__),
-        "architecture": architecture,
-        "gpu": gpu.name if gpu else None,
-        "driver": gpu.driver if gpu else None,
-        "cuda": gpu.cuda if gpu else None,
-        "platform": Host(flavor, "").platform,
-        "profile": dict(zip(("min", "opt", "max"), options.batch, strict=True)),
-        "onnx_sha256": source.sha256,
-        "calibration_sha256": source.provenance.get("calibration", {}).get("sha256"),
-        "options": _options_json(options),
-        "attestation": attestation,
-        "tools": {"wgap": __version__, "python": platform.python_version()},
-    }
-    bundle = enter_file(bundle, plan, path, "engine", precision, lambda _: False, built)
+    built = EngineRecord(
+        flavor=flavor,
+        version=str(library.__version__),
+        architecture=architecture,
+        platform=Host(flavor, "").platform,
+        profile=Profile(*options.batch),
+        onnx_sha256=source.sha256,
+        options=_options_json(options),
+        gpu=here.name if here else None,
+        driver=here.driver if here else None,
+        cuda=here.cuda if here else None,
+        calibration_sha256=source.calibration.images_sha256 if source.calibration else None,
+        attestation=attestation,
+        tools={"wgap": __version__, "python": platform.python_version()},
+    )
+    bundle = enter_file(bundle, plan, path, "engine", precision, lambda _: False, engine=built)
     return bundle, next(entry for entry in bundle.manifest.files if entry.path == path)
 
 
@@ -197,22 +201,11 @@ def _network(library: Any, builder: Any, log: Any, graph: Path) -> tuple[Any, An
     return network, parser
 
 
-def _check_signature(library: Any, network: Any, bundle: Bundle, source: BundleFile) -> None:
-    model, kinds = bundle.manifest.model, library.DataType
-    expected = {
-        "image": (kinds.UINT8, (-1, *model.input_size, 3)),
-        "logits": (kinds.FLOAT, (-1, len(model.classes))),
-        "features": (kinds.FLOAT, (-1, *model.feature_shape)),
-    }
+def _tensors(network: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name to dtype and shape of a parsed network's inputs and outputs."""
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     tensors += [network.get_output(index) for index in range(network.num_outputs)]
-    found = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in tensors}
-    for name, signature in expected.items():
-        if found.get(name) != signature:
-            raise EngineError(
-                f"{source.path}: the manifest promises {name} {signature[0].name} {list(signature[1])}, "
-                f"got {found.get(name, 'no such tensor')}; export the bundle again"
-            )
+    return {tensor.name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for tensor in tensors}
 
 
 def _plan(

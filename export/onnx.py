@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from wgap import __version__
 from wgap.atomic import atomic_dir
-from wgap.bundle import MANIFEST, Bundle, Manifest, ModelInfo, Postprocessing, describe_file, sha256_of, write_manifest
-from wgap.errors import CheckFailedError, CheckpointError, DataError, MissingDependencyError, OutputExistsError
+from wgap.bundle import MANIFEST, Bundle, describe_file, golden_case, sha256_of, write_manifest
+from wgap.errors import CheckFailedError, CheckpointError, MissingDependencyError, OutputExistsError
+from wgap.manifest import Architecture, Manifest, ModelInfo, TrainingRecord
 from wgap.preprocessing import preprocessing as preprocessing_named
+from wgap.rule import Rule
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wgap.runtime.postprocess import Map
     from wgap.train.checkpoint import LoadedModel
     from wgap.train.model import Pooling
 
@@ -36,7 +39,7 @@ def bundle_from_checkpoint(
     stride: int | None = None,
     pooling: Pooling | None = None,
     input_size: int | None = None,
-    postprocessing: Postprocessing | None = None,
+    rule: Rule | None = None,
     force: bool = False,
 ) -> Bundle:
     """Export a checkpoint of ``wgap train``, or a bare state dict, as a bundle.
@@ -50,7 +53,7 @@ def bundle_from_checkpoint(
         stride: 16 or 8, for a bare state dict, whose shapes do not tell; 16 if None.
         pooling: ``wgap`` or ``gap``, likewise; ``wgap`` if None.
         input_size: side of the square network input in pixels; the checkpoint's own, else 224.
-        postprocessing: the bundle's default map and threshold rule; the recombined map and the adaptive rule if None.
+        rule: the bundle's own; ``Rule()``, the paper's, if None.
         force: replace an existing bundle.
 
     Returns:
@@ -59,7 +62,6 @@ def bundle_from_checkpoint(
     Raises:
         CheckpointError: if keys, shapes, the class list or the preprocessing do not fit.
         OutputExistsError: if ``out`` exists and ``force`` is false, or is not a bundle.
-        DataError: if the default map or threshold is not one the kernel knows.
         CheckFailedError: if the graph's outputs differ from PyTorch's; no bundle is left then.
     """
     for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
@@ -71,46 +73,31 @@ def bundle_from_checkpoint(
         raise OutputExistsError(f"{out} already exists; choose another place or pass --force to replace it")
     if out.exists() and not (out / MANIFEST).is_file():
         raise OutputExistsError(f"{out} exists and is not a bundle (no {MANIFEST}); refusing to replace it")
-    defaults = postprocessing or Postprocessing()
-    _check_defaults(defaults)
+    rule = rule or Rule()
     names = None if classes is None else read_classes(Path(classes))
     loaded = load_model(Path(checkpoint), names, preprocessing, stride=stride, pooling=pooling, input_size=input_size)
-    source: dict[str, Any] = {"checkpoint_sha256": sha256_of(Path(checkpoint)), "tools": _tools()}
+    source = TrainingRecord(sha256_of(Path(checkpoint)), _tools())
     with atomic_dir(out, overwrite=force) as folder:
         write_onnx(loaded, folder / "model.onnx")
         _write_classifier(loaded, folder / "classifier.safetensors")
-        cases = _write_golden(loaded, folder)
+        cases = _write_golden(loaded, rule, folder)
         files = [
-            describe_file(folder, folder / "model.onnx", "onnx", "fp32", opset=OPSET, **source),
-            describe_file(folder, folder / "classifier.safetensors", "classifier", "fp32", **source),
-            *(describe_file(folder, path, "golden", **source) for path in cases),
+            describe_file(folder, folder / "model.onnx", "onnx", "fp32", training=replace(source, opset=OPSET)),
+            describe_file(folder, folder / "classifier.safetensors", "classifier", "fp32", training=source),
+            *(describe_file(folder, path, "golden", training=source) for path in cases),
         ]
         write_manifest(
             folder,
             Manifest(
                 _model_info(loaded),
                 preprocessing_named(loaded.preprocessing),
-                defaults,
+                rule,
                 tuple(files),
                 __version__,
             ),
         )
         _compare_with_golden(folder / "model.onnx", cases)
     return Bundle.open(out)
-
-
-def _check_defaults(defaults: Postprocessing) -> None:
-    """Let the kernel judge map and threshold on a flat map, before anything is written."""
-    import numpy as np
-
-    from wgap.runtime.postprocess import Classifier, postprocess
-
-    flat, weight = np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
-    kind = cast("Map", defaults.map)
-    try:
-        postprocess(flat, weight, Classifier(weight), size=(1, 1), map=kind, threshold=defaults.threshold)
-    except ValueError as error:
-        raise DataError(str(error)) from error
 
 
 def read_classes(path: Path) -> list[str]:
@@ -243,7 +230,7 @@ def _write_classifier(loaded: LoadedModel, path: Path) -> None:
     save_file({"weight": head.weight.detach().float().contiguous(), "bias": head.bias.detach().float()}, path)
 
 
-def _write_golden(loaded: LoadedModel, folder: Path) -> list[Path]:
+def _write_golden(loaded: LoadedModel, rule: Rule, folder: Path) -> list[Path]:
     import torch
     from safetensors.torch import save_file
 
@@ -262,7 +249,7 @@ def _write_golden(loaded: LoadedModel, folder: Path) -> list[Path]:
     paths = []
     for case in range(GOLDEN_IMAGES + 1):
         class_id = int(logits[case].argmax())
-        found: ReferenceBox = box_from_features(features[case], weight[class_id], (side, side))
+        found: ReferenceBox = box_from_features(features[case], weight[class_id], (side, side), rule.map, rule.eta)
         tensors = {
             "logits": logits[case],
             "features": features[case],
@@ -276,18 +263,19 @@ def _write_golden(loaded: LoadedModel, folder: Path) -> list[Path]:
         if case < GOLDEN_IMAGES:
             tensors["image"] = images[case]
         paths.append(folder / "golden" / f"case-{case}.safetensors")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, paths[-1])
+        metadata = {"rule": json.dumps(rule.to_json())}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, paths[-1], metadata)
     return paths
 
 
 def _compare_with_golden(graph: Path, cases: list[Path]) -> None:
     """Run the graph once on the golden images, as one batch: what it says must be what PyTorch said."""
     import numpy as np
-    import onnxruntime
-    from safetensors.numpy import load_file
 
-    golden = [case for case in map(load_file, cases) if "image" in case]
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    from wgap.runtime.networks.onnxruntime import open_session
+
+    golden = [case for case in map(golden_case, cases) if "image" in case]
+    session = open_session(graph, None)
     outputs = session.run(["logits", "features"], {"image": np.stack([case["image"] for case in golden])})
     for name, got in zip(("logits", "features"), outputs, strict=True):
         expected = np.stack([case[name] for case in golden])
@@ -301,16 +289,11 @@ def _compare_with_golden(graph: Path, cases: list[Path]) -> None:
 
 def _model_info(loaded: LoadedModel) -> ModelInfo:
     model = loaded.model
-    return ModelInfo(
-        backbone="vgg16",
-        width=model.width,
-        stride=model.stride,
-        neck=model.neck_kind,
-        pooling=model.pooling,
-        classes=tuple(loaded.classes),
-        input_size=(model.input_size, model.input_size),
-        feature_shape=model.feature_shape,
-    )
+    parameters = {
+        "width": model.width, "stride": model.stride, "neck": model.neck_kind, "pooling": model.pooling,
+    }  # fmt: skip
+    side = model.input_size
+    return ModelInfo.of(Architecture("vgg16", parameters), loaded.classes, (side, side), model.feature_shape)
 
 
 def _tools() -> dict[str, str]:

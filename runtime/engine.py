@@ -26,8 +26,8 @@ from wgap.rule import Rule
 from wgap.runtime.library import gpu, gpus, load_library
 
 __all__ = [
-    "DEFAULT_BATCH", "Host", "Mismatch", "about", "build_command", "engine_file", "engines", "fits", "mismatches", "preflight",
-    "stale",
+    "DEFAULT_BATCH", "Host", "Mismatch", "about", "build_command", "engine_file", "engines", "fits", "mismatches",
+    "preflight", "stale",
 ]  # fmt: skip
 
 DEFAULT_BATCH = (1, 8, 16)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from wgap.errors import BackendError, DataError, MissingDependencyError
 
-__all__ = ["FLAVORS", "Gpu", "gpu", "gpus", "library_log", "load_library"]
+__all__ = ["FLAVORS", "Gpu", "dtype_name", "gpu", "gpus", "library_log", "load_library"]
 
 FLAVORS = ("tensorrt", "tensorrt_rtx")
 """The Python modules, whose names are also the flavors."""
@@ -104,6 +104,11 @@ def library_log(library: Any) -> Any:
                 self.interrupted = True
 
     return Log()
+
+
+def dtype_name(dtype: Any) -> str:
+    """TensorRT's name of a type as NumPy's: ``FLOAT`` is ``float32``."""
+    return {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}.get(dtype.name, str(dtype.name).lower())
 
 
 def gpus() -> list[Gpu]:

@@ -63,8 +63,8 @@ class Localizer:
         backend: ``onnxruntime`` on the CPU; ``onnxruntime_cuda``, ``onnxruntime_tensorrt``, ``tensorrt`` or
             ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md).
         precision: which of the bundle's model files to run: ``fp32``; ``int8``, ``fp16`` or ``bf16`` once calibrated.
-        rule: ``adaptive`` (Sec. 4.3), ``fixed:ETA`` with ETA in [0, 0.999], or a :class:`wgap.rule.Rule`; None takes the
-            manifest's.
+        rule: ``adaptive`` (Sec. 4.3), ``fixed:ETA`` with ETA in [0, 0.999], or a :class:`wgap.rule.Rule`; None takes
+            the manifest's.
         map: ``recombined`` (Eq. 3), ``positive`` or ``signed``; None takes the manifest's, or the ``Rule``'s own.
         top_k: how many classes to localize per image, when no class is given.
         batch_size: images per forward pass. 1 has the lowest latency and, on a CPU, nearly the highest throughput.
@@ -116,8 +116,7 @@ class Localizer:
         self.classes: tuple[str, ...] = model.classes
         self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
-        if threads is not None:
-            _in_range("threads", threads, 1, 1024)
+        self.threads = None if threads is None else _in_range("threads", threads, 1, 1024)
         if slots is not None:
             _in_range("slots", slots, 1, 1024)
         options = NetworkOptions(precision, ungated, self.rule, threads, device, slots, memory_limit)
@@ -125,15 +124,21 @@ class Localizer:
         if network is None:
             network = open_network(backend, self.bundle, options)
         self.network = network if isinstance(network, Network) else CallableNetwork(network, model)
-        self.locator = locator or open_locator(
-            self.bundle, self.rule, self.network.device, threads, self.network.context
-        )
+        try:
+            self.locator = locator or open_locator(
+                self.bundle, self.rule, self.network.device, threads, self.network.context
+            )
+        except BaseException:
+            self.network.close()
+            raise
         self._input_size = model.input_size
         self._class_ids = {name: index for index, name in enumerate(self.classes)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reopen is None:
-            raise TypeError("a localizer over a network or locator of one's own cannot be pickled; make it where it runs")
+            raise TypeError(
+                "a localizer over a network or locator of one's own cannot be pickled; make it where it runs"
+            )
         return _reopened, (self.bundle.root, *self._reopen)
 
     def __enter__(self) -> Self:
@@ -143,7 +148,7 @@ class Localizer:
         self.close()
 
     def close(self) -> None:
-        """Free what network and locator hold on a GPU; without one there is nothing to free. No call may be under way."""
+        """Free what network and locator hold on a GPU, if they are on one. No call may be under way."""
         self.locator.close()
         self.network.close()
 
@@ -239,9 +244,7 @@ class Localizer:
             batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
             given = [item.class_id for item in good if item.class_id is not None]
             found = iter(self._records(batch, given or None, heatmap))
-        return [
-            Failure(item.image, item.error) if item.error else self._result(item, next(found)) for item in items
-        ]
+        return [Failure(item.image, item.error) if item.error else self._result(item, next(found)) for item in items]
 
     def _records(
         self, batch: Any, classes: Sequence[int] | None, heatmap: bool, stream: int | None = None

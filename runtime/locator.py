@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from wgap._native import BoxRecord, Classifier, localize
-
 from wgap.rule import Rule
 from wgap.runtime.network import Outputs
 
@@ -62,7 +61,7 @@ class Locator(ABC):
 
     @abstractmethod
     def locate(self, outputs: Outputs, request: Request | None = None) -> list[list[BoxRecord]]:
-        """Boxes on the map for each image, best class first. An image whose outputs are not finite says so in its records.
+        """Boxes on the map for each image, best class first; where its outputs are not finite, the records say so.
 
         Args:
             outputs: ``logits`` float32[N, K] and ``features`` float32[N, C, h, w], C-contiguous, in host memory or on
@@ -80,7 +79,7 @@ class Locator(ABC):
 
     def close(self) -> None:
         """Free what it holds on a device; no call may be under way."""
-        return None
+        return
 
 
 class CpuLocator(Locator):

@@ -72,15 +72,13 @@ class Network(ABC):
             found += self.locate_part(part, locator, request.rows(rows), stream)
         return found
 
-    def locate_part(
-        self, images: Any, locator: Locator, request: Request, stream: int | None
-    ) -> list[list[BoxRecord]]:
-        """:meth:`locate` for at most ``largest`` images; what a network overrides that can queue the kernel behind it."""
+    def locate_part(self, images: Any, locator: Locator, request: Request, stream: int | None) -> list[list[BoxRecord]]:
+        """:meth:`locate` for at most ``largest`` images; a network overrides it that can queue the kernel behind it."""
         with self.forward(images, stream) as outputs:
             return locator.locate(outputs, request)
 
     def run(self, images: Any) -> dict[str, NDArray[np.float32]]:
-        """The outputs in host memory, owned by the caller: ``logits`` float32[N, K], ``features`` float32[N, C, h, w]."""
+        """The outputs in host memory, the caller's: ``logits`` float32[N, K], ``features`` float32[N, C, h, w]."""
         import numpy as np
 
         parts = []
@@ -106,7 +104,7 @@ class Network(ABC):
 
     def close(self) -> None:
         """Free what it holds; no call may be under way."""
-        return None
+        return
 
 
 class CallableNetwork(Network):
@@ -142,7 +140,9 @@ class CallableNetwork(Network):
             tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in self._model.inputs}
             require_signature(self._model, {**found, **tensors}, self.name)
             if wrong := [name for name, value in outputs.items() if len(value) != len(images)]:
-                raise BackendError(f"{self.name}: {wrong[0]} has {len(outputs[wrong[0]])} rows for {len(images)} images")
+                raise BackendError(
+                    f"{self.name}: {wrong[0]} has {len(outputs[wrong[0]])} rows for {len(images)} images"
+                )
         yield outputs
 
 
@@ -153,4 +153,6 @@ def require_host(network: Network, images: Any, stream: int | None) -> None:
         DataError: they are there, or a stream was given.
     """
     if stream is not None or on_device(images):
-        raise DataError(f"images on the GPU need a backend that is there too; {network.name} takes images in host memory")
+        raise DataError(
+            f"images on the GPU need a backend that is there too; {network.name} takes images in host memory"
+        )

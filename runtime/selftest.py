@@ -6,11 +6,15 @@ Needs neither torch nor onnx, so that a bundle can be checked on the machine tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wgap.bundle import Bundle
 from wgap.errors import BundleError
-from wgap.runtime.localizer import Localizer
+from wgap.runtime.locator import Locator, Request
+from wgap.runtime.network import Network
+from wgap.runtime.postprocess import require_finite
+
+if TYPE_CHECKING:
+    from wgap.runtime.localizer import Localizer
 
 __all__ = ["Check", "SelftestReport", "selftest"]
 
@@ -55,6 +59,7 @@ class SelftestReport:
     checks: tuple[Check, ...]
     backend: str
     backend_version: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -67,72 +72,76 @@ class SelftestReport:
             "ok": self.ok,
             "backend": self.backend,
             "backend_version": self.backend_version,
+            "warnings": list(self.warnings),
             "checks": [{**vars(check), "ok": check.ok} for check in self.checks],
         }
 
 
-def selftest(bundle: Bundle, backend: str = "onnxruntime", threads: int | None = None) -> SelftestReport:
-    """Run the bundle's golden cases.
+def selftest(localizer: Localizer) -> SelftestReport:
+    """Run the golden cases of a localizer's bundle through its network and its kernel, wherever those are.
 
-    For each: the backend's features and logits against the golden ones; the kernel on the *golden* features, which must
-    give exactly the golden class, level, box and flag; and the whole way from the golden image.
-
-    Args:
-        bundle: an opened bundle.
-        backend: the backend to test.
-        threads: threads of the backend and the kernel; None takes every core.
+    For each: the network's features and logits against the golden ones; the kernel on the *golden* features, which must
+    give exactly the golden class, level, box and flag; and the whole way from the golden image. Map and box are those
+    of the rule that the case was made under, the bundle's own.
 
     Raises:
         BundleError: the bundle has no golden cases, or one of them lacks a tensor.
-        BackendError: the backend refuses the model or fails.
+        BackendError: the backend fails.
     """
+    bundle = localizer.bundle
     cases = bundle.golden()
     if not cases:
         raise BundleError(f"{bundle.root} holds no golden cases to test against; export it again")
-    localizer = Localizer(bundle, backend, threads=threads, map="recombined", threshold="adaptive")
     checks: list[Check] = []
     for number, golden in enumerate(cases):
+        locator = localizer.locator.with_rule(golden["rule"])
         try:
-            checks += _kernel(number, golden, localizer)
+            checks += _kernel(number, golden, locator)
             if "image" in golden:
-                checks += _backend(number, golden, localizer)
-                checks += _end_to_end(number, golden, localizer)
+                checks += _network(number, golden, localizer.network)
+                checks += _end_to_end(number, golden, localizer.network, locator)
         except KeyError as error:
             raise BundleError(
                 f"{bundle.root}: golden case {number} lacks the tensor {error.args[0]!r}; export the bundle again"
             ) from error
-    return SelftestReport(tuple(checks), localizer.backend.name, localizer.backend.version)
+    untested = {case["rule"] for case in cases} - {bundle.manifest.rule}
+    warnings = [
+        f"golden cases were made under the rule {rule} on the {rule.map} map, not the bundle's own; export it again"
+        for rule in untested
+    ]
+    return SelftestReport(tuple(checks), localizer.network.name, localizer.network.version, tuple(warnings))
 
 
-def _backend(number: int, golden: dict[str, Any], localizer: Localizer) -> list[Check]:
+def _network(number: int, golden: dict[str, Any], network: Network) -> list[Check]:
     import numpy as np
 
-    logits, features = localizer.backend.run(golden["image"][None])
+    outputs = network.run(golden["image"][None])
     checks = []
-    for stage, got in (("logits", logits[0]), ("features", features[0])):
+    for stage in ("logits", "features"):
         expected = golden[stage]
-        difference = float(np.abs(got - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
+        difference = float(np.abs(outputs[stage][0] - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
         checks.append(Check(number, stage, difference, BACKEND_TOLERANCE))
     return checks
 
 
-def _kernel(number: int, golden: dict[str, Any], localizer: Localizer) -> list[Check]:
+def _kernel(number: int, golden: dict[str, Any], locator: Locator) -> list[Check]:
     import numpy as np
 
-    [[found]] = localizer.boxes(golden["logits"][None], golden["features"][None], heatmap=True)
+    outputs = {name: golden[name][None] for name in ("logits", "features")}
+    [[found]] = require_finite(locator.locate(outputs, Request(heatmaps=True)))
     difference = float(np.abs(np.asarray(found.heatmap) - golden["map"]).max())
     return [
         _same(number, "kernel class", found.class_id, int(golden["class_id"][0])),
         _same(number, "kernel level", found.level, int(golden["level"][0])),
         _same(number, "kernel threshold", found.threshold, float(golden["threshold"][0])),
-        _same(number, "kernel degenerate", bool(found.degenerate), bool(golden["degenerate"][0])),
+        _same(number, "kernel degenerate", found.degenerate, bool(golden["degenerate"][0])),
         _box(number, "kernel box", found.box, golden, 0),
         Check(number, "kernel map", difference, MAP_TOLERANCE),
     ]
 
 
-def _end_to_end(number: int, golden: dict[str, Any], localizer: Localizer) -> list[Check]:
-    found = localizer.one(golden["image"])
+def _end_to_end(number: int, golden: dict[str, Any], network: Network, locator: Locator) -> list[Check]:
+    [[found]] = require_finite(network.locate(golden["image"][None], locator, Request()))
     return [
         _same(number, "end to end level", found.level, int(golden["level"][0])),
         _box(number, "end to end box", found.box, golden, BOX_TOLERANCE),

@@ -14,16 +14,14 @@ from typing import Any
 from benchmarks.gpu_check import ROOT, AbsentError
 
 from wgap import Bundle, Localizer
-from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.cuda.driver import attribute
-from wgap.runtime.cuda.postprocess import CudaPostprocess
-from wgap.runtime.library import running_gpu
-from wgap.runtime.postprocess import Classifier, postprocess
+from wgap.runtime.library import gpus
+from wgap.runtime.locator import open_locator
 
 
 def environment(_: argparse.Namespace) -> dict[str, Any]:
     """Device, driver, libraries."""
-    gpu = running_gpu()
+    gpu = next(iter(gpus()), None)
     if gpu is None:
         raise AbsentError("no NVIDIA driver or GPU on this machine")
     versions = {}
@@ -69,14 +67,11 @@ def parity(arguments: argparse.Namespace) -> dict[str, Any]:
 
     bundle = Bundle.open(arguments.bundle)
     plain = Localizer(bundle)
-    weight, classifier = bundle.classifier()[0], Classifier(bundle.classifier()[0])
-    kernel, counts = CudaPostprocess(weight), {"images": 0, "levels": 0, "boxes": 0, "scores": 0}
+    kernel, counts = open_locator(bundle, device=0), {"images": 0, "levels": 0, "boxes": 0, "scores": 0}
     for sample in open_dataset(arguments.data, "test"):
         batch = resize(decode(sample.path), *bundle.manifest.model.input_size)[None]
-        logits, features = plain.backend.run(batch)
-        [[expected]] = postprocess(features, logits, classifier, size=bundle.manifest.model.input_size)
-        with DeviceCopy(features) as maps, DeviceCopy(logits) as scores:
-            [[found]] = kernel(maps, scores, size=bundle.manifest.model.input_size)
+        outputs = plain.network.run(batch)
+        [[expected]], [[found]] = plain.locator.locate(outputs), kernel.locate(outputs)
         counts["images"] += 1
         counts["levels"] += expected.level == found.level
         counts["boxes"] += expected.box == found.box

@@ -12,9 +12,11 @@ from benchmarks.gpu_check.timing import between_events, quartiles
 from benchmarks.synthetic import synthetic
 
 from wgap import _native
+from wgap.rule import Rule
 from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.cuda.driver import Context, Memory, call, device_arch, driver
-from wgap.runtime.cuda.postprocess import CudaPostprocess, Options, Plan
+from wgap.runtime.cuda.postprocess import CudaPostprocess, Launch
+from wgap.runtime.locator import Request
 
 LAUNCHES = 50
 
@@ -30,11 +32,11 @@ class Bench:
         self.kernel = CudaPostprocess(weight, threads=threads, profile=profile)
         self.images, self.bytes = images, features.nbytes
         with self.kernel.context:
-            self.inputs = [DeviceCopy(array) for array in (features, logits)]
+            self.inputs = [DeviceCopy(array) for array in (logits, features)]
             self.stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
-            self.plan = Plan(self.kernel, features.shape, Options(SIZE))
-            self.plan.bind(*(copy.pointer for copy in self.inputs))
-            self.graph = self._graph(self.plan.launch)
+            self.launch = Launch(self.kernel, logits.shape, features.shape, SIZE, Rule(), Request())
+            self.launch.bind(*(copy.pointer for copy in self.inputs))
+            self.graph = self._graph(self.launch.enqueue)
 
     def _graph(self, launch: Callable[[int], None]) -> Any:
         mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
@@ -57,7 +59,7 @@ class Bench:
         """Free the device."""
         with self.kernel.context:
             call("cuGraphExecDestroy", self.graph)
-            self.plan.close()
+            self.launch.close()
             for copy in self.inputs:
                 copy.close()
             call("cuStreamDestroy", self.stream)
@@ -68,7 +70,7 @@ def copy_bandwidth(size: int = 1 << 28) -> float:
     """Bytes per second that a copy on the device moves, those read and those written."""
     context = Context()
     with context:
-        one, two = Memory(size), Memory(size)
+        one, two = Memory(context, size), Memory(context, size)
         stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
 
         def copy() -> None:
@@ -110,5 +112,5 @@ def profile(_: argparse.Namespace) -> dict[str, Any]:
     ticks = bench.kernel.ticks()
     bench.close()
     whole = sum(ticks.values())
-    resources = {"result_bytes": _native._CUDA_RESULT_BYTES, "architecture": device_arch()}
+    resources = {"record_bytes": _native._CUDA_RECORD_BYTES, "architecture": device_arch()}
     return {"share": {stage: count / whole for stage, count in ticks.items()}, **resources}

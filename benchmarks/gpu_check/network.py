@@ -13,8 +13,8 @@ from benchmarks.gpu_check.timing import timed
 
 from wgap import Bundle, Localizer
 from wgap.errors import BackendError, EngineError, GateError, MissingDependencyError
-from wgap.runtime.backends import BACKENDS
 from wgap.runtime.cuda.arrays import DeviceCopy
+from wgap.runtime.networks import BACKENDS
 
 
 def bundle_of(arguments: argparse.Namespace) -> Bundle:
@@ -98,14 +98,12 @@ def network(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def forward(made: Localizer, batch: Any) -> Callable[[], Any]:
-    """The network alone on a batch in the device's memory, where the backend is TensorRT; else from host memory."""
-    backend: Any = made.backend
-    if not hasattr(backend, "slot"):
-        return lambda: backend.run(batch)
+    """The network alone, from host memory; its outputs stay where they are."""
 
     def once() -> None:
-        with backend.slot() as slot:
-            slot.forward(batch)
+        for _, part in made.network.parts(batch):
+            with made.network.forward(part):
+                pass
 
     return once
 

@@ -11,7 +11,18 @@ from wgap.errors import BackendError, MissingDependencyError
 if TYPE_CHECKING:
     from wgap.runtime.cuda.arrays import DeviceArray
 
-__all__ = ["LEGACY", "READY", "Context", "Memory", "attribute", "call", "capture_lock", "device_arch", "driver", "wait_for"]
+__all__ = [
+    "LEGACY",
+    "READY",
+    "Context",
+    "Memory",
+    "attribute",
+    "call",
+    "capture_lock",
+    "device_arch",
+    "driver",
+    "wait_for",
+]
 
 
 def driver() -> Any:

@@ -143,7 +143,9 @@ class CudaPostprocess:
     ) -> list[list[BoxRecord]]:
         """Boxes of outputs on this GPU; those in host memory are copied there first. See :meth:`Locator.locate`."""
         with self.context, contextlib.ExitStack() as copies:
-            scores, maps = (self._here(outputs, name, axes, copies) for name, axes in (("logits", "NK"), ("features", "NChw")))
+            scores, maps = (
+                self._here(outputs, name, axes, copies) for name, axes in (("logits", "NK"), ("features", "NChw"))
+            )
             images = maps.shape[0]
             if scores.shape[0] != images:
                 raise FeatureError(f"logits: expected those of {images} images, as the features, got {scores.shape[0]}")
@@ -273,7 +275,9 @@ class Launch:
         if logits[1] != owner.classes:
             raise FeatureError(f"logits: expected {owner.classes} classes for this classifier, got {logits[1]}")
         if channels != owner.channels or height < 1 or width < 1:
-            raise FeatureError(f"features: expected {owner.channels} channels for this classifier, got {list(features)}")
+            raise FeatureError(
+                f"features: expected {owner.channels} channels for this classifier, got {list(features)}"
+            )
         if min(size) < 1 or max(prod(size), height * width, height * size[1] // 64) > _LARGEST:
             raise ValueError(f"size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got {size}")
         if not 1 <= top_k <= owner.classes:
@@ -320,9 +324,7 @@ class Launch:
         weight = self._owner.weight.pointer if self._owner.weight else 0
         addresses = {"logits": logits, "features": features, "weight": weight}
         addresses |= {name: memory.pointer for name, memory in self._memory.items()}
-        task = _native._cuda_task(
-            self._shape, self._images, self._per_image, self._rule, self._owner.room, addresses
-        )
+        task = _native._cuda_task(self._shape, self._images, self._per_image, self._rule, self._owner.room, addresses)
         content = ctypes.create_string_buffer(task, len(task))
         self._argument = content, (ctypes.c_void_p * 1)(ctypes.addressof(content))
 
@@ -336,7 +338,11 @@ class Launch:
 
     def records(self) -> list[list[BoxRecord]]:
         """What the last launch wrote, once its stream has been waited for; each image with its own status."""
-        told = {name: bytes(self._memory[name].view()) for name in ("records", "heatmaps", "edge_means") if name in self._memory}
+        told = {
+            name: bytes(self._memory[name].view())
+            for name in ("records", "heatmaps", "edge_means")
+            if name in self._memory
+        }
         maps = None
         if "heatmaps" in told:
             floats, pixels = memoryview(told["heatmaps"]).cast("f"), prod(self._size)
@@ -344,9 +350,7 @@ class Launch:
                 floats[n * pixels : (n + 1) * pixels].cast("B").cast("f", self._size)
                 for n in range(self._images * self._per_image)
             ]
-        return _native._cuda_records(
-            told["records"], self._images, self._per_image, maps, told.get("edge_means", b"")
-        )
+        return _native._cuda_records(told["records"], self._images, self._per_image, maps, told.get("edge_means", b""))
 
     def close(self) -> None:
         """Free its memory."""

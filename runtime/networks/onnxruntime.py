@@ -53,7 +53,9 @@ class OnnxRuntimeNetwork(Network):
         try:
             yield
         except self._failures as error:
-            raise BackendError(f"ONNX Runtime failed on a batch of shape {tuple(images.shape)}: {error}{self.advice}") from error
+            raise BackendError(
+                f"ONNX Runtime failed on a batch of shape {tuple(images.shape)}: {error}{self.advice}"
+            ) from error
 
 
 def open_bundle(bundle: Bundle, options: NetworkOptions) -> OnnxRuntimeNetwork:

@@ -36,6 +36,8 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
         MissingDependencyError: if ONNX Runtime or cuda-core is not installed.
     """
 
+    context: Context
+
     def __init__(self, bundle: Bundle, name: str, options: NetworkOptions) -> None:
         options.require_only(name, "device", "memory_limit")
         path = bundle.root / bundle.model_file(options.precision, options.ungated, options.rule).path

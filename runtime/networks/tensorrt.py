@@ -18,7 +18,7 @@ from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device
 from wgap.runtime.cuda.driver import READY, Context, Memory, call, capture_lock, driver, wait_for
 from wgap.runtime.cuda.postprocess import CudaLocator, Launch
 from wgap.runtime.engine import Host, engine_file, preflight
-from wgap.runtime.library import gpu, library_log
+from wgap.runtime.library import dtype_name, gpu, library_log
 from wgap.runtime.network import Network, Outputs
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class TensorRtNetwork(Network):
         DataError: if ``threads`` or ``memory_limit`` are given, which have no meaning here.
         MissingDependencyError: if the library or cuda-core is not installed.
     """
+
+    context: Context
 
     def __init__(self, bundle: Bundle, flavor: str, options: NetworkOptions, graphs: bool | None = None) -> None:
         options.require_only(flavor, "device", "slots")
@@ -139,9 +141,7 @@ class TensorRtNetwork(Network):
             slot.take(given, stream)
             yield slot.forward(int(given.shape[0]), not isinstance(given, DeviceArray), stream)
 
-    def locate_part(
-        self, images: Any, locator: Locator, request: Request, stream: int | None
-    ) -> list[list[BoxRecord]]:
+    def locate_part(self, images: Any, locator: Locator, request: Request, stream: int | None) -> list[list[BoxRecord]]:
         """Network and kernel on one stream; only the records come back."""
         if not isinstance(locator, CudaLocator) or locator.kernel.context is not self.context:
             return super().locate_part(images, locator, request, stream)
@@ -203,8 +203,10 @@ class _Slot:
             raise
 
     def take(self, images: Any, stream: int | None) -> None:
-        """A batch into the slot's own buffers, whose addresses graphs hold: from the host into pinned memory, which a
-        copy engine and a graph can read; on the device from buffer to buffer."""
+        """A batch into the slot's own buffers, whose addresses graphs hold.
+
+        From the host into pinned memory, which a copy engine and a graph can read; on the device from buffer to buffer.
+        """
         if isinstance(images, DeviceArray):
             if stream is None:
                 wait_for(images)
@@ -233,7 +235,15 @@ class _Slot:
         self, count: int, staged: bool, locator: CudaLocator, request: Request, borrowed: int | None
     ) -> list[list[BoxRecord]]:
         """The batch that was taken through network and kernel."""
-        key: _Key = (staged, count, locator.kernel, locator.size, locator.rule, replace(request, classes=None), request.classes is None)
+        key: _Key = (
+            staged,
+            count,
+            locator.kernel,
+            locator.size,
+            locator.rule,
+            replace(request, classes=None),
+            request.classes is None,
+        )
         self._context(count)  # may drop the launches of another batch size
         launch, known = self._launch(key, locator, request)
         launch.choose(request.classes)
@@ -342,10 +352,8 @@ class _Slot:
 
 def _tensors(engine: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name to dtype and shape of an engine's inputs and outputs."""
-    kinds = {"FLOAT": "float32", "UINT8": "uint8"}
     names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
-    found = {name: (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))) for name in names}
-    return {name: (kinds.get(kind, kind.lower()), shape) for name, (kind, shape) in found.items()}
+    return {n: (dtype_name(engine.get_tensor_dtype(n)), tuple(engine.get_tensor_shape(n))) for n in names}
 
 
 def open_bundle(bundle: Bundle, options: NetworkOptions) -> TensorRtNetwork:

@@ -86,7 +86,10 @@ def _cuda_task(
     room: int,
     addresses: Mapping[str, int],
 ) -> bytes:
-    """The argument of a launch; addresses of logits, features, weight, class_ids, heatmaps, edge_means, records, scratch."""
+    """The argument of a launch.
+
+    Addresses: logits, features, weight, class_ids, heatmaps, edge_means, records, scratch.
+    """
 
 def _cuda_records(
     records: bytes, images: int, per_image: int, heatmaps: Sequence[Any] | None = None, edge_means: bytes = b""

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from wgap.errors import BundleError, GateError, HashMismatchError, ManifestError
 from wgap.manifest import BundleFile, Manifest
 from wgap.rule import Rule
 
-__all__ = ["MANIFEST", "Bundle", "describe_file", "sha256_of", "write_manifest"]
+__all__ = ["MANIFEST", "Bundle", "describe_file", "golden_case", "sha256_of", "write_manifest"]
 
 MANIFEST = "wgap.json"
 
@@ -172,8 +173,8 @@ class Bundle:
             raise GateError(f"{where}: its gate ran on other files than the bundle's; run {again}")
         if gate.rule != rule:
             raise GateError(
-                f"{where}: its gate compared boxes under the rule {gate.rule} on the {gate.rule.map} map, and would now "
-                f"run under {rule} on the {rule.map} map; run {again}, or pass ungated=True (--ungated)"
+                f"{where}: its gate compared boxes under the rule {gate.rule} on the {gate.rule.map} map, and it would "
+                f"now run under {rule} on the {rule.map} map; run {again}, or pass ungated=True (--ungated)"
             )
         if not gate.passed or entry.role == "rejected":
             reasons = "; ".join(gate.reasons) or "it was rejected"
@@ -207,7 +208,22 @@ class Bundle:
         return views[0], views[1]
 
     def golden(self) -> list[dict[str, Any]]:
-        """The golden cases in order: tensor name to numpy array (see ``wgap.runtime.selftest``)."""
-        from safetensors.numpy import load_file
+        """The golden cases in order: tensor name to NumPy array; ``rule`` is what map and box were made under.
 
-        return [load_file(self.root / entry.path) for entry in self.manifest.files if entry.role == "golden"]
+        Raises:
+            BundleError: if a file is not a golden case.
+        """
+        return [golden_case(self.root / entry.path) for entry in self.manifest.files if entry.role == "golden"]
+
+
+def golden_case(path: Path) -> dict[str, Any]:
+    """One golden case; see :meth:`Bundle.golden`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            told = (file.metadata() or {}).get("rule")
+            rule = Rule.from_json(json.loads(told)) if told else Rule()  # wgap 0.1 knew no other
+            return {"rule": rule, **{name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise BundleError(f"{path} is not a golden case ({error}); export the bundle again") from error

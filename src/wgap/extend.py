@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from wgap.atomic import atomic_file, put_in_place
-from wgap.bundle import MANIFEST, Bundle, BundleFile, describe_file, write_manifest
+from wgap.bundle import MANIFEST, Bundle, describe_file, write_manifest
 from wgap.errors import BundleError
+from wgap.manifest import BundleFile
 
 __all__ = ["enter_file", "require_writable", "writing"]
 
@@ -26,7 +27,7 @@ def enter_file(
     role: str,
     precision: str,
     superseded: Callable[[BundleFile], bool],
-    provenance: dict[str, Any],
+    **records: Any,
 ) -> Bundle:
     """Put a file into the bundle and its entry into the manifest, in place of the entries it supersedes.
 
@@ -37,10 +38,10 @@ def enter_file(
         bundle: which; its manifest is read again.
         source: the file to copy, in the bundle or not, or its content.
         path: where it goes, relative to the bundle.
-        role: see :class:`wgap.bundle.BundleFile`.
+        role: see :class:`wgap.manifest.BundleFile`.
         precision: likewise.
         superseded: whether an entry goes when this one comes; its file is removed.
-        provenance: of the new entry.
+        records: of the new entry, by their names in :class:`wgap.manifest.BundleFile`.
 
     Returns:
         the bundle, opened again.
@@ -61,7 +62,7 @@ def enter_file(
             if not same:
                 with atomic_file(incoming) as temporary:
                     temporary.write_bytes(content)
-            described = describe_file(bundle.root, target if same else incoming, role, precision, **provenance)
+            described = describe_file(bundle.root, target if same else incoming, role, precision, **records)
             files = sorted([*kept, replace(described, path=path)], key=lambda entry: _ORDER.get(entry.role, 1))
             with atomic_file(listing) as temporary:
                 temporary.write_text(replace(manifest, files=tuple(files)).to_json(), encoding="utf-8")

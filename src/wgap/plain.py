@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -10,7 +11,14 @@ __all__ = ["PlainError", "from_plain", "to_plain"]
 
 T = TypeVar("T")
 
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
 
 
 class PlainError(ValueError):
@@ -18,7 +26,7 @@ class PlainError(ValueError):
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses as objects without the fields that are None, tuples as lists; ``to_json`` where a type has its own."""
+    """Dataclasses as objects without the fields that are None, tuples as lists; a type's own ``to_json`` first."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if dataclasses.is_dataclass(value):
@@ -85,5 +93,4 @@ def _read_fields(kind: Any, value: object, path: str) -> Any:
 
 
 def _refuse(path: str, expected: str, value: object) -> Any:
-    text = repr(value)
-    raise PlainError(f"{path or 'the whole'}: expected {expected}, got {text if len(text) <= 60 else text[:57] + '...'}")
+    raise PlainError(f"{path or 'the whole'}: expected {expected}, got {reprlib.repr(value)}")

@@ -17,7 +17,7 @@ __all__ = ["MAPS", "Kind", "Map", "Rule"]
 
 Map = Literal["recombined", "positive", "signed"]
 MAPS: tuple[Map, ...] = get_args(Map)
-"""``recombined`` sums |w_c| F_c (Eq. 3), ``positive`` max(w_c, 0) F_c, ``signed`` w_c F_c with min-max normalisation."""
+"""``recombined`` sums |w_c| F_c (Eq. 3), ``positive`` max(w_c, 0) F_c, ``signed`` w_c F_c, min-max normalised."""
 
 Kind = Literal["adaptive", "fixed"]
 

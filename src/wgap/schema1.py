@@ -72,6 +72,7 @@ def _file(entry: dict[str, Any]) -> dict[str, Any]:
         entry["engine"] = {key: made[key] for key in _ABOUT_ENGINE if made.get(key) is not None}
     elif "calibration" in made:
         details = made.get("quantisation") or made.get("lowering") or {}
+        int8 = {key: value for key, value in details.items() if key != "keep_float"} if "scales" in details else None
         entry["calibration"] = {
             "float32_sha256": made["float32_sha256"],
             "images_sha256": made["calibration"]["sha256"],
@@ -79,8 +80,8 @@ def _file(entry: dict[str, Any]) -> dict[str, Any]:
             "warnings": made["calibration"]["warnings"],
             "keep_float": details.get("keep_float", []),
             "tools": made["tools"],
-            **({"quantisation": {k: v for k, v in details.items() if k != "keep_float"}} if "scales" in details else {}),
-            **({"headroom": details["headroom"]} if "headroom" in details else {}),
+            "quantisation": int8,
+            "headroom": details.get("headroom"),
         }
     elif "checkpoint_sha256" in made:
         entry["training"] = made

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from wgap.cli.options import (
+    Backend,
+    BundleFolder,
+    Device,
+    MapName,
+    MemoryLimit,
+    Precision,
+    RuleText,
+    Slots,
+    Threads,
+    Threshold,
+    Ungated,
+    open_localizer,
+)
+
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    ctx: typer.Context,
+    bundle: BundleFolder,
     image: Annotated[Path | None, typer.Option(help="Image file; default: a JPEG of a golden image.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
-    threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
     iterations: Annotated[int, typer.Option(help="Timed iterations per batch size.")] = 50,
     warmup: Annotated[int, typer.Option(help="Untimed iterations before them.")] = 5,
-    backend: Annotated[str, typer.Option(help="Inference backend.")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
-    ungated: Annotated[
-        bool, typer.Option("--ungated", help="Run a lower-precision file whose gate failed or never ran.")
-    ] = False,
+    backend: Backend = "onnxruntime",
+    precision: Precision = "fp32",
+    ungated: Ungated = False,
+    threads: Threads = None,
+    device: Device = None,
+    slots: Slots = None,
+    memory_limit: MemoryLimit = None,
+    rule: RuleText = None,
+    map_: MapName = None,
+    threshold: Threshold = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Time decoding, resizing, forward pass, postprocessing and the whole of it for BUNDLE."""
@@ -28,7 +48,6 @@ def bench(
     from rich.progress import track
     from rich.table import Table
 
-    from wgap.bundle import Bundle
     from wgap.errors import DataError
     from wgap.evaluate.latency import measure_latency
 
@@ -38,13 +57,9 @@ def bench(
         raise DataError(f"--batch expects whole numbers separated by commas, such as 1,8; got {batch!r}") from None
     errors = Console(stderr=True)
     report = measure_latency(
-        Bundle.open(bundle),
+        open_localizer(ctx.params),
         image,
-        backend=backend,
-        precision=precision,
-        ungated=ungated,
         batches=batches,
-        threads=threads,
         iterations=iterations,
         warmup=warmup,
         progress=lambda rounds: track(rounds, "timing", console=errors, transient=True, disable=not errors.is_terminal),
@@ -56,7 +71,7 @@ def bench(
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     typer.echo(
         f"{machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel_target']}\n{versions}\n"
-        f"{settings['backend']} {settings['precision']}, threads {settings['threads'] or 'all'}, "
+        f"{settings['backend']} {settings['precision']}, {_where(settings)}, "
         f"{settings['warmup']} + {settings['iterations']} iterations, "
         f"image {report.image['width']}x{report.image['height']} ({report.image['source']})"
     )
@@ -68,3 +83,8 @@ def bench(
     Console().print(table)
     for entry in report.batches:
         typer.echo(f"batch {entry.batch}: {entry.images_per_second:.1f} images/s")
+
+
+def _where(settings: dict[str, Any]) -> str:
+    """What ran it: threads of the CPU, or a GPU."""
+    return f"threads {settings['threads'] or 'all'}" if settings["device"] is None else f"GPU {settings['device']}"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wgap.cli.options import BundleFolder, Device, device_of
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     flavor: Annotated[str, typer.Option(help="tensorrt, or tensorrt_rtx, which needs no GPU to build.")] = (
         "tensorrt_rtx"
     ),
@@ -43,13 +45,13 @@ def build(
     ungated: Annotated[
         bool, typer.Option("--ungated", help="Take a lower-precision model even if its gate failed or never ran.")
     ] = False,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
     """Build an engine from one of BUNDLE's models and enter it there, in place of an older one of its kind."""
-    from dataclasses import asdict
-
     from wgap.bundle import Bundle
     from wgap.export.engine import BuildOptions, engine_from_bundle
+    from wgap.runtime.engine import about
 
     options = BuildOptions(
         batch=_batch(batch),
@@ -63,17 +65,17 @@ def build(
     )
     opened = Bundle.open(bundle)
     with _bars() as phases:
-        opened, entry = engine_from_bundle(opened, flavor, precision, options, ungated, phases)
-    made = entry.provenance
+        opened, entry = engine_from_bundle(opened, flavor, precision, options, ungated, phases, device_of(device))
+    made = about(entry)
     if as_json:
-        typer.echo(json.dumps({"bundle": str(opened.root), **asdict(entry)}))
+        typer.echo(json.dumps({"bundle": str(opened.root), **entry.to_json()}))
         return
-    counted = ", ".join(f"{count} in {name}" for name, count in made["attestation"]["convolutions"].items())
-    inspected = made["attestation"]["engine_inspector"]
+    counted = ", ".join(f"{count} in {name}" for name, count in made.attestation["convolutions"].items())
+    inspected = made.attestation["engine_inspector"]
     typer.echo(
         f"{opened.root / entry.path}: {entry.size / 1e6:.1f} MB\n"
-        f"{made['flavor']} {made['version']}, GPU architecture {made['architecture']}, {made['platform']}, "
-        f"batch {'/'.join(str(made['profile'][key]) for key in ('min', 'opt', 'max'))}\n"
+        f"{made.flavor} {made.version}, GPU architecture {made.architecture}, {made.platform}, "
+        f"batch {made.profile.min}/{made.profile.opt}/{made.profile.max}\n"
         f"convolutions: {counted}; engine inspector: "
         f"{inspected if isinstance(inspected, str) else str(inspected['layers']) + ' layers'}"
     )

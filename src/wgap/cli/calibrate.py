@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wgap.cli.options import BundleFolder, MapName, RuleText, chosen
+
 if TYPE_CHECKING:
     from wgap.calibrate.bundle import Calibrated
 
@@ -19,7 +21,8 @@ _SPLITS = "train, val, test or all; of a labelled set only."
 
 
 def calibrate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    ctx: typer.Context,
+    bundle: BundleFolder,
     images: Annotated[Path, typer.Option(help="Calibration images: a folder, or a labelled set.")],
     precision: Annotated[str, typer.Option(help="int8, fp16 or bf16 (which TensorRT runs).")] = "int8",
     method: Annotated[
@@ -35,6 +38,8 @@ def calibrate(
     max_drop: Annotated[float, typer.Option(help="Largest loss of GT-known and Top-1 localization, a share.")] = 0.01,
     min_iou: Annotated[float, typer.Option(help="Smallest mean IoU of the boxes against float32's.")] = 0.98,
     min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
+    rule: RuleText = None,
+    map_: MapName = None,
     keep_float: Annotated[
         list[str] | None, typer.Option(help="A convolution, by node name, that stays in float32; may be repeated.")
     ] = None,
@@ -53,8 +58,9 @@ def calibrate(
     from wgap.calibrate.bundle import calibrate_bundle
     from wgap.calibrate.gate import Limits
 
+    opened = Bundle.open(bundle)
     done = calibrate_bundle(
-        Bundle.open(bundle),
+        opened,
         images,
         precision,
         method=method,
@@ -66,6 +72,7 @@ def calibrate(
         gate_count=gate_count,
         gate_split=gate_split,
         limits=Limits(max_drop, min_iou, min_agreement),
+        rule=chosen(opened, ctx.params),
         report=report,
         force=force,
         cache_dir=cache_dir,
@@ -76,7 +83,8 @@ def calibrate(
 
 
 def gate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    ctx: typer.Context,
+    bundle: BundleFolder,
     images: Annotated[Path, typer.Option(help="Images that judge: a folder, or a labelled set.")],
     precision: Annotated[str, typer.Option(help="Which of the bundle's models to judge.")] = "int8",
     split: Annotated[str, typer.Option(help=_SPLITS)] = "test",
@@ -84,6 +92,8 @@ def gate(
     max_drop: Annotated[float, typer.Option(help="Largest loss of GT-known and Top-1 localization, a share.")] = 0.01,
     min_iou: Annotated[float, typer.Option(help="Smallest mean IoU of the boxes against float32's.")] = 0.98,
     min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
+    rule: RuleText = None,
+    map_: MapName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
     """Judge a lower-precision model of BUNDLE anew and enter the verdict; exit code 3 if it is refused."""
@@ -91,13 +101,15 @@ def gate(
     from wgap.calibrate.bundle import gate_bundle
     from wgap.calibrate.gate import Limits
 
+    opened = Bundle.open(bundle)
     done = gate_bundle(
-        Bundle.open(bundle),
+        opened,
         images,
         precision,
         count=count,
         split=split,
         limits=Limits(max_drop, min_iou, min_agreement),
+        rule=chosen(opened, ctx.params),
         progress=show_progress(),
     )
     _finish(done, as_json)
@@ -119,12 +131,10 @@ def note(text: str) -> None:
 
 def _finish(done: Calibrated, as_json: bool) -> None:
     """Say what was entered; exit code 3 where the gate refused it."""
-    from dataclasses import asdict
-
     for warning in done.verdict.figures["warnings"] if done.verdict else ():
         note(f"warning: {warning}")
     if as_json:
-        typer.echo(json.dumps({"bundle": str(done.bundle.root), "usable": done.usable, **asdict(done.entry)}))
+        typer.echo(json.dumps({"bundle": str(done.bundle.root), "usable": done.usable, **done.entry.to_json()}))
     else:
         _print(done)
     if done.verdict is not None and not done.usable:
@@ -137,12 +147,14 @@ def _print(done: Calibrated) -> None:
 
     entry, judged = done.entry, done.verdict
     typer.echo(f"{done.bundle.root / entry.path}: {entry.size / 1e6:.1f} MB")
-    if attested := entry.provenance.get("quantisation", {}).get("attestation"):
+    made = entry.calibration
+    if made and made.quantisation:
+        attested = made.quantisation["attestation"]
         typer.echo(
             f"{attested['runtime']} runs {attested['ran_int8']} convolutions in INT8, {attested['ran_float']} in float"
         )
-    if tightest := entry.provenance.get("lowering", {}).get("headroom"):
-        row = tightest[0]
+    if made and made.headroom:
+        row = made.headroom[0]
         typer.echo(
             f"largest activation {row['largest']:.0f} ({row['tensor']}): float16 holds {row['factor']:.1f} times that"
         )

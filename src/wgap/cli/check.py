@@ -8,19 +8,41 @@ from typing import Annotated
 
 import typer
 
+from wgap.cli.options import (
+    Backend,
+    BundleFolder,
+    Device,
+    MapName,
+    MemoryLimit,
+    Precision,
+    RuleText,
+    Slots,
+    Threads,
+    Threshold,
+    Ungated,
+    open_localizer,
+)
+
 NAMED = 10
 """At most so many images are named in the table's text."""
 
 
 def check(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    ctx: typer.Context,
+    bundle: BundleFolder,
     images: Annotated[
         Path | None, typer.Option(help="Folder of images to compare on; default: the golden ones.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
-    ungated: Annotated[
-        bool, typer.Option("--ungated", help="Run a lower-precision file whose gate failed or never ran.")
-    ] = False,
+    backend: Backend = "onnxruntime",
+    precision: Precision = "fp32",
+    ungated: Ungated = False,
+    threads: Threads = None,
+    device: Device = None,
+    slots: Slots = None,
+    memory_limit: MemoryLimit = None,
+    rule: RuleText = None,
+    map_: MapName = None,
+    threshold: Threshold = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare features, logits, map, level and box with PyTorch; exit code 1 if a stage is beyond its limit."""
@@ -28,18 +50,16 @@ def check(
     from rich.progress import track
     from rich.table import Table
 
-    from wgap.bundle import Bundle
-    from wgap.export.check import check_bundle
+    from wgap.export.check import check_localizer
     from wgap.images import find_images
 
     errors = Console(stderr=True)
-    report = check_bundle(
-        Bundle.open(bundle),
-        None if images is None else find_images([images]),
-        precision=precision,
-        ungated=ungated,
-        progress=lambda cases: track(cases, "comparing", console=errors, disable=not errors.is_terminal),
-    )
+    with open_localizer(ctx.params) as localizer:
+        report = check_localizer(
+            localizer,
+            None if images is None else find_images([images]),
+            progress=lambda cases: track(cases, "comparing", console=errors, disable=not errors.is_terminal),
+        )
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:

@@ -8,19 +8,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wgap.cli.options import (
+    Backend,
+    BundleFolder,
+    Device,
+    MapName,
+    MemoryLimit,
+    Precision,
+    RuleText,
+    Slots,
+    Threads,
+    Threshold,
+    Ungated,
+    open_localizer,
+)
+
 if TYPE_CHECKING:
     from wgap.evaluate.protocol import Evaluation
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    ctx: typer.Context,
+    bundle: BundleFolder,
     data: Annotated[Path, typer.Argument(help="Labelled image set with boxes; docs/datasets.md shows the layouts.")],
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     layout: Annotated[str, typer.Option(help="auto, cub, ilsvrc, wsolevaluation or folder.")] = "auto",
-    map_: Annotated[
-        str | None, typer.Option("--map", help="recombined, positive or signed; default: the bundle's.")
-    ] = None,
-    threshold: Annotated[str | None, typer.Option(help="adaptive or fixed:ETA; default: the bundle's.")] = None,
+    rule: RuleText = None,
+    map_: MapName = None,
+    threshold: Threshold = None,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Also every map with fixed and adaptive thresholds.")
     ] = False,
@@ -28,12 +43,13 @@ def evaluate(
     plot: Annotated[
         list[str] | None, typer.Option(help="Plot the choice of threshold for: worst, random, or an image's path.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="Inference backend.")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
-    ungated: Annotated[
-        bool, typer.Option("--ungated", help="Run a lower-precision file whose gate failed or never ran.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
+    backend: Backend = "onnxruntime",
+    precision: Precision = "fp32",
+    ungated: Ungated = False,
+    threads: Threads = None,
+    device: Device = None,
+    slots: Slots = None,
+    memory_limit: MemoryLimit = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to skip before giving up.")] = 10,
     force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
@@ -44,45 +60,28 @@ def evaluate(
     from rich.progress import track
 
     from wgap.atomic import require_new
-    from wgap.bundle import Bundle
     from wgap.datasets import open_dataset
     from wgap.errors import DataError
-    from wgap.evaluate.protocol import MAPS, Rule, ablation_rules, evaluate_bundle
+    from wgap.evaluate.protocol import ablation_rules, evaluate_localizer
     from wgap.evaluate.report import write_report
-    from wgap.runtime.localizer import Localizer
 
     if plot and out is None:
         raise DataError("--plot writes pictures: say where with --out DIR")
     if out is not None:
         require_new(out, force)
-    opened = Bundle.open(bundle)
-    defaults = opened.manifest.postprocessing
-    kind = map_ or defaults.map
-    if kind not in MAPS:
-        raise DataError(f"unknown map {kind!r}; expected one of {', '.join(MAPS)}")
     errors = Console(stderr=True)
-    try:
-        report = evaluate_bundle(
-            opened,
-            open_dataset(data, split=split, layout=layout),
-            [Rule(kind, threshold or defaults.threshold), *(ablation_rules() if ablation else [])],
-            backend=backend,
-            precision=precision,
-            ungated=ungated,
-            threads=threads,
-            batch_size=batch_size,
-            max_bad=max_bad,
-            progress=lambda batches: track(batches, "evaluating", console=errors, disable=not errors.is_terminal),
-        )
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    localizer = open_localizer(ctx.params)
+    report = evaluate_localizer(
+        localizer,
+        open_dataset(data, split=split, layout=layout),
+        ablation_rules() if ablation else (),
+        batch_size=batch_size,
+        max_bad=max_bad,
+        progress=lambda batches: track(batches, "evaluating", console=errors, disable=not errors.is_terminal),
+    )
     for path, reason in report.skipped:
         typer.echo(f"skipped {path}: {reason}", err=True)
     if out is not None:
-        localizer = Localizer(
-            opened, backend, precision=precision, ungated=ungated, threads=threads,
-            map=kind, threshold=report.rules[0].threshold,
-        )  # fmt: skip
         write_report(out, report, localizer, plot or ("random",), force)
     if as_json:
         typer.echo(json.dumps(report.to_json()))

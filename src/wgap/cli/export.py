@@ -8,10 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from wgap.cli.options import Threshold, rule_text
+
 Pooling = Literal["wgap", "gap"]
 
 
 def export(
+    ctx: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of `wgap train`, or a bare .safetensors state dict.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
     classes: Annotated[Path | None, typer.Option(help="Text file, one class name per line, in row order.")] = None,
@@ -21,14 +24,15 @@ def export(
     stride: Annotated[int | None, typer.Option(help="16 or 8; a bare state dict does not tell.")] = None,
     pooling: Annotated[Pooling | None, typer.Option(help="wgap or gap; a bare state dict does not tell.")] = None,
     input_size: Annotated[int | None, typer.Option(help="Side of the network input in pixels.")] = None,
-    map_: Annotated[str, typer.Option("--map", help="Default map: recombined, positive or signed.")] = "recombined",
-    threshold: Annotated[str, typer.Option(help="Default threshold rule: adaptive or fixed:ETA.")] = "adaptive",
+    rule: Annotated[str | None, typer.Option(help="The bundle's rule: adaptive (the default) or fixed:ETA.")] = None,
+    map_: Annotated[str, typer.Option("--map", help="Of which map: recombined, positive or signed.")] = "recombined",
+    threshold: Threshold = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export CHECKPOINT as a bundle: ONNX graph, classifier, golden cases and manifest."""
-    from wgap.bundle import Postprocessing
     from wgap.export.onnx import bundle_from_checkpoint
+    from wgap.rule import Rule
 
     bundle = bundle_from_checkpoint(
         checkpoint,
@@ -38,7 +42,7 @@ def export(
         stride=stride,
         pooling=pooling,
         input_size=input_size,
-        postprocessing=Postprocessing(map_, threshold),
+        rule=Rule.parse(rule_text(ctx.params) or "adaptive", map_),
         force=force,
     )
     if as_json:
@@ -46,7 +50,7 @@ def export(
     else:
         info = bundle.manifest.model
         typer.echo(
-            f"{bundle.root}: {info.backbone} x{info.width:g}, {len(info.classes)} classes, input "
+            f"{bundle.root}: {info.architecture.name}, {len(info.classes)} classes, input "
             f"{info.input_size[0]}x{info.input_size[1]}, features {'x'.join(map(str, info.feature_shape))}, "
             f"{len(bundle.manifest.files)} files, checked against PyTorch"
         )

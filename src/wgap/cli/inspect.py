@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wgap.cli.options import (
+    Backend,
+    BundleFolder,
+    Device,
+    MemoryLimit,
+    Precision,
+    Slots,
+    Ungated,
+    open_localizer,
+)
+
 if TYPE_CHECKING:
-    from wgap.bundle import Bundle, BundleFile
+    from wgap.bundle import Bundle
+    from wgap.manifest import BundleFile
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    ctx: typer.Context,
+    bundle: BundleFolder,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Localize a golden image on --backend and show what the session holds."),
+    ] = False,
+    backend: Backend = "onnxruntime",
+    precision: Precision = "fp32",
+    ungated: Ungated = False,
+    device: Device = None,
+    slots: Slots = None,
+    memory_limit: MemoryLimit = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest as JSON, and which engines are stale.")
     ] = False,
@@ -30,12 +52,13 @@ def inspect(
         outdated = [entry.path for entry in engines(opened) if stale(opened, entry)]
         typer.echo(json.dumps({**json.loads(opened.manifest.to_json()), "stale_engines": outdated}, indent=2))
     else:
-        info, steps, defaults = opened.manifest.model, opened.manifest.preprocessing, opened.manifest.postprocessing
+        info, steps, rule = opened.manifest.model, opened.manifest.preprocessing, opened.manifest.rule
+        parameters = ", ".join(f"{name} {value}" for name, value in info.architecture.parameters.items())
         typer.echo(
-            f"{info.backbone} x{info.width:g}, pooling {info.pooling}, neck {info.neck}, stride {info.stride}\n"
+            f"{info.architecture.name} ({parameters})\n"
             f"input {info.input_size[0]}x{info.input_size[1]} {steps.name}, "
             f"features {'x'.join(map(str, info.feature_shape))}\n"
-            f"map {defaults.map}, threshold {defaults.threshold}\n"
+            f"map {rule.map}, rule {rule}\n"
             f"{len(info.classes)} classes: {', '.join(info.classes[:8])}{' ...' if len(info.classes) > 8 else ''}"
         )
         table = Table("file", "role", "precision", "gate", "bytes", "sha256")
@@ -44,6 +67,11 @@ def inspect(
         Console().print(table)
         _print_engines(opened)
     opened.verify()
+    if memory:
+        with open_localizer(ctx.params) as localizer:
+            list(localizer(next(case["image"] for case in opened.golden() if "image" in case)))
+            held = localizer.memory()
+        typer.echo(json.dumps(held) if as_json else "\n".join(f"{name}: {size} bytes" for name, size in held.items()))
     if not as_json:
         typer.echo("every file is as the manifest says")
 
@@ -52,19 +80,18 @@ def _gate(entry: BundleFile) -> str:
     """What the gate said of a lower-precision model; empty for every other file."""
     if entry.precision == "fp32" or entry.role not in ("onnx", "rejected"):
         return ""
-    verdict = entry.provenance.get("gate")
-    return "never ran" if verdict is None else "passed" if verdict["passed"] else "refused"
+    return "never ran" if entry.gate is None else "passed" if entry.gate.passed else "refused"
 
 
 def _print_engines(bundle: Bundle) -> None:
     """What each engine is for; neither TensorRT nor a GPU is asked."""
-    from wgap.runtime.engine import engines, stale
+    from wgap.runtime.engine import about, engines, stale
 
     for entry in engines(bundle):
-        made = entry.provenance
+        made = about(entry)
         state = "stale, its model was replaced: build it again" if stale(bundle, entry) else "up to date"
         typer.echo(
-            f"engine {entry.path}: {made.get('flavor')} {made.get('version')}, {entry.precision}, "
-            f"GPU architecture {made.get('architecture')}, {made.get('platform')}, "
-            f"batch {'/'.join(str(size) for size in made.get('profile', {}).values())}, {state}"
+            f"engine {entry.path}: {made.flavor} {made.version}, {entry.precision}, GPU architecture "
+            f"{made.architecture}, {made.platform}, "
+            f"batch {made.profile.min}/{made.profile.opt}/{made.profile.max}, {state}"
         )

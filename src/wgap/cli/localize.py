@@ -7,31 +7,48 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wgap.cli.options import (
+    Backend,
+    BundleFolder,
+    Device,
+    MapName,
+    MemoryLimit,
+    Precision,
+    RuleText,
+    Slots,
+    Threads,
+    Threshold,
+    Ungated,
+    open_localizer,
+)
+
 if TYPE_CHECKING:
     from wgap.runtime.localizer import Failure, Localization, Localizer
-    from wgap.runtime.postprocess import Map
 
 
 def localize(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    ctx: typer.Context,
+    bundle: BundleFolder,
     images: Annotated[list[str], typer.Argument(help="Image files, folders (searched to any depth) and globs.")],
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and overlay pictures.")] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write each image with its box on it into --out.")] = False,
     heatmap: Annotated[bool, typer.Option("--heatmap", help="As --overlay, with the heat map blended in.")] = False,
     top_k: Annotated[int, typer.Option(help="Localize this many classes per image.")] = 1,
     class_: Annotated[str | None, typer.Option("--class", help="Localize this class (name or id).")] = None,
-    map_: Annotated[str | None, typer.Option("--map", help="recombined, positive or signed.")] = None,
-    threshold: Annotated[str | None, typer.Option(help="adaptive or fixed:ETA; default: the bundle's.")] = None,
-    backend: Annotated[str, typer.Option(help="Inference backend.")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
-    ungated: Annotated[
-        bool, typer.Option("--ungated", help="Run a lower-precision file whose gate failed or never ran.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
+    rule: RuleText = None,
+    map_: MapName = None,
+    threshold: Threshold = None,
+    backend: Backend = "onnxruntime",
+    precision: Precision = "fp32",
+    ungated: Ungated = False,
+    threads: Threads = None,
+    device: Device = None,
+    slots: Slots = None,
+    memory_limit: MemoryLimit = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
@@ -39,24 +56,14 @@ def localize(
     """Localize the object in each of IMAGES; exit code 1 if one of them failed, after all the others are done."""
     from wgap.errors import DataError
     from wgap.images import find_images
-    from wgap.runtime.localizer import Failure, Localizer
+    from wgap.runtime.localizer import Failure
     from wgap.runtime.results import ResultFolder
 
     if (overlay or heatmap) and out is None:
         raise DataError("--overlay and --heatmap write pictures: say where with --out DIR")
     paths = find_images(images, missing="keep")
     results = None if out is None else ResultFolder(out, paths, overlay or heatmap, force)
-    localizer = Localizer(
-        bundle,
-        backend,
-        precision=precision,
-        ungated=ungated,
-        threads=threads,
-        top_k=top_k,
-        map=cast("Map | None", map_),
-        threshold=threshold,
-        batch_size=batch_size,
-    )
+    localizer = open_localizer(ctx.params)
     classes = None if class_ is None else _class_of(class_, localizer)
     failed = 0
     with results or nullcontext(), _progress(len(paths)) as advance:

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from wgap.cli.options import (
+    Backend,
+    BundleFolder,
+    Device,
+    MemoryLimit,
+    Precision,
+    Slots,
+    Threads,
+    Ungated,
+    open_localizer,
+    warn,
+)
+
 
 def selftest(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    backend: Annotated[str, typer.Option(help="Backend to test.")] = "onnxruntime",
-    threads: Annotated[int | None, typer.Option(help="Threads of the forward pass; default: every core.")] = None,
+    ctx: typer.Context,
+    bundle: BundleFolder,
+    backend: Backend = "onnxruntime",
+    precision: Precision = "fp32",
+    ungated: Ungated = False,
+    threads: Threads = None,
+    device: Device = None,
+    slots: Slots = None,
+    memory_limit: MemoryLimit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run BUNDLE's golden cases here, without PyTorch; exit code 1 if a stage differs beyond its limit."""
-    from wgap.bundle import Bundle
     from wgap.runtime.selftest import selftest as run
 
-    report = run(Bundle.open(bundle), backend, threads)
+    with open_localizer(ctx.params) as localizer:
+        report = run(localizer)
+    for warning in report.warnings:
+        warn(warning)
     if as_json:
         typer.echo(json.dumps({"bundle": str(bundle), **report.to_json()}))
     else:

@@ -21,7 +21,7 @@ def commands(seed: int) -> list[str]:
 
     return [
         f"wgap train data --out by-hand/run --seed {seed} {options_text(SETTINGS)}",
-        f"wgap export by-hand/run/model.safetensors --out by-hand/bundle --map {RULE.map} --threshold {RULE.threshold}",
+        f"wgap export by-hand/run/model.safetensors --out by-hand/bundle --map {RULE.map} --rule {RULE}",
         "wgap check by-hand/bundle --images data/test",
         "wgap localize by-hand/bundle data/test --out by-hand/boxes --heatmap",
         "wgap evaluate by-hand/bundle data --ablation --out by-hand/evaluation",

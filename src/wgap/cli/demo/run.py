@@ -13,21 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_file, require_new
-from wgap.bundle import Postprocessing
 from wgap.cli.demo.report import report_text
 from wgap.errors import MissingDependencyError
+from wgap.rule import Rule
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wgap.bundle import Bundle
     from wgap.evaluate.protocol import Evaluation, ImageResult
     from wgap.runtime.localizer import Localizer
-    from wgap.runtime.postprocess import Map
 
 REQUIRED = 0.7
 """GT-known localization that the demo has to reach on its own test images."""
@@ -50,7 +48,7 @@ SETTINGS: dict[str, Any] = {
 }
 """Options of ``wgap train``, the same for every seed."""
 
-RULE = Postprocessing(map="recombined", threshold="fixed:0.5")
+RULE = Rule("fixed", eta=0.5)
 """The bundle's default. Half the maximum, because the map of a small network is a blurred picture of the object, and a
 blurred edge passes half its height where the edge was. The adaptive rule picks a level just above the map's minimum,
 which suits the near-zero background of ImageNet features and not this one; the report shows its score beside."""
@@ -118,7 +116,7 @@ def run_demo(
     """
     try:
         from wgap.cli.demo.images import write_demo_set
-        from wgap.export.check import check_bundle
+        from wgap.export.check import check_localizer
         from wgap.export.onnx import bundle_from_checkpoint
         from wgap.train.config import TrainConfig
         from wgap.train.loop import train
@@ -127,7 +125,8 @@ def run_demo(
             f"the demo trains a network and needs {error.name}, which is not installed: pip install 'wgap[cpu,train]'"
         ) from error
     from wgap.datasets import open_dataset
-    from wgap.evaluate.protocol import Rule, ablation_rules, evaluate_bundle
+    from wgap.evaluate.protocol import ablation_rules, evaluate_localizer
+    from wgap.runtime.localizer import Localizer
 
     _make_room(out, force)
     seconds: dict[str, float] = {}
@@ -145,17 +144,17 @@ def run_demo(
         config = TrainConfig(data=out / "data", out=out / "run", seed=seed, **SETTINGS)
         checkpoint = train(config, on_epoch=lambda metrics: _say_epoch(say, metrics))
     with stage("export", "checkpoint to bundle"):
-        bundle = bundle_from_checkpoint(checkpoint, out / "bundle", postprocessing=RULE)
+        bundle = bundle_from_checkpoint(checkpoint, out / "bundle", rule=RULE)
     test = open_dataset(out / "data", "test")
+    localizer = Localizer(bundle)
     with stage("check", "PyTorch reference against the runtime"):
-        parity = check_bundle(bundle, [sample.path for sample in test.samples[:: max(1, len(test) // 16)]])
+        parity = check_localizer(localizer, [sample.path for sample in test.samples[:: max(1, len(test) // 16)]])
     with stage("localize", f"{len(test)} test images"):
-        _localize(bundle, [sample.path for sample in test], out / "localized.jsonl")
-    kind, threshold = bundle.manifest.postprocessing.map, bundle.manifest.postprocessing.threshold
+        _localize(localizer, [sample.path for sample in test], out / "localized.jsonl")
     with stage("evaluate", "boxes are opened now, for the first time"):
-        evaluation = evaluate_bundle(bundle, test, [Rule(cast("Map", kind), threshold), *ablation_rules()])
+        evaluation = evaluate_localizer(localizer, test, ablation_rules())
     with stage("pictures", "montage and threshold plot"):
-        _pictures(bundle, evaluation, out)
+        _pictures(localizer, evaluation, out)
     result = DemoResult(out, seconds, parity.ok, evaluation.to_json())
     with atomic_file(out / "report.md") as temporary:
         temporary.write_text(report_text(result, seed), encoding="utf-8")
@@ -198,22 +197,18 @@ def _figures(metrics: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in metrics.items() if isinstance(v, float) and k in ("loss", "accuracy", "seconds")}
 
 
-def _localize(bundle: Bundle, paths: list[Path], out: Path) -> None:
+def _localize(localizer: Localizer, paths: list[Path], out: Path) -> None:
     """One JSON line per image, as ``wgap localize`` writes them."""
-    from wgap.runtime.localizer import Localizer
-
     with atomic_file(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        for found in Localizer(bundle)(paths):
+        for found in localizer(paths):
             stream.write(json.dumps(found.to_json()) + "\n")
 
 
-def _pictures(bundle: Bundle, evaluation: Evaluation, out: Path) -> None:
+def _pictures(localizer: Localizer, evaluation: Evaluation, out: Path) -> None:
     """``montage.png`` (the middling image of each class: box and heat map), ``worst.png`` and one Fig. 3."""
     from wgap.evaluate.pictures import montage, plot_levels
-    from wgap.runtime.localizer import Localizer
     from wgap.runtime.overlay import save_picture
 
-    localizer = Localizer(bundle)
     ranked = sorted(evaluation.images, key=lambda image: image.scores[0].gt_iou)
     by_class = [[image for image in ranked if image.label == label] for label in range(len(localizer.classes))]
     middling = [images[len(images) // 2] for images in by_class]  # neither the best nor the worst of its class
