@@ -26,6 +26,11 @@ def call(*command: str | Path, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
+def missing(*programs: str) -> pytest.MarkDecorator:
+    absent = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)}")
+
+
 def build(preset: str, folder: Path) -> Path:
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     call("cmake", "--preset", preset, "-B", folder, *generator)
@@ -92,7 +97,7 @@ def test_an_outside_project_finds_it_and_gets_python_s_boxes(installed: Path, tm
         assert line["threshold"] == pytest.approx(record.threshold)
 
 
-@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
+@missing("pkg-config")
 def test_pkg_config_serves_a_moved_prefix(installed: Path, tmp_path: Path) -> None:
     shutil.copytree(installed, tmp_path / "moved", symlinks=True)
     [folder] = [path.parent for path in (tmp_path / "moved").rglob("wgap.pc")]
@@ -189,10 +194,19 @@ def test_sanitizers_find_nothing(preset: str, tmp_path: Path) -> None:
     checked(preset, tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++ (Debian's package clang)")
+RECORDS = "tests/kernel/records"  # prints a hash of what the library answers to each of many random problems
+
+
+@missing("clang", "clang++")
 def test_clang_s_library_gives_the_same_bits(release: Path, tmp_path: Path) -> None:
-    records = "tests/kernel/records"
-    assert call(checked("clang", tmp_path) / records) == call(release / records) != ""
+    assert call(checked("clang", tmp_path) / RECORDS) == call(release / RECORDS) != ""
+
+
+@missing("aarch64-linux-gnu-g++", "qemu-aarch64")
+def test_64_bit_arm_gives_the_same_bits(release: Path, tmp_path: Path) -> None:
+    folder = checked("aarch64", tmp_path)
+    assert (folder / RECORDS).read_bytes()[18:20] == b"\xb7\0", "EM_AARCH64 in the ELF header"
+    assert call("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", folder / RECORDS) == call(release / RECORDS) != ""
 
 
 def test_the_benchmark_of_stages_runs(tmp_path: Path) -> None:
