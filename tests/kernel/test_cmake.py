@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ import wgap
 from wgap.runtime.postprocess import Classifier, postprocess
 
 ROOT = Path(__file__).resolve().parents[2]
+EMBEDDING = (ROOT / "docs" / "embedding-cpp.md").read_text()
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake and a C++ compiler")
 
 
@@ -121,6 +123,7 @@ def test_a_program_in_c_alone_links_either_library(installed: Path, tmp_path: Pa
     [archive] = installed.rglob("libwgap.a")
     source = shutil.copy(ROOT / "tests/kernel/c_header.c", tmp_path)
     libraries = ("-lstdc++", "-lpthread", "-lm")
+    assert f"/libwgap.a {' '.join(libraries)} -o app" in EMBEDDING, "the command as it is documented"
     call("cc", f"-I{installed / 'include'}", source, archive, *libraries, "-o", tmp_path / "by_hand")
     call(tmp_path / "by_hand")
     names = ("wgap", "wgap_shared", "wgap_static")
@@ -135,15 +138,18 @@ def test_a_program_in_c_alone_links_either_library(installed: Path, tmp_path: Pa
         call(tmp_path / "build" / name)
 
 
-PARENT = """
+def snippet(containing: str) -> str:
+    """The one CMake example of docs/embedding-cpp.md that has these words."""
+    [found] = [text for text in re.findall(r"```cmake\n(.*?)```", EMBEDDING, flags=re.S) if containing in text]
+    return str(found)
+
+
+PARENT = f"""
 cmake_minimum_required(VERSION 3.24)
 project(parent VERSION 7.8 LANGUAGES C CXX)
 if(WITH_WGAP)
-  include(FetchContent)
-  FetchContent_Declare(wgap SOURCE_DIR third_party/wgap)
-  FetchContent_MakeAvailable(wgap)
   add_executable(app app.c)
-  target_link_libraries(app PRIVATE wgap::wgap)
+  {snippet("FetchContent")}
   install(TARGETS app RUNTIME DESTINATION bin)
 endif()
 """
@@ -159,11 +165,12 @@ def cache_of(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("shared", ["ON", "OFF", None])
 def test_a_parent_project_keeps_its_cache_and_its_prefix(shared: str | None, tmp_path: Path) -> None:
     (tmp_path / "CMakeLists.txt").write_text(PARENT)
+    (tmp_path / "third_party").mkdir()
+    (tmp_path / "third_party" / "wgap").symlink_to(ROOT)
     shutil.copy(ROOT / "tests/kernel/c_header.c", tmp_path / "app.c")
     caches = {}
     for name, with_wgap in (("alone", "OFF"), ("both", "ON")):
-        flags = [f"-DWITH_WGAP={with_wgap}", f"-DFETCHCONTENT_SOURCE_DIR_WGAP={ROOT}"]
-        flags += [f"-DBUILD_SHARED_LIBS={shared}"] if shared else []
+        flags = [f"-DWITH_WGAP={with_wgap}", *([f"-DBUILD_SHARED_LIBS={shared}"] if shared else [])]
         call("cmake", "-S", tmp_path, "-B", tmp_path / name, *flags)
         caches[name] = cache_of(tmp_path / name)
     differing = {key for key, value in caches["both"].items() if caches["alone"].get(key) != value}
