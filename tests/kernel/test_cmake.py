@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ import wgap
 from wgap.runtime.postprocess import Classifier, postprocess
 
 ROOT = Path(__file__).resolve().parents[2]
+EMBEDDING = (ROOT / "docs" / "embedding-cpp.md").read_text()
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake and a C++ compiler")
 
 
@@ -24,6 +26,11 @@ def call(*command: str | Path, cwd: Path = ROOT) -> str:
     done = subprocess.run([*command], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def missing(*programs: str) -> pytest.MarkDecorator:
+    absent = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)}")
 
 
 def build(preset: str, folder: Path) -> Path:
@@ -92,7 +99,7 @@ def test_an_outside_project_finds_it_and_gets_python_s_boxes(installed: Path, tm
         assert line["threshold"] == pytest.approx(record.threshold)
 
 
-@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
+@missing("pkg-config")
 def test_pkg_config_serves_a_moved_prefix(installed: Path, tmp_path: Path) -> None:
     shutil.copytree(installed, tmp_path / "moved", symlinks=True)
     [folder] = [path.parent for path in (tmp_path / "moved").rglob("wgap.pc")]
@@ -116,6 +123,7 @@ def test_a_program_in_c_alone_links_either_library(installed: Path, tmp_path: Pa
     [archive] = installed.rglob("libwgap.a")
     source = shutil.copy(ROOT / "tests/kernel/c_header.c", tmp_path)
     libraries = ("-lstdc++", "-lpthread", "-lm")
+    assert f"/libwgap.a {' '.join(libraries)} -o app" in EMBEDDING, "the command as it is documented"
     call("cc", f"-I{installed / 'include'}", source, archive, *libraries, "-o", tmp_path / "by_hand")
     call(tmp_path / "by_hand")
     names = ("wgap", "wgap_shared", "wgap_static")
@@ -130,15 +138,18 @@ def test_a_program_in_c_alone_links_either_library(installed: Path, tmp_path: Pa
         call(tmp_path / "build" / name)
 
 
-PARENT = """
+def snippet(containing: str) -> str:
+    """The one CMake example of docs/embedding-cpp.md that has these words."""
+    [found] = [text for text in re.findall(r"```cmake\n(.*?)```", EMBEDDING, flags=re.S) if containing in text]
+    return str(found)
+
+
+PARENT = f"""
 cmake_minimum_required(VERSION 3.24)
 project(parent VERSION 7.8 LANGUAGES C CXX)
 if(WITH_WGAP)
-  include(FetchContent)
-  FetchContent_Declare(wgap SOURCE_DIR third_party/wgap)
-  FetchContent_MakeAvailable(wgap)
   add_executable(app app.c)
-  target_link_libraries(app PRIVATE wgap::wgap)
+  {snippet("FetchContent")}
   install(TARGETS app RUNTIME DESTINATION bin)
 endif()
 """
@@ -154,11 +165,12 @@ def cache_of(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("shared", ["ON", "OFF", None])
 def test_a_parent_project_keeps_its_cache_and_its_prefix(shared: str | None, tmp_path: Path) -> None:
     (tmp_path / "CMakeLists.txt").write_text(PARENT)
+    (tmp_path / "third_party").mkdir()
+    (tmp_path / "third_party" / "wgap").symlink_to(ROOT)
     shutil.copy(ROOT / "tests/kernel/c_header.c", tmp_path / "app.c")
     caches = {}
     for name, with_wgap in (("alone", "OFF"), ("both", "ON")):
-        flags = [f"-DWITH_WGAP={with_wgap}", f"-DFETCHCONTENT_SOURCE_DIR_WGAP={ROOT}"]
-        flags += [f"-DBUILD_SHARED_LIBS={shared}"] if shared else []
+        flags = [f"-DWITH_WGAP={with_wgap}", *([f"-DBUILD_SHARED_LIBS={shared}"] if shared else [])]
         call("cmake", "-S", tmp_path, "-B", tmp_path / name, *flags)
         caches[name] = cache_of(tmp_path / name)
     differing = {key for key, value in caches["both"].items() if caches["alone"].get(key) != value}
@@ -189,10 +201,19 @@ def test_sanitizers_find_nothing(preset: str, tmp_path: Path) -> None:
     checked(preset, tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++ (Debian's package clang)")
+RECORDS = "tests/kernel/records"  # prints a hash of what the library answers to each of many random problems
+
+
+@missing("clang", "clang++")
 def test_clang_s_library_gives_the_same_bits(release: Path, tmp_path: Path) -> None:
-    records = "tests/kernel/records"
-    assert call(checked("clang", tmp_path) / records) == call(release / records) != ""
+    assert call(checked("clang", tmp_path) / RECORDS) == call(release / RECORDS) != ""
+
+
+@missing("aarch64-linux-gnu-g++", "qemu-aarch64")
+def test_64_bit_arm_gives_the_same_bits(release: Path, tmp_path: Path) -> None:
+    folder = checked("aarch64", tmp_path)
+    assert (folder / RECORDS).read_bytes()[18:20] == b"\xb7\0", "EM_AARCH64 in the ELF header"
+    assert call("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", folder / RECORDS) == call(release / RECORDS) != ""
 
 
 def test_the_benchmark_of_stages_runs(tmp_path: Path) -> None:
