@@ -42,7 +42,8 @@ for ordinal in range(2):
     uuids.append(bytes(call("cuDeviceGetUuid", device).bytes))
     contexts.append(call("cuDevicePrimaryCtxRetain", device))
 assert names == [b"emulated", b"emulated 1"]
-assert len(set(uuids)) == 2 and all(len(uuid) == 16 for uuid in uuids)
+assert len(set(uuids)) == 2
+assert all(len(uuid) == 16 for uuid in uuids)
 
 before = counter()
 call("cuCtxPushCurrent", contexts[0])
@@ -102,4 +103,3 @@ assert launched(device_only | either) == 400
 call("cuCtxPopCurrent")
 call("cuMemcpyDtoH", ctypes.addressof(room_for), features, 4)
 assert room_for.raw == floats(1)
-print("ok")
