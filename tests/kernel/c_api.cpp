@@ -58,7 +58,8 @@ void refusals() {
             [i](Fixture& f) { f.input.class_ids = outside + i, f.input.class_ids_bytes = 8; });
   refused(WGAP_UNKNOWN_RULE, "got number 3", [](Fixture& f) { f.options.rule.map = 3; });
   refused(WGAP_UNKNOWN_RULE, "got kind number 2", [](Fixture& f) { f.options.rule.kind = 2; });
-  refused(WGAP_INVALID_ARGUMENT, "reserved 0, got 64 and 1", [](Fixture& f) { f.options.rule.reserved = 1; });
+  refused(WGAP_INVALID_ARGUMENT, "wgap_rule: expected reserved 0, got 1",
+          [](Fixture& f) { f.options.rule.reserved = 1; });
   for (const double eta : {0.9995, -0.1, static_cast<double>(NAN)})
     refused(WGAP_UNKNOWN_RULE,
             eta > 0   ? "ETA 0.9995"

@@ -60,7 +60,7 @@ def test_two_emulated_devices_have_memory_of_their_own(environment: dict[str, st
     done = subprocess.run(
         [sys.executable, EMULATOR / "devices.py"], env=two, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_gpu_check_reports_each_part_and_goes_on(

@@ -62,7 +62,7 @@ extern "C" {
 typedef enum wgap_status {
   WGAP_OK = 0,
   WGAP_INVALID_ARGUMENT = 1,    /* null or misaligned pointer, size below 1, unknown enum, stride below a row */
-  WGAP_SHAPE_MISMATCH = 2,      /* classifier and input disagree on channels or classes */
+  WGAP_SHAPE_MISMATCH = 2,      /* classifier and input disagree on channels or classes, or an array of them is empty */
   WGAP_TOO_LARGE = 3,           /* map or feature map of more than 2^20 pixels, or more bytes than can be addressed */
   WGAP_CLASS_OUT_OF_RANGE = 4,  /* a class id outside 0..classes-1, or top_k outside 1..classes */
   WGAP_FEATURES_NOT_FINITE = 5, /* NaN or infinity, or sums beyond 2^125, in the features */
@@ -167,8 +167,8 @@ typedef struct wgap_image {
   uint32_t struct_size;
   int32_t height;
   int32_t width;
-  int32_t channels; /* 1 to 4 */
-  uint8_t* data;    /* the first pixel of the first row; only read of a source */
+  int32_t channels;  /* 1 to 4 */
+  uint8_t* data;     /* the first pixel of the first row; only read of a source */
   int64_t row_bytes; /* from one row to the next, at least width * channels; negative where rows run upwards */
   uint64_t bytes;    /* of memory from the lowest row on, all of it readable (writable) */
 } wgap_image;
@@ -187,7 +187,8 @@ WGAP_API const char* wgap_version(void);
 /* Names of the instruction sets this machine runs, slowest first; ends with null. */
 WGAP_API const char* const* wgap_targets(void);
 
-/* "adaptive" or "fixed:ETA", and the map's name ("recombined", "positive", "signed"), to a rule. */
+/* "adaptive" or "fixed:ETA", and the map's name ("recombined", "positive", "signed"), to a rule, which begins as
+ * WGAP_RULE_INIT. The decimal point is a point in every locale. */
 WGAP_API wgap_status wgap_rule_parse(const char* text, const char* map, wgap_rule* rule, wgap_error* error);
 
 /* Copies float32 [classes][channels] weights. WGAP_WEIGHTS_NOT_FINITE if one is NaN or infinite. */
@@ -200,7 +201,7 @@ WGAP_API void wgap_classifier_destroy(wgap_classifier* classifier); /* null is f
  * bits. */
 WGAP_API wgap_status wgap_workspace_create(int32_t threads, const char* target, wgap_workspace** workspace,
                                            wgap_error* error);
-WGAP_API void wgap_workspace_destroy(wgap_workspace* workspace); /* null is fine */
+WGAP_API void wgap_workspace_destroy(wgap_workspace* workspace);             /* null is fine */
 WGAP_API const char* wgap_workspace_target(const wgap_workspace* workspace); /* "" for null */
 
 /* Boxes of a batch. Returns WGAP_OK, an error of the whole call (nothing was written), or, where single images hold NaN

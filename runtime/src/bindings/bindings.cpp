@@ -278,8 +278,8 @@ nb::list cuda_records(const nb::bytes& records, int images, int per_image, nb::o
   std::vector<double> means(edge_means.size() / sizeof(double));
   if (records.size() != count * sizeof(wgap_record) || (!means.empty() && means.size() != count * (WGAP_LEVELS + 1)))
     throw nb::value_error("records: not as many as images");
-  std::memcpy(told.data(), records.c_str(), records.size());
-  std::memcpy(means.data(), edge_means.c_str(), means.size() * sizeof(double));
+  if (count != 0) std::memcpy(told.data(), records.c_str(), records.size());
+  if (!means.empty()) std::memcpy(means.data(), edge_means.c_str(), means.size() * sizeof(double));
   const auto heatmap = [&](std::int64_t at) { return heatmaps.is_none() ? nb::none() : nb::object(heatmaps[at]); };
   return rows_of(told.data(), images, per_image, heatmap, means.empty() ? nullptr : means.data());
 }

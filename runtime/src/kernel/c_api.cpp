@@ -58,7 +58,8 @@ namespace {
 
 using wgap::fail;
 
-bool aligned(const void* p, std::size_t alignment) { return reinterpret_cast<std::uintptr_t>(p) % alignment == 0; }
+using wgap::aligned;
+using wgap::check_size;
 
 // The size of each struct in the first version of this minor number: an older one never was.
 #define WGAP_FIRST_SIZE(type, last) (offsetof(type, last) + sizeof(type::last))
@@ -68,23 +69,22 @@ constexpr std::size_t kFirstRecord = WGAP_FIRST_SIZE(wgap_record, box);
 constexpr std::size_t kFirstOutput = WGAP_FIRST_SIZE(wgap_output, edge_means_bytes);
 constexpr std::size_t kFirstImage = WGAP_FIRST_SIZE(wgap_image, bytes);
 
-wgap_status check_size(const char* name, std::uint32_t size, std::size_t first, std::size_t known, wgap_error* error) {
-  if (size > known)
-    return fail(error, WGAP_STRUCT_TOO_NEW, "%s has %u bytes, wgap %s knows %zu: the program's header is newer", name,
-                size, wgap_version(), known);
-  if (size < first)
-    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected a size of at least %zu bytes, got %u; begin with its _INIT",
-                name, first, size);
+// The error, and a pointer that a call cannot do without.
+template <class T>
+wgap_status check_pointer(const char* name, const T* pointer, wgap_error* error) {
+  const wgap_status status = wgap::check_error(error);
+  if (status != WGAP_OK) return status;
+  if (pointer == nullptr || !aligned(pointer))
+    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected an aligned pointer, got %p", name,
+                static_cast<const void*>(pointer));
   return WGAP_OK;
 }
 
 // A struct of this version or an older one, over the defaults that are in `own`.
 template <class T>
 wgap_status adopt(const char* name, const T* given, std::size_t first, T* own, wgap_error* error) {
-  if (given == nullptr || !aligned(given, alignof(T)))
-    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected an aligned pointer, got %p", name,
-                static_cast<const void*>(given));
-  const wgap_status status = check_size(name, given->struct_size, first, sizeof(T), error);
+  wgap_status status = check_pointer(name, given, error);
+  if (status == WGAP_OK) status = check_size(name, given->struct_size, first, sizeof(T), error);
   if (status == WGAP_OK) std::memcpy(own, given, given->struct_size);
   return status;
 }
@@ -96,7 +96,7 @@ bool product_within(std::int64_t a, std::int64_t b, std::int64_t limit) { return
 template <class T>
 wgap_status check_buffer(const char* name, const T* data, std::uint64_t bytes, std::int64_t count, std::int64_t each,
                          wgap_error* error) {
-  if (data == nullptr || !aligned(data, alignof(T)))
+  if (data == nullptr || !aligned(data))
     return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected a pointer aligned to %zu bytes, got %p", name, alignof(T),
                 static_cast<const void*>(data));
   constexpr std::int64_t kMost = std::numeric_limits<std::ptrdiff_t>::max() / static_cast<std::int64_t>(sizeof(T));
@@ -176,8 +176,7 @@ wgap_status check_classes(const wgap_input& input, const wgap_options& options, 
     if (options.top_k >= 1 && options.top_k <= input.classes) return WGAP_OK;
     return fail(error, WGAP_CLASS_OUT_OF_RANGE, "top_k: expected 1..%d, got %d", input.classes, options.top_k);
   }
-  const wgap_status status =
-      check_buffer("class_ids", input.class_ids, input.class_ids_bytes, input.images, 1, error);
+  const wgap_status status = check_buffer("class_ids", input.class_ids, input.class_ids_bytes, input.images, 1, error);
   if (status != WGAP_OK) return status;
   for (std::int64_t i = 0; i < input.images; ++i)
     if (input.class_ids[i] < 0 || input.class_ids[i] >= input.classes)
@@ -193,19 +192,15 @@ wgap_status check_buffers(const Call& call, wgap_error* error) {
   const std::int64_t cells = static_cast<std::int64_t>(input.height) * input.width;  // at most 2^20, by check_sizes
   wgap_status status = check_buffer("logits", input.logits, input.logits_bytes, input.images, input.classes, error);
   if (status == WGAP_OK)
-    status = check_buffer("features", input.features, input.features_bytes, input.images, cells * input.channels, error);
+    status =
+        check_buffer("features", input.features, input.features_bytes, input.images, cells * input.channels, error);
   if (status != WGAP_OK) return status;
   const std::int64_t records = input.images * call.per_image;  // at most images * classes, by the logits' check
-  if (output.record_size % alignof(wgap_record) != 0)
-    return fail(error, WGAP_INVALID_ARGUMENT, "record_size: expected a multiple of %zu, got %u", alignof(wgap_record),
-                output.record_size);
-  status = check_size("wgap_record", output.record_size, kFirstRecord, sizeof(wgap_record), error);
-  if (status == WGAP_OK && !aligned(output.records, alignof(wgap_record)))
+  if (!aligned(output.records))
     return fail(error, WGAP_INVALID_ARGUMENT, "records: expected a pointer aligned to %zu bytes, got %p",
                 alignof(wgap_record), static_cast<const void*>(output.records));
-  if (status == WGAP_OK)
-    status = check_buffer("records", reinterpret_cast<const unsigned char*>(output.records), output.records_bytes,
-                          records, output.record_size, error);
+  status = check_buffer("records", reinterpret_cast<const unsigned char*>(output.records), output.records_bytes,
+                        records, output.record_size, error);
   const std::int64_t pixels = static_cast<std::int64_t>(call.shape.map_height) * call.shape.map_width;
   if (status == WGAP_OK && output.heatmaps != nullptr)
     status = check_buffer("heatmaps", output.heatmaps, output.heatmaps_bytes, records, pixels, error);
@@ -236,7 +231,8 @@ const wgap::Target* target_or_fail(const char* name, wgap_error* error) {
   const wgap::Target* const chosen = name != nullptr ? wgap::target_named(name) : wgap::default_target();
   if (chosen == nullptr) {
     const char* const wanted = name != nullptr ? name : std::getenv("WGAP_TARGET");
-    fail(error, WGAP_UNSUPPORTED_TARGET, "instruction set '%.32s'%s is not one that this machine runs; the best is '%s'",
+    fail(error, WGAP_UNSUPPORTED_TARGET,
+         "instruction set '%.32s'%s is not one that this machine runs; the best is '%s'",
          wanted != nullptr ? wanted : "", name != nullptr ? "" : " (WGAP_TARGET)", wgap::best_target().name);
   }
   return chosen;
@@ -306,20 +302,26 @@ const char* wgap_status_string(wgap_status status) {
 
 #define WGAP_TEXT(number) WGAP_TEXT_OF(number)
 #define WGAP_TEXT_OF(number) #number
+<<<<<<< HEAD
 const char* wgap_version(void) {
   return WGAP_TEXT(WGAP_VERSION_MAJOR) "." WGAP_TEXT(WGAP_VERSION_MINOR) "." WGAP_TEXT(WGAP_VERSION_PATCH);
 }
+=======
+#define WGAP_VERSION_TEXT(major, minor, patch) WGAP_TEXT_OF(major) "." WGAP_TEXT_OF(minor) "." WGAP_TEXT_OF(patch)
+const char* wgap_version(void) { return WGAP_VERSION_TEXT(WGAP_VERSION_MAJOR, WGAP_VERSION_MINOR, WGAP_VERSION_PATCH); }
+>>>>>>> h-abi
 
 const char* const* wgap_targets(void) { return wgap::supported_names(); }
 
 wgap_status wgap_classifier_create(const float* weight, uint64_t weight_bytes, int32_t classes, int32_t channels,
                                    wgap_classifier** classifier, wgap_error* error) {
-  if (classifier == nullptr) return fail(error, WGAP_INVALID_ARGUMENT, "classifier: expected a pointer, got null");
+  wgap_status status = check_pointer("classifier", classifier, error);
+  if (status != WGAP_OK) return status;
   if (classes < 1 || channels < 1)
     return fail(error, WGAP_SHAPE_MISMATCH, "classifier weight: expected at least one class and channel, got %d x %d",
                 classes, channels);
-  const wgap_status checked = check_buffer("classifier weight", weight, weight_bytes, classes, channels, error);
-  if (checked != WGAP_OK) return checked;
+  status = check_buffer("classifier weight", weight, weight_bytes, classes, channels, error);
+  if (status != WGAP_OK) return status;
   const std::size_t count = static_cast<std::size_t>(classes) * channels;
   for (std::size_t i = 0; i < count; ++i)
     if (!std::isfinite(weight[i]))
@@ -338,7 +340,8 @@ wgap_status wgap_classifier_create(const float* weight, uint64_t weight_bytes, i
 void wgap_classifier_destroy(wgap_classifier* classifier) { delete classifier; }
 
 wgap_status wgap_workspace_create(int32_t threads, const char* target, wgap_workspace** workspace, wgap_error* error) {
-  if (workspace == nullptr) return fail(error, WGAP_INVALID_ARGUMENT, "workspace: expected a pointer, got null");
+  const wgap_status status = check_pointer("workspace", workspace, error);
+  if (status != WGAP_OK) return status;
   if (threads < 1 || threads > WGAP_MOST_THREADS)
     return fail(error, WGAP_INVALID_ARGUMENT, "threads: expected 1..%d, got %d", WGAP_MOST_THREADS, threads);
   const wgap::Target* const chosen = target_or_fail(target, error);
@@ -359,21 +362,26 @@ const char* wgap_workspace_target(const wgap_workspace* workspace) {
 
 wgap_status wgap_localize(wgap_workspace* workspace, const wgap_classifier* classifier, const wgap_input* given_input,
                           const wgap_options* given_options, const wgap_output* given_output, wgap_error* error) {
-  if (workspace == nullptr || classifier == nullptr)
-    return fail(error, WGAP_INVALID_ARGUMENT, "workspace and classifier must not be null");
+  wgap_status status = check_pointer("workspace", workspace, error);
+  if (status == WGAP_OK) status = check_pointer("classifier", classifier, error);
+  if (status != WGAP_OK) return status;
   const wgap::DefaultArithmetic arithmetic;
   Call call{};
   wgap_options options = WGAP_OPTIONS_INIT;
-  wgap_status status = adopt("wgap_input", given_input, kFirstInput, &call.input, error);
+  status = adopt("wgap_input", given_input, kFirstInput, &call.input, error);
   if (status == WGAP_OK) status = adopt("wgap_options", given_options, kFirstOptions, &options, error);
   if (status == WGAP_OK) status = adopt("wgap_output", given_output, kFirstOutput, &call.output, error);
+  if (status == WGAP_OK)
+    status = check_size("wgap_record", call.output.record_size, kFirstRecord, sizeof(wgap_record), error);
+  if (status == WGAP_OK && call.output.record_size % alignof(wgap_record) != 0)
+    return fail(error, WGAP_INVALID_ARGUMENT, "record_size: expected a multiple of %zu, got %u", alignof(wgap_record),
+                call.output.record_size);
   if (status == WGAP_OK) status = wgap::kernel_rule(options.rule, &call.rule, error);
   const wgap_input& input = call.input;
   if (status == WGAP_OK) status = check_sizes(input, *classifier, options, error);
   if (status == WGAP_OK) status = check_classes(input, options, error);
   if (status != WGAP_OK || input.images == 0) return status;
-  call.shape = {input.channels,     input.height,      input.width,
-                options.map_height, options.map_width, classifier->classes};
+  call.shape = {input.channels, input.height, input.width, options.map_height, options.map_width, classifier->classes};
   call.per_image = input.class_ids != nullptr ? 1 : options.top_k;
   status = check_buffers(call, error);
   if (status != WGAP_OK) return status;
@@ -395,8 +403,9 @@ wgap_status wgap_localize(wgap_workspace* workspace, const wgap_classifier* clas
 
 wgap_status wgap_resize(const wgap_image* given_source, const wgap_image* given_destination, wgap_error* error) {
   wgap_image source = WGAP_IMAGE_INIT, destination = WGAP_IMAGE_INIT;
-  wgap_status status = adopt("source", given_source, kFirstImage, &source, error);
-  if (status == WGAP_OK) status = adopt("destination", given_destination, kFirstImage, &destination, error);
+  wgap_status status = adopt("source (wgap_image)", given_source, kFirstImage, &source, error);
+  if (status == WGAP_OK)
+    status = adopt("destination (wgap_image)", given_destination, kFirstImage, &destination, error);
   if (status == WGAP_OK) status = check_image("source", source, error);
   if (status == WGAP_OK) status = check_image("destination", destination, error);
   if (status != WGAP_OK) return status;

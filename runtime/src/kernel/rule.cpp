@@ -9,6 +9,8 @@
 #include <cstring>
 #include <iterator>
 
+#include "arithmetic.h"
+
 namespace wgap {
 
 namespace {
@@ -34,15 +36,29 @@ wgap_status fail(wgap_error* error, wgap_status status, const char* format, ...)
   return status;
 }
 
+wgap_status check_size(const char* name, std::uint32_t size, std::size_t first, std::size_t known, wgap_error* error) {
+  if (size > known)
+    return fail(error, WGAP_STRUCT_TOO_NEW, "%s has %u bytes, wgap %s knows %zu: the program's header is newer", name,
+                size, wgap_version(), known);
+  if (size < first)
+    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected a size of at least %zu bytes, got %u; begin with its _INIT",
+                name, first, size);
+  return WGAP_OK;
+}
+
+wgap_status check_error(wgap_error* error) {
+  if (error == nullptr) return WGAP_OK;
+  if (!aligned(error)) return WGAP_INVALID_ARGUMENT;
+  return check_size("wgap_error", error->struct_size, 0, sizeof(wgap_error), error);
+}
+
 const char* map_name(int map) { return map >= WGAP_MAP_RECOMBINED && map <= WGAP_MAP_SIGNED ? kMaps[map] : nullptr; }
 
 wgap_status kernel_rule(const wgap_rule& given, Rule* rule, wgap_error* error) {
-  if (given.struct_size > sizeof(wgap_rule))
-    return fail(error, WGAP_STRUCT_TOO_NEW, "wgap_rule has %u bytes, wgap %s knows %zu: its header is newer",
-                given.struct_size, wgap_version(), sizeof(wgap_rule));
-  if (given.struct_size < sizeof(wgap_rule) || given.reserved != 0)
-    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_rule: expected struct_size %zu and reserved 0, got %u and %d",
-                sizeof(wgap_rule), given.struct_size, given.reserved);
+  const wgap_status status = check_size("wgap_rule", given.struct_size, sizeof(wgap_rule), sizeof(wgap_rule), error);
+  if (status != WGAP_OK) return status;
+  if (given.reserved != 0)
+    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_rule: expected reserved 0, got %d", given.reserved);
   if (map_name(given.map) == nullptr)
     return fail(error, WGAP_UNKNOWN_RULE, "map: expected %s, got number %d", kMapNames, given.map);
   const int parameters = given.kind == WGAP_RULE_ADAPTIVE ? 0 : given.kind == WGAP_RULE_FIXED ? 1 : -1;
@@ -62,8 +78,16 @@ wgap_status kernel_rule(const wgap_rule& given, Rule* rule, wgap_error* error) {
 
 extern "C" wgap_status wgap_rule_parse(const char* text, const char* map, wgap_rule* rule, wgap_error* error) {
   using wgap::fail;
-  if (text == nullptr || map == nullptr || rule == nullptr)
-    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_rule_parse: text, map and rule must not be null");
+  const wgap_status usable = wgap::check_error(error);
+  if (usable != WGAP_OK) return usable;
+  if (text == nullptr || map == nullptr || rule == nullptr || !wgap::aligned(rule))
+    return fail(error, WGAP_INVALID_ARGUMENT,
+                "wgap_rule_parse: expected text, map and an aligned rule, got %p, %p and %p",
+                static_cast<const void*>(text), static_cast<const void*>(map), static_cast<void*>(rule));
+  const wgap_status size =
+      wgap::check_size("wgap_rule", rule->struct_size, sizeof(wgap_rule), sizeof(wgap_rule), error);
+  if (size != WGAP_OK) return size;
+  const wgap::DefaultArithmetic arithmetic;  // the number's bits, too, must not depend on the caller's rounding
   wgap_rule parsed = WGAP_RULE_INIT;
   const auto* const name = std::find_if(std::begin(wgap::kMaps), std::end(wgap::kMaps),
                                         [map](const char* known) { return std::strcmp(known, map) == 0; });

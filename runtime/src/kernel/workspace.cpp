@@ -8,12 +8,15 @@
 
 namespace wgap {
 
-std::uint64_t forks() {
-  static std::atomic<std::uint64_t> count{0};
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { ++count; });
-  static_cast<void>(registered);
-  return count.load(std::memory_order_relaxed);
-}
+namespace {
+
+std::atomic<std::uint64_t> fork_count{0};
+// As the library is loaded: a fork in the midst of a first call's registration would leave its lock held in the child.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
+
+}  // namespace
+
+std::uint64_t forks() { return fork_count.load(std::memory_order_relaxed); }
 
 Memory::~Memory() { std::free(data_); }
 
