@@ -96,14 +96,28 @@ def image_size(source: str | os.PathLike[str] | bytes | bytearray | memoryview) 
     return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
 
 
-def resize(image: RgbImage, height: int, width: int) -> RgbImage:
-    """Bilinear resize of uint8[H, W, 3] to uint8[height, width, 3]: half-pixel centres, edges clamped, no antialiasing.
+def resize(image: RgbImage, height: int, width: int, out: RgbImage | None = None) -> RgbImage:
+    """Bilinear resize without antialiasing: half-pixel centres, edges clamped, as OpenCV's ``INTER_LINEAR`` samples.
 
-    This is the one resize of the package: native, the same bits in training, evaluation, Python and C++.
+    The one resize of the package, the same in training, evaluation, Python and C. Whole-number arithmetic throughout:
+    the same bytes on every machine, within one grey level of OpenCV's.
+
+    Args:
+        image: uint8[h, w, C] with C in 1..4; rows must be contiguous, the row stride is free (crops need no copy).
+        height: rows of the result.
+        width: columns of the result.
+        out: uint8[height, width, C] to write into, such as one image of a batch; None for a new NumPy array.
+
+    Returns:
+        ``out``, or the new array.
+
+    Raises:
+        wgap.errors.ImageError: ``image`` or ``out`` is not as above.
+        ValueError: a size is below 1.
     """
-    from wgap.runtime.postprocess import resize as native_resize
+    from wgap._native import resize as native_resize
 
-    resized: RgbImage = native_resize(image, height, width)
+    resized: RgbImage = native_resize(image, height, width, out)
     return resized
 
 

@@ -25,7 +25,7 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     "statement", ["import wgap", "import wgap.cli", "import wgap.bundle, wgap.images, wgap.datasets"]
 )
-def test_importing_the_hall_loads_nothing_heavy(statement: str) -> None:
+def test_importing_the_core_loads_nothing_heavy(statement: str) -> None:
     assert not loaded_by(statement) & HEAVY
 
 
