@@ -37,13 +37,13 @@ def to_plain(value: Any) -> Any:
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def from_plain(kind: type[T], value: object, path: str = "") -> T:
-    """A value of that type: a dataclass, ``Rule``-like (``from_json``), str, int, float, bool, dict or tuple of these.
+def from_plain(kind: type[T], value: object) -> T:
+    """A dataclass whose fields are str, int, float, bool, dicts, tuples, dataclasses, or have a ``from_json``.
 
     Raises:
         PlainError: naming the field, what was expected, and what came.
     """
-    made: T = _read(kind, value, path)
+    made: T = _read_fields(kind, value, "")
     return made
 
 

@@ -43,10 +43,10 @@ def test_manifest_round_trips(copy: Path) -> None:
     ("changes", "message"),
     [
         ({"schema": None}, "no schema number"),
-        ({"schema": 99}, "schema 99, this wgap reads up to 1; upgrade"),
-        ({"schema": 0}, "expected 1"),
-        ({"model": None}, "lacks 'model'"),
-        ({"preprocessing": {"name": "x"}}, "does not follow schema 1|lacks"),
+        ({"schema": 99}, "schema 99, this wgap reads up to 2; upgrade"),
+        ({"schema": 0}, "expected 2"),
+        ({"model": None}, "model: missing"),
+        ({"preprocessing": {"name": "x"}}, "does not follow schema 2: preprocessing.channel_order: missing"),
         ({"files": [{"path": "../x", "role": "onnx", "precision": "", "sha256": "", "size": 0}]}, "outside the bundle"),
     ],
 )

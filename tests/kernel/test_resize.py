@@ -108,10 +108,10 @@ def test_wrong_images_are_refused() -> None:
         good[:, ::2],
         np.zeros((4, 5, 0), np.uint8),
     ):
-        with pytest.raises(ImageError, match=r"expected uint8|rows must be contiguous"):
+        with pytest.raises(ImageError, match=r"expected uint8|rows must be contiguous|1 to 4 channels"):
             resize(bad, 2, 2)
     for out in (np.zeros((2, 3, 3), np.uint8), np.zeros((2, 2, 3), np.float32), np.zeros((2, 2, 1), np.uint8)):
-        with pytest.raises(ImageError, match=r"out: expected uint8\[2, 2, 3\]"):
+        with pytest.raises(ImageError, match=r"out: expected uint8\[(2, 2, 3|H, W, C)\]"):
             resize(good, 2, 2, out)
     frozen = np.zeros((2, 2, 3), np.uint8)
     frozen.flags.writeable = False

@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-from wgap.bundle import MANIFEST, Manifest, ModelInfo, Postprocessing, describe_file, write_manifest
+from wgap.bundle import MANIFEST, describe_file, write_manifest
+from wgap.manifest import Architecture, Manifest, ModelInfo
 from wgap.preprocessing import PREPROCESSING
+from wgap.rule import Rule
 
 
 def scene(height: int, width: int) -> np.ndarray:
@@ -113,21 +115,12 @@ def glass_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.checker.check_model(model, full_check=True)
     (root / "model.onnx").write_bytes(model.SerializeToString())
     save_file({"weight": np.eye(3, dtype=np.float32), "bias": np.zeros(3, np.float32)}, root / "classifier.safetensors")
-    info = ModelInfo(
-        backbone="glass",
-        width=1.0,
-        stride=8,
-        neck="none",
-        pooling="gap",
-        classes=("red", "green", "blue"),
-        input_size=(64, 64),
-        feature_shape=(3, 8, 8),
-    )
+    info = ModelInfo.of(Architecture("glass"), ("red", "green", "blue"), (64, 64), (3, 8, 8))
     files = (
         describe_file(root, root / "model.onnx", "onnx", "fp32"),
         describe_file(root, root / "classifier.safetensors", "classifier", "fp32"),
     )
-    write_manifest(root, Manifest(info, PREPROCESSING["torchvision-rgb"], Postprocessing(), files, "test"))
+    write_manifest(root, Manifest(info, PREPROCESSING["torchvision-rgb"], Rule(), files, "test"))
     return root
 
 

@@ -302,14 +302,9 @@ const char* wgap_status_string(wgap_status status) {
 
 #define WGAP_TEXT(number) WGAP_TEXT_OF(number)
 #define WGAP_TEXT_OF(number) #number
-<<<<<<< HEAD
 const char* wgap_version(void) {
   return WGAP_TEXT(WGAP_VERSION_MAJOR) "." WGAP_TEXT(WGAP_VERSION_MINOR) "." WGAP_TEXT(WGAP_VERSION_PATCH);
 }
-=======
-#define WGAP_VERSION_TEXT(major, minor, patch) WGAP_TEXT_OF(major) "." WGAP_TEXT_OF(minor) "." WGAP_TEXT_OF(patch)
-const char* wgap_version(void) { return WGAP_VERSION_TEXT(WGAP_VERSION_MAJOR, WGAP_VERSION_MINOR, WGAP_VERSION_PATCH); }
->>>>>>> h-abi
 
 const char* const* wgap_targets(void) { return wgap::supported_names(); }
 
