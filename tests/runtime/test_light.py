@@ -16,9 +16,9 @@ def test_localizing_and_selftest_run_where_no_framework_is_installed(tiny_bundle
 import json, sys
 for name in {sorted(FRAMEWORKS | ROOMS)!r}:
     sys.modules[name] = None  # importing it now raises
-from wgap import Bundle, Localizer
+from wgap import Localizer
 from wgap.runtime.selftest import selftest
-report = selftest(Bundle.open({str(tiny_bundle)!r}))
+report = selftest(Localizer({str(tiny_bundle)!r}))
 record = Localizer({str(tiny_bundle)!r}).one({str(pictures / "a.jpg")!r}).to_json()
 print(json.dumps([report.ok, record["image"]]))
 """

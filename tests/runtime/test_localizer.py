@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 from wgap import Localization, Localizer
 from wgap.errors import DataError, FeatureError, ImageError
 from wgap.images import decode
+from wgap.rule import Rule
 from wgap.runtime.localizer import Failure
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
@@ -153,11 +158,12 @@ def test_features_that_are_not_numbers_are_an_error_of_that_image_alone(glass_bu
 
 
 def test_one_wrong_value_in_the_features_is_enough(glass: Localizer) -> None:
-    logits, features = glass.backend.run(blot()[None])
+    outputs = glass.network.run(np.stack([blot(), blot()]))
     for value in (np.nan, np.inf):
-        features[0, 1, 2, 3] = value
-        with pytest.raises(FeatureError, match="features hold NaN or infinity"):
-            glass.boxes(logits, features)
+        outputs["features"][1, 1, 2, 3] = value
+        [[good], [bad]] = glass.locator.locate(outputs)
+        assert good.error is None
+        assert str(bad.error).startswith("features hold NaN or infinity")
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -195,21 +201,23 @@ def test_something_else_is_refused(glass: Localizer) -> None:
         glass.one(None)  # type: ignore[arg-type]
 
 
-def test_the_manifest_sets_map_and_threshold_and_the_caller_overrides(
+def test_the_manifest_sets_the_rule_and_the_caller_overrides(
     glass_bundle: Path, tmp_path: Path, rewrite: Callable[..., None]
 ) -> None:
     root = shutil.copytree(glass_bundle, tmp_path / "bundle")
 
     def update(manifest: dict[str, Any]) -> None:
-        manifest["postprocessing"] = {"map": "signed", "threshold": "fixed:0.5"}
+        manifest["rule"] = {"kind": "fixed", "map": "signed", "eta": 0.5}
 
     rewrite(root, update)
     localizer = Localizer(root)
-    assert (localizer.map, localizer.threshold) == ("signed", "fixed:0.5")
+    assert localizer.rule == Rule("fixed", "signed", 0.5)
     found = localizer.one(blot())
     assert (found.threshold, found.level) == (0.5, -1)
     assert found.box == (24, 16, 48, 40)  # half the height of a linear ramp is the middle of a cell's edge
-    assert Localizer(root, map="recombined", threshold="adaptive").one(blot()) == Localizer(glass_bundle).one(blot())
+    assert Localizer(root, map="recombined", rule="adaptive").one(blot()) == Localizer(glass_bundle).one(blot())
+    assert Localizer(root, rule=Rule()).one(blot()) == Localizer(glass_bundle).one(blot())
+    assert Localizer(root, map="positive").rule == Rule("fixed", "positive", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -219,10 +227,13 @@ def test_the_manifest_sets_map_and_threshold_and_the_caller_overrides(
         {"top_k": 4},
         {"batch_size": 0},
         {"threads": 0},
+        {"device": 0},
+        {"slots": 2},
+        {"memory_limit": 1 << 30},
         {"map": "cam"},
-        {"threshold": "fixed:1"},
-        {"threshold": "0.2"},
-        {"threshold": "fixed:nan"},
+        {"rule": "fixed:1"},
+        {"rule": "0.2"},
+        {"rule": "fixed:nan"},
     ],
     ids=str,
 )
@@ -245,6 +256,63 @@ def test_four_threads_get_what_one_gets(tiny_bundle: Path, pictures: Path) -> No
         assert other.heatmap is not None
         assert np.array_equal(one.heatmap, other.heatmap)
     assert all(stream == serial for stream in streams)
+
+
+def localized(localizer: Localizer, image: np.ndarray) -> Localization:
+    """In a process of its own."""
+    return localizer.one(image)
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork", "forkserver"])
+def test_a_localizer_goes_to_another_process(glass_bundle: Path, start: str) -> None:
+    localizer = Localizer(glass_bundle, rule="fixed:0.4", map="signed", top_k=2, batch_size=3, threads=2)
+    expected = [localizer.one(blot(n)) for n in range(3)]
+    with multiprocessing.get_context(start).Pool(2) as pool:
+        found = pool.starmap_async(localized, [(localizer, blot(n)) for n in range(3)]).get(timeout=100)
+    assert found == expected
+
+
+def test_a_localizer_is_pickled_as_its_bundle_and_options(glass_bundle: Path, tmp_path: Path) -> None:
+    localizer = Localizer(glass_bundle, rule="fixed:0.4", map="signed", top_k=2, batch_size=3, threads=2)
+    again = pickle.loads(pickle.dumps(localizer))
+    assert (again.rule, again.top_k, again.batch_size, again.threads) == (Rule("fixed", "signed", 0.4), 2, 3, 2)
+    assert len(pickle.dumps(localizer)) < 2000
+    own = Localizer(glass_bundle, network=localizer.network)
+    with pytest.raises(TypeError, match="of one's own cannot be pickled"):
+        pickle.dumps(own)
+
+
+def test_a_localizer_with_threads_survives_a_fork(tiny_bundle: Path) -> None:
+    program = f"""
+import os, signal, sys
+import numpy as np
+from wgap import Localizer
+localizer = Localizer({str(tiny_bundle)!r}, threads=2)
+shapes = {{name: (6, *localizer.bundle.manifest.model.signature()[name].extents) for name in ("logits", "features")}}
+outputs = {{name: np.ones(shape, np.float32) for name, shape in shapes.items()}}
+run = lambda: [r[0].box for r in localizer.locator.locate(outputs)]
+expected = run()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if run() == expected else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or (run() != expected))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+
+
+def test_a_localizer_is_closed_by_with(glass: Localizer) -> None:
+    class Watched(type(glass.network)):  # type: ignore[misc]
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    network = Watched(glass.network.session, "fp32")  # type: ignore[attr-defined]
+    with Localizer(glass.bundle, network=network) as localizer:
+        assert localizer.one(blot(1)).class_id == 1
+        assert localizer.memory() == {}
+    assert network.closed == 1
 
 
 def test_a_record_is_these_keys_and_plain_numbers(glass: Localizer, pictures: Path) -> None:

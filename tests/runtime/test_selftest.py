@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from wgap import Bundle
+from wgap import Localizer
 from wgap.errors import BundleError
 from wgap.runtime.selftest import selftest
 
@@ -18,11 +18,11 @@ Rewrite = Callable[..., None]
 
 
 def failing(root: Path) -> set[tuple[int, str]]:
-    return {(check.case, check.stage) for check in selftest(Bundle.open(root)).checks if not check.ok}
+    return {(check.case, check.stage) for check in selftest(Localizer(root)).checks if not check.ok}
 
 
 def test_a_sound_bundle_passes_every_stage(tiny_bundle: Path) -> None:
-    report = selftest(Bundle.open(tiny_bundle))
+    report = selftest(Localizer(tiny_bundle))
     assert report.ok
     cases = {check.case for check in report.checks}
     assert len(cases) >= 4
@@ -74,10 +74,10 @@ def test_a_bundle_without_golden_cases_or_tensors_is_refused(
     glass_bundle: Path, tiny_bundle: Path, tmp_path: Path, rewrite: Rewrite
 ) -> None:
     with pytest.raises(BundleError, match="holds no golden cases"):
-        selftest(Bundle.open(glass_bundle))
+        selftest(Localizer(glass_bundle))
     root = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     golden = load_file(root / "golden" / "case-0.safetensors")
     del golden["map"]
     rewrite(root, **{"case-0": save(golden)})
     with pytest.raises(BundleError, match="golden case 0 lacks the tensor 'map'"):
-        selftest(Bundle.open(root))
+        selftest(Localizer(root))

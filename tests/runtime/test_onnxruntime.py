@@ -13,7 +13,7 @@ import pytest
 
 from wgap import Bundle, Localizer
 from wgap.errors import BackendError, BundleError, HashMismatchError, ManifestError, MissingDependencyError
-from wgap.runtime.backends import open_backend
+from wgap.runtime.networks import NetworkOptions, open_network
 
 Rewrite = Callable[..., None]
 
@@ -60,34 +60,35 @@ def test_a_manifest_without_a_schema_or_with_a_newer_one_is_refused(copy: Path, 
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "tensor"),
+    ("kind", "place", "shape", "tensor"),
     [
-        ("input_size", [32, 64], r"image tensor\(uint8\) \['N', 32, 64, 3\]"),
-        ("feature_shape", [3, 4, 4], r"features tensor\(float\) \['N', 3, 4, 4\]"),
+        ("inputs", 0, [32, 64, 3], r"image uint8\['N', 32, 64, 3\]"),
+        ("outputs", 1, [3, 4, 4], r"features float32\['N', 3, 4, 4\]"),
     ],
 )
 def test_a_model_that_is_not_the_manifests_is_refused(
-    copy: Path, rewrite: Rewrite, key: str, value: list[int], tensor: str
+    copy: Path, rewrite: Rewrite, kind: str, place: int, shape: list[int], tensor: str
 ) -> None:
     def update(manifest: dict[str, Any]) -> None:
-        manifest["model"][key] = value
+        manifest["model"][kind][place]["shape"] = ["N", *shape]
 
     rewrite(copy, update)
-    with pytest.raises(BundleError, match=f"the manifest promises {tensor}, got tensor"):
+    with pytest.raises(BundleError, match=f"the manifest promises {tensor}, got "):
         Localizer(copy)
 
 
 def test_outputs_are_what_the_protocol_says(glass_bundle: Path) -> None:
-    backend = open_backend("onnxruntime", Bundle.open(glass_bundle), threads=1)
+    network = open_network("onnxruntime", Bundle.open(glass_bundle), NetworkOptions(threads=1))
     images = np.random.default_rng(1).integers(1, 255, (5, 64, 64, 3), np.uint8)
-    logits, features = backend.run(images)
+    outputs = network.run(images)
+    logits, features = outputs["logits"], outputs["features"]
     assert (logits.dtype, logits.shape) == (np.float32, (5, 3))
     assert (features.dtype, features.shape) == (np.float32, (5, 3, 8, 8))
     assert features.flags.c_contiguous
     cells = images.reshape(5, 8, 8, 8, 8, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2)
     assert np.allclose(features, 255 - cells, atol=1e-3)
     with pytest.raises(BackendError, match=r"failed on a batch of shape \(5, 8, 64, 3\)"):
-        backend.run(images[:, :8])
+        network.run(images[:, :8])
 
 
 def test_the_library_keeps_its_warnings_to_itself(
