@@ -142,7 +142,7 @@ def contenders(data: tuple[Array, Array, Array], targets: list[str]) -> dict[str
     def ours(target: str) -> Callable[[int], tuple[Any, ...]]:
         def call(i: int) -> tuple[Any, ...]:
             [[r]] = postprocess.postprocess(
-                features[i : i + 1], logits[i : i + 1], classifier, size=SIZE, target=target
+                logits[i : i + 1], features[i : i + 1], classifier, size=SIZE, target=target
             )
             return r.class_id, r.score, r.level, r.box
 

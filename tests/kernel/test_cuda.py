@@ -111,8 +111,8 @@ def test_the_argument_of_a_launch_is_the_kernel_s() -> None:
     task = _native._cuda_task(shape, 3, 2, Rule.parse("fixed:0.5", "signed"), 90_000, addresses)
     shared, scratch = _native._cuda_layout(shape, 90_000)
     # CudaTask: shape; rule {kind, map, bound, eta}; tasks, per_image; pointers, scores and pictures null; sizes
-    assert struct.unpack("6i3i4xd2i10Q2Q", task) == (
-        *shape, 1, 2, 10 << 19, 0.5, 6, 2, 64, 128, 192, 0, 0, 256, 320, 384, 448, 512, scratch, shared,
+    assert struct.unpack("6i3i4xd2i4Q2i6Q2Q", task) == (
+        *shape, 1, 2, 10 << 19, 0.5, 6, 2, 64, 128, 192, 0, 0, 0, 0, 256, 320, 384, 448, 512, scratch, shared,
     )  # fmt: skip
     adaptive = _native._cuda_task(shape, 3, 2, None, 90_000, addresses | {"class_ids": 0})
     assert struct.unpack_from("3i4xd", adaptive, 24) == (0, 0, 0, 0.0)

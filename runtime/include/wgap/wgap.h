@@ -54,7 +54,7 @@ extern "C" {
  * is 0, a new minor number is a new interface. */
 #define WGAP_VERSION_MAJOR 0
 #define WGAP_VERSION_MINOR 2
-#define WGAP_VERSION_PATCH 0
+#define WGAP_VERSION_PATCH 1
 
 #define WGAP_LEVELS 20 /* threshold steps: eta_l = l / WGAP_LEVELS for l = 0..WGAP_LEVELS */
 #define WGAP_MOST_THREADS 1024
@@ -113,9 +113,12 @@ typedef struct wgap_options {
   int32_t map_width;
   int32_t top_k; /* classes per image; ignored where class ids are given */
   wgap_rule rule;
+  /* newer than the first 0.2 */
+  int32_t max_boxes; /* boxes per class: 1 in this version; records will be [images][top_k][max_boxes] */
+  int32_t reserved;  /* 0 */
 } wgap_options;
 
-#define WGAP_OPTIONS_INIT {(uint32_t)sizeof(wgap_options), 224, 224, 1, WGAP_RULE_INIT}
+#define WGAP_OPTIONS_INIT {(uint32_t)sizeof(wgap_options), 224, 224, 1, WGAP_RULE_INIT, 1, 0}
 
 typedef struct wgap_input {
   uint32_t struct_size;
@@ -131,9 +134,17 @@ typedef struct wgap_input {
   uint64_t features_bytes;
   const int64_t* class_ids; /* [images], the class to localize in each; or null: the top_k classes by logit */
   uint64_t class_ids_bytes;
+  /* newer than the first 0.2: for rules that read them; no rule of this version does */
+  const float* scores; /* [images][scores_height][scores_width], above 0 on the object; or null */
+  uint64_t scores_bytes;
+  int32_t scores_height;
+  int32_t scores_width;
+  const uint8_t* pictures; /* [images][map_height][map_width][3], RGB; or null */
+  uint64_t pictures_bytes;
 } wgap_input;
 
-#define WGAP_INPUT_INIT {(uint32_t)sizeof(wgap_input), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, 0}
+#define WGAP_INPUT_INIT \
+  {(uint32_t)sizeof(wgap_input), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0, NULL, 0}
 
 typedef struct wgap_record {
   uint32_t struct_size; /* bytes of this record that the library has filled in */

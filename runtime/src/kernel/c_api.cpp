@@ -151,6 +151,9 @@ wgap_status check_sizes(const wgap_input& input, const wgap_classifier& classifi
   if (input.images < 0 || input.reserved != 0)
     return fail(error, WGAP_INVALID_ARGUMENT, "wgap_input: expected 0 or more images and reserved 0, got %lld and %d",
                 static_cast<long long>(input.images), input.reserved);
+  if (options.max_boxes != 1 || options.reserved != 0)
+    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_options: expected max_boxes 1 and reserved 0, got %d and %d",
+                options.max_boxes, options.reserved);
   if (input.classes != classifier.classes)
     return fail(error, WGAP_SHAPE_MISMATCH, "logits: expected %d classes for this classifier, got %d",
                 classifier.classes, input.classes);

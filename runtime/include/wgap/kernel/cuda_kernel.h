@@ -28,8 +28,8 @@ struct CudaTask {
   const float* logits;    // [images, classes], float32, in memory that the device reaches, as everything here
   const float* features;  // [images, channels, height, width]
   const float* weight;    // [classes, channels]
-  const float* scores;    // as in Problem, for each image; null
-  const u8* pictures;
+  ScoreMap scores;        // of the first image, the others behind it
+  const u8* pictures;     // [images, map_height, map_width, 3] or null
   const i64* class_ids;  // [images] or null: the per_image classes by logit
   float* heatmaps;       // [tasks, map_height, map_width] or null
   double* edge_means;    // [tasks, kLevels + 1] or null

@@ -55,14 +55,20 @@ constexpr Rule fixed_rule(double eta, int map = kRecombined) {
 constexpr Rule adaptive_rule(int map = kRecombined) { return {kAdaptive, map, 0, 0.0}; }
 #endif
 
+// Above 0 on the object, at a resolution of its own: for rules that read one.
+struct ScoreMap {
+  const float* data;  // [height, width], or null
+  int height, width;
+};
+
 struct Problem {
   Shape shape;
   Rule rule;
   const float* logits;    // [classes]
   const float* features;  // [channels, height, width]
   const float* weight;    // [classes, channels]
-  const float* scores;    // a score map, for rules that read one; null
-  const u8* picture;      // [map_height, map_width, 3], for rules that read it; null
+  ScoreMap scores;
+  const u8* picture;      // [map_height, map_width, 3], for rules that read it; or null
   int class_id;           // the class to localize, or -1: the one of rank class_rank by logit
   int class_rank;         // 0 is the top class; equal logits: lower index first
   float* heatmap;         // [map_height, map_width] or null: receives u
