@@ -53,8 +53,8 @@ int main(int count, char** arguments) {
     weight.assign(static_cast<std::size_t>(classes) * channels, 0.5f);
   }
 
-  wgap::CudaPlan plan;
-  require(wgap::cuda_plan({channels, side, side, map_side, map_side, classes}, images, &plan), "cuda_plan");
+  wgap::CudaLaunch launch;
+  require(wgap::cuda_prepare({channels, side, side, map_side, map_side, classes}, images, &launch), "cuda_prepare");
   wgap::CudaTask task{};
   task.rule = wgap::adaptive_rule();
   task.per_image = 1;
@@ -62,10 +62,10 @@ int main(int count, char** arguments) {
   task.features = on_device(features);
   task.weight = on_device(weight);
   require(cudaMalloc(&task.records, static_cast<std::size_t>(images) * sizeof(wgap::Record)), "cudaMalloc");
-  require(cudaMalloc(&task.scratch, plan.scratch_bytes), "cudaMalloc");
+  require(cudaMalloc(&task.scratch, launch.scratch_bytes), "cudaMalloc");
   cudaStream_t stream;
   require(cudaStreamCreate(&stream), "cudaStreamCreate");
-  require(wgap::cuda_localize(plan, task, stream), "launch");
+  require(wgap::cuda_localize(launch, task, stream), "launch");
   std::vector<wgap::Record> records(static_cast<std::size_t>(images));
   require(cudaMemcpyAsync(records.data(), task.records, records.size() * sizeof(wgap::Record), cudaMemcpyDeviceToHost,
                           stream),

@@ -121,7 +121,7 @@ WGAP_HD float blend_between(float a, float b, float t) { return a + t * (b - a);
 
 // Stretches the rows to the map's width; the columns follow row by row in `quantise_rows`.
 template <class Block>
-WGAP_HD void widen(Block& block, const Shape& s, const Scratch& scratch) {
+WGAP_HD void upsample_columns(Block& block, const Shape& s, const Scratch& scratch) {
   const int w = s.width, W = s.map_width;
   const Taps taps = scratch.columns;
   const float* const low = scratch.low;
@@ -191,8 +191,8 @@ WGAP_HD void quantise_rows(Block& block, const Problem& problem, const Scratch& 
     u8* const WGAP_RESTRICT index = s.index + static_cast<i64>(y) * s.index_stride;
     return [=](int x) {
       const float value = blend_between(above[x], below[x], t);
-      const int nearest = Block::nearest((kPlain ? value : value - scale.base) * scale.scale);
-      const int rounded = smaller(kPlain ? nearest : larger(nearest, 0), kOne);
+      const float scaled = (kPlain ? value : value - scale.base) * scale.scale;
+      const int rounded = smaller(Block::nearest(kPlain || scaled > 0.0f ? scaled : 0.0f), kOne);
       fixed_point[x] = rounded;
       index[x] = static_cast<u8>((rounded + to_index.add) >> to_index.shift);
     };

@@ -30,11 +30,11 @@ struct CudaTask {
   const float* weight;    // [classes, channels]
   ScoreMap scores;        // of the first image, the others behind it
   const u8* pictures;     // [images, map_height, map_width, 3] or null
-  const i64* class_ids;  // [images] or null: the per_image classes by logit
-  float* heatmaps;       // [tasks, map_height, map_width] or null
-  double* edge_means;    // [tasks, kLevels + 1] or null
-  Record* records;       // [tasks]
-  u8* scratch;           // gridDim.x times scratch_bytes
+  const i64* class_ids;   // [images] or null: the per_image classes by logit
+  float* heatmaps;        // [tasks, map_height, map_width] or null
+  double* edge_means;     // [tasks, kLevels + 1] or null
+  Record* records;        // [tasks]
+  u8* scratch;            // gridDim.x times scratch_bytes
   u64 scratch_bytes, shared_bytes;
 };
 

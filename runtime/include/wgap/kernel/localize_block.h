@@ -55,9 +55,9 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
     return;
   }
   block.mark(kRecombine);
-  widen(block, shape, scratch);
+  upsample_columns(block, shape, scratch);
   find_extremes(block, shape, scratch);
-  block.mark(kWiden);
+  block.mark(kColumns);
   const float lowest = float_from_bits(ordered(block.load(&state->map_lowest)));
   const float base = problem.rule.map == kSigned ? lowest : 0.0f;
   const float span = float_from_bits(ordered(block.load(&state->map_highest))) - base;

@@ -28,7 +28,7 @@ enum RuleKind : int { kAdaptive = 0, kFixed = 1 };
 enum Status : int { kDone = 0, kBadFeatures = 5, kBadLogits = 6 };
 
 // Parts of the work a profiling Block can tell apart.
-enum Stage : int { kClass, kRecombine, kWiden, kQuantise, kEdges, kLevel, kComponent, kHeatmap, kStages };
+enum Stage : int { kClass, kRecombine, kColumns, kQuantise, kEdges, kLevel, kComponent, kHeatmap, kStages };
 
 struct Shape {
   int channels, height, width;  // feature map
@@ -68,11 +68,11 @@ struct Problem {
   const float* features;  // [channels, height, width]
   const float* weight;    // [classes, channels]
   ScoreMap scores;
-  const u8* picture;      // [map_height, map_width, 3], for rules that read it; or null
-  int class_id;           // the class to localize, or -1: the one of rank class_rank by logit
-  int class_rank;         // 0 is the top class; equal logits: lower index first
-  float* heatmap;         // [map_height, map_width] or null: receives u
-  double* edge_means;     // [kLevels + 1] or null: receives V_l in units of u; NaN where the edge set is empty
+  const u8* picture;   // [map_height, map_width, 3], for rules that read it; or null
+  int class_id;        // the class to localize, or -1: the one of rank class_rank by logit
+  int class_rank;      // 0 is the top class; equal logits: lower index first
+  float* heatmap;      // [map_height, map_width] or null: receives u
+  double* edge_means;  // [kLevels + 1] or null: receives V_l in units of u; NaN where the edge set is empty
 };
 
 // One class of one image, localized: what wgap_record holds, in its layout.
