@@ -8,22 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from wgap.cli.options import (
-    Backend,
-    BundleFolder,
-    Device,
-    MapName,
-    MemoryLimit,
-    Precision,
-    RuleText,
-    Slots,
-    Threads,
-    Threshold,
-    Ungated,
-    open_localizer,
-)
+from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
 
 
+@with_network
+@with_rule
 def bench(
     ctx: typer.Context,
     bundle: BundleFolder,
@@ -31,16 +20,6 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
     iterations: Annotated[int, typer.Option(help="Timed iterations per batch size.")] = 50,
     warmup: Annotated[int, typer.Option(help="Untimed iterations before them.")] = 5,
-    backend: Backend = "onnxruntime",
-    precision: Precision = "fp32",
-    ungated: Ungated = False,
-    threads: Threads = None,
-    device: Device = None,
-    slots: Slots = None,
-    memory_limit: MemoryLimit = None,
-    rule: RuleText = None,
-    map_: MapName = None,
-    threshold: Threshold = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Time decoding, resizing, forward pass, postprocessing and the whole of it for BUNDLE."""

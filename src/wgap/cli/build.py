@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgap.cli.options import BundleFolder, Device, device_of
+from wgap.cli.options import BundleFolder, device_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -45,7 +45,7 @@ def build(
     ungated: Annotated[
         bool, typer.Option("--ungated", help="Take a lower-precision model even if its gate failed or never ran.")
     ] = False,
-    device: Device = None,
+    device: Annotated[str | None, typer.Option(help="GPU to build on, by ordinal or UUID; default: the first.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
     """Build an engine from one of BUNDLE's models and enter it there, in place of an older one of its kind."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgap.cli.options import BundleFolder, MapName, RuleText, chosen
+from wgap.cli.options import BundleFolder, chosen, with_rule
 
 if TYPE_CHECKING:
     from wgap.calibrate.bundle import Calibrated
@@ -20,6 +20,7 @@ GATE_FAILED = 3
 _SPLITS = "train, val, test or all; of a labelled set only."
 
 
+@with_rule
 def calibrate(
     ctx: typer.Context,
     bundle: BundleFolder,
@@ -38,8 +39,6 @@ def calibrate(
     max_drop: Annotated[float, typer.Option(help="Largest loss of GT-known and Top-1 localization, a share.")] = 0.01,
     min_iou: Annotated[float, typer.Option(help="Smallest mean IoU of the boxes against float32's.")] = 0.98,
     min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
-    rule: RuleText = None,
-    map_: MapName = None,
     keep_float: Annotated[
         list[str] | None, typer.Option(help="A convolution, by node name, that stays in float32; may be repeated.")
     ] = None,
@@ -82,6 +81,7 @@ def calibrate(
     _finish(done, as_json)
 
 
+@with_rule
 def gate(
     ctx: typer.Context,
     bundle: BundleFolder,
@@ -92,8 +92,6 @@ def gate(
     max_drop: Annotated[float, typer.Option(help="Largest loss of GT-known and Top-1 localization, a share.")] = 0.01,
     min_iou: Annotated[float, typer.Option(help="Smallest mean IoU of the boxes against float32's.")] = 0.98,
     min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
-    rule: RuleText = None,
-    map_: MapName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
     """Judge a lower-precision model of BUNDLE anew and enter the verdict; exit code 3 if it is refused."""

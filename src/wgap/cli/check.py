@@ -8,41 +8,20 @@ from typing import Annotated
 
 import typer
 
-from wgap.cli.options import (
-    Backend,
-    BundleFolder,
-    Device,
-    MapName,
-    MemoryLimit,
-    Precision,
-    RuleText,
-    Slots,
-    Threads,
-    Threshold,
-    Ungated,
-    open_localizer,
-)
+from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
 
 NAMED = 10
 """At most so many images are named in the table's text."""
 
 
+@with_network
+@with_rule
 def check(
     ctx: typer.Context,
     bundle: BundleFolder,
     images: Annotated[
         Path | None, typer.Option(help="Folder of images to compare on; default: the golden ones.")
     ] = None,
-    backend: Backend = "onnxruntime",
-    precision: Precision = "fp32",
-    ungated: Ungated = False,
-    threads: Threads = None,
-    device: Device = None,
-    slots: Slots = None,
-    memory_limit: MemoryLimit = None,
-    rule: RuleText = None,
-    map_: MapName = None,
-    threshold: Threshold = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare features, logits, map, level and box with PyTorch; exit code 1 if a stage is beyond its limit."""

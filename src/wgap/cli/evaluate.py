@@ -8,34 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import (
-    Backend,
-    BundleFolder,
-    Device,
-    MapName,
-    MemoryLimit,
-    Precision,
-    RuleText,
-    Slots,
-    Threads,
-    Threshold,
-    Ungated,
-    open_localizer,
-)
+from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
 
 if TYPE_CHECKING:
     from wgap.evaluate.protocol import Evaluation
 
 
+@with_network
+@with_rule
 def evaluate(
     ctx: typer.Context,
     bundle: BundleFolder,
     data: Annotated[Path, typer.Argument(help="Labelled image set with boxes; docs/datasets.md shows the layouts.")],
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     layout: Annotated[str, typer.Option(help="auto, cub, ilsvrc, wsolevaluation or folder.")] = "auto",
-    rule: RuleText = None,
-    map_: MapName = None,
-    threshold: Threshold = None,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Also every map with fixed and adaptive thresholds.")
     ] = False,
@@ -43,13 +29,6 @@ def evaluate(
     plot: Annotated[
         list[str] | None, typer.Option(help="Plot the choice of threshold for: worst, random, or an image's path.")
     ] = None,
-    backend: Backend = "onnxruntime",
-    precision: Precision = "fp32",
-    ungated: Ungated = False,
-    threads: Threads = None,
-    device: Device = None,
-    slots: Slots = None,
-    memory_limit: MemoryLimit = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to skip before giving up.")] = 10,
     force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wgap.cli.options import Threshold, rule_text
+from wgap.cli.options import rule_text
 
 Pooling = Literal["wgap", "gap"]
 
@@ -26,7 +26,7 @@ def export(
     input_size: Annotated[int | None, typer.Option(help="Side of the network input in pixels.")] = None,
     rule: Annotated[str | None, typer.Option(help="The bundle's rule: adaptive (the default) or fixed:ETA.")] = None,
     map_: Annotated[str, typer.Option("--map", help="Of which map: recombined, positive or signed.")] = "recombined",
-    threshold: Threshold = None,
+    threshold: Annotated[str | None, typer.Option(help="The old name of --rule.", hidden=True)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:

@@ -7,22 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import (
-    Backend,
-    BundleFolder,
-    Device,
-    MemoryLimit,
-    Precision,
-    Slots,
-    Ungated,
-    open_localizer,
-)
+from wgap.cli.options import BundleFolder, open_localizer, with_network
 
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
     from wgap.manifest import BundleFile
 
 
+@with_network
 def inspect(
     ctx: typer.Context,
     bundle: BundleFolder,
@@ -30,12 +22,6 @@ def inspect(
         bool,
         typer.Option("--memory", help="Localize a golden image on --backend and show what the session holds."),
     ] = False,
-    backend: Backend = "onnxruntime",
-    precision: Precision = "fp32",
-    ungated: Ungated = False,
-    device: Device = None,
-    slots: Slots = None,
-    memory_limit: MemoryLimit = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest as JSON, and which engines are stale.")
     ] = False,

@@ -11,25 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import (
-    Backend,
-    BundleFolder,
-    Device,
-    MapName,
-    MemoryLimit,
-    Precision,
-    RuleText,
-    Slots,
-    Threads,
-    Threshold,
-    Ungated,
-    open_localizer,
-)
+from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
 
 if TYPE_CHECKING:
     from wgap.runtime.localizer import Failure, Localization, Localizer
 
 
+@with_network
+@with_rule
 def localize(
     ctx: typer.Context,
     bundle: BundleFolder,
@@ -39,16 +28,6 @@ def localize(
     heatmap: Annotated[bool, typer.Option("--heatmap", help="As --overlay, with the heat map blended in.")] = False,
     top_k: Annotated[int, typer.Option(help="Localize this many classes per image.")] = 1,
     class_: Annotated[str | None, typer.Option("--class", help="Localize this class (name or id).")] = None,
-    rule: RuleText = None,
-    map_: MapName = None,
-    threshold: Threshold = None,
-    backend: Backend = "onnxruntime",
-    precision: Precision = "fp32",
-    ungated: Ungated = False,
-    threads: Threads = None,
-    device: Device = None,
-    slots: Slots = None,
-    memory_limit: MemoryLimit = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,

@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from wgap.bundle import Bundle
     from wgap.rule import Rule
     from wgap.runtime.localizer import Localizer
 
-__all__ = [
-    "Backend", "BundleFolder", "Device", "Json", "MapName", "MemoryLimit", "Precision", "RuleText", "Slots",
-    "Threads", "Threshold", "Ungated", "open_localizer", "rule_text", "warn",
-]  # fmt: skip
+__all__ = ["BundleFolder", "chosen", "device_of", "open_localizer", "warn", "with_network", "with_rule"]
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
-Backend = Annotated[
-    str, typer.Option(help="onnxruntime; on GPUs onnxruntime_cuda, onnxruntime_tensorrt, tensorrt, tensorrt_rtx.")
-]
-Precision = Annotated[str, typer.Option(help="Which of the bundle's models to run.")]
-Ungated = Annotated[
-    bool,
-    typer.Option("--ungated", help="Run a lower-precision file that no gate has passed under this rule."),
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of the forward pass; default: every core.")]
-Device = Annotated[str | None, typer.Option(help="GPU, by ordinal or UUID (nvidia-smi -L); default: the first.")]
-Slots = Annotated[int | None, typer.Option(help="Calls on the GPU at the same time; default: 4.")]
-MemoryLimit = Annotated[int | None, typer.Option(help="Bytes that ONNX Runtime may hold on the GPU; default: 4 GiB.")]
-RuleText = Annotated[str | None, typer.Option("--rule", help="adaptive or fixed:ETA; default: the bundle's.")]
-MapName = Annotated[str | None, typer.Option("--map", help="recombined, positive or signed; default: the bundle's.")]
-Threshold = Annotated[str | None, typer.Option("--threshold", help="The old name of --rule.", hidden=True)]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _network(
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime; on GPUs onnxruntime_cuda, onnxruntime_tensorrt, tensorrt, tensorrt_rtx.")
+    ] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
+    ungated: Annotated[
+        bool, typer.Option("--ungated", help="Run a lower-precision file that no gate has passed under this rule.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the forward pass; default: every core.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="GPU, by ordinal or UUID (nvidia-smi -L); default: the first.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Calls on the GPU at the same time; default: 4.")] = None,
+    memory_limit: Annotated[
+        int | None, typer.Option(help="Bytes that ONNX Runtime may hold on the GPU; default: 4 GiB.")
+    ] = None,
+) -> None:
+    """The options of a verb that opens a network."""
+
+
+def _rule(
+    rule: Annotated[str | None, typer.Option(help="adaptive or fixed:ETA; default: the bundle's.")] = None,
+    map_: Annotated[
+        str | None, typer.Option("--map", help="recombined, positive or signed; default: the bundle's.")
+    ] = None,
+    threshold: Annotated[str | None, typer.Option(help="The old name of --rule.", hidden=True)] = None,
+) -> None:
+    """The options of a verb that has a rule."""
+
+
+def _with(group: Callable[..., None], verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with the options of a group before its last one; it reads them from its context."""
+    signature, more = (inspect.signature(f, eval_str=True).parameters for f in (verb, group))
+
+    @functools.wraps(verb)
+    def wrapped(**given: Any) -> None:
+        verb(**{name: value for name, value in given.items() if name not in more})
+
+    *first, last = signature.values()
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*first, *more.values(), last)
+    ]
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
+
+
+with_network = functools.partial(_with, _network)
+"""Decorator: the verb takes ``--backend`` and what belongs to it."""
+
+with_rule = functools.partial(_with, _rule)
+"""Decorator: the verb takes ``--rule`` and ``--map``."""
 
 
 def warn(text: str) -> None:
@@ -41,18 +79,24 @@ def warn(text: str) -> None:
     typer.echo(f"warning: {text}", err=True)
 
 
-def rule_text(options: Mapping[str, Any]) -> str | None:
-    """``--rule``, or what was given by its old name."""
-    given: str | None = options.get("rule")
-    if options.get("threshold") is not None:
-        warn("--threshold is now --rule")
-        given = given or options["threshold"]
-    return given
-
-
 def device_of(text: str | None) -> int | str | None:
     """An ordinal where it is a number, else a UUID."""
     return int(text) if text is not None and text.isdecimal() else text
+
+
+def rule_text(options: Mapping[str, Any]) -> str | None:
+    """``--rule``, or what was given by its old name."""
+    if options.get("threshold") is not None:
+        warn("--threshold is now --rule")
+    given: str | None = options.get("rule") or options.get("threshold")
+    return given
+
+
+def chosen(bundle: Bundle, options: Mapping[str, Any]) -> Rule:
+    """The rule that a verb's options ask for."""
+    from wgap.runtime.localizer import chosen_rule
+
+    return chosen_rule(bundle, rule_text(options), options.get("map_"))
 
 
 def open_localizer(options: Mapping[str, Any]) -> Localizer:
@@ -61,14 +105,5 @@ def open_localizer(options: Mapping[str, Any]) -> Localizer:
 
     names = ("backend", "precision", "ungated", "threads", "slots", "memory_limit", "top_k", "batch_size")
     given = {name: options[name] for name in names if name in options}
-    return Localizer(
-        options["bundle"], rule=rule_text(options), map=options.get("map_"),
-        device=device_of(options.get("device")), **given,
-    )  # fmt: skip
-
-
-def chosen(bundle: Any, options: Mapping[str, Any]) -> Rule:
-    """The rule that a verb's options ask for."""
-    from wgap.runtime.localizer import chosen_rule
-
-    return chosen_rule(bundle, rule_text(options), options.get("map_"))
+    rule, map_, device = rule_text(options), options.get("map_"), device_of(options.get("device"))
+    return Localizer(options["bundle"], rule=rule, map=map_, device=device, **given)

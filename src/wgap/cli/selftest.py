@@ -7,30 +7,13 @@ from typing import Annotated
 
 import typer
 
-from wgap.cli.options import (
-    Backend,
-    BundleFolder,
-    Device,
-    MemoryLimit,
-    Precision,
-    Slots,
-    Threads,
-    Ungated,
-    open_localizer,
-    warn,
-)
+from wgap.cli.options import BundleFolder, open_localizer, warn, with_network
 
 
+@with_network
 def selftest(
     ctx: typer.Context,
     bundle: BundleFolder,
-    backend: Backend = "onnxruntime",
-    precision: Precision = "fp32",
-    ungated: Ungated = False,
-    threads: Threads = None,
-    device: Device = None,
-    slots: Slots = None,
-    memory_limit: MemoryLimit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run BUNDLE's golden cases here, without PyTorch; exit code 1 if a stage differs beyond its limit."""
