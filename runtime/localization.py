@@ -27,7 +27,7 @@ class Localization:
         score: softmax of the logits, the probability the classifier gives to this class, in [0, 1].
         box: (x0, y0, x1, y1) in pixels of the original image, half-open: x0 <= x < x1. The box on the map scaled by
             original size over map size.
-        threshold: the eta in [0, 1) at which the map was cut; 0 for a degenerate map.
+        threshold: the eta in [0, 0.999] at which the map was cut; 0 for a degenerate map.
         level: the chosen level l of 0..20, eta = l / 20; -1 for a fixed threshold or a degenerate map.
         degenerate: True when the map is flat at zero; the box is then the whole image.
         heatmap: float32[H, W] in [0, 1] at the network's input size, only if asked for, else None.

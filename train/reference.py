@@ -41,7 +41,7 @@ class ReferenceBox:
     Attributes:
         map: float[H, W], the normalised map u in [0, 1].
         level: index l of the chosen threshold, 0..20; -1 for a fixed threshold or a degenerate map.
-        threshold: eta in [0, 1); 0 for a degenerate map.
+        threshold: eta in [0, 0.999]; 0 for a degenerate map.
         box: half-open pixel box (x0, y0, x1, y1) on the H x W map.
         degenerate: True when the map is flat at zero and the box is the whole image.
         edge_mean: float64[21], V_l; NaN where the edge set is empty. None when no threshold was searched.
@@ -176,7 +176,7 @@ def box_from_features(
         weight: float[C], the classifier row of the class to localize.
         size: (H, W) of the map, normally the network's input.
         kind: as in :func:`recombine`; ``signed`` is min-max normalised, the others max-normalised.
-        threshold: a fixed eta in [0, 1), or None for the adaptive two-stage rule.
+        threshold: a fixed eta in [0, 0.999], or None for the adaptive two-stage rule.
 
     Raises:
         ValueError: if features or weights hold NaN or infinity, or the recombined map exceeds ``LARGEST``.
