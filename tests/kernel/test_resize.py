@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from wgap._native import cpu_targets, resize
 from wgap.errors import ImageError
-from wgap.images import resize
-from wgap.runtime.postprocess import cpu_targets
 
 
 def exact(source: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -83,7 +82,7 @@ def test_writes_into_an_image_of_a_batch_and_reads_crops_in_place() -> None:
 def test_every_target_gives_the_same_bytes() -> None:
     script = (
         "import hashlib, sys, numpy as np\n"
-        "from wgap.images import resize\n"
+        "from wgap._native import resize\n"
         "source = np.random.default_rng(3).integers(0, 256, (97, 131, 3), dtype=np.uint8)\n"
         "found = [resize(source, h, w).tobytes() for h, w in [(224, 224), (5, 7), (97, 131)]]\n"
         "print(hashlib.sha256(b''.join(found)).hexdigest())"
@@ -98,20 +97,34 @@ def test_every_target_gives_the_same_bytes() -> None:
         assert found.stdout.strip() == expected.hexdigest(), target
 
 
+def test_rows_may_run_upwards_or_be_padded() -> None:
+    source = np.random.default_rng(4).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+    for view in (source[::-1], source[:, 2:7], source[::-2, :5], source[3:4]):
+        np.testing.assert_array_equal(resize(view, 5, 11), resize(view.copy(), 5, 11))
+        out = np.zeros((12, 13, 3), np.uint8)
+        resize(view, 5, 11, out[10::-2, :11][:5])
+        np.testing.assert_array_equal(out[10::-2, :11][:5], resize(view.copy(), 5, 11))
+        assert not out[:, 11:].any()
+
+
 def test_wrong_images_are_refused() -> None:
     good = np.zeros((4, 5, 3), np.uint8)
-    for bad in (
-        good[0],
-        good.astype(np.float32),
-        np.zeros((4, 5, 5), np.uint8),
-        good[:0],
-        good[:, ::2],
-        np.zeros((4, 5, 0), np.uint8),
+    for bad, message in (
+        (good[0], r"image: expected uint8\[H, W, C\] in CPU memory, got uint8\[5, 3\]"),
+        (good.astype(np.float32), r"image: expected uint8\[H, W, C\] in CPU memory, got float32\[4, 5, 3\]"),
+        (np.zeros((4, 5, 5), np.uint8), "at least 1x1 pixels of 1 to 4 channels, got 4x5 of 5"),
+        (np.zeros((4, 5, 0), np.uint8), "got 4x5 of 0"),
+        (good[:0], "got 0x5 of 3"),
+        (good[:, ::2], "image: rows must be contiguous"),
     ):
-        with pytest.raises(ImageError, match=r"expected uint8|rows must be contiguous|1 to 4 channels"):
+        with pytest.raises(ImageError, match=message):
             resize(bad, 2, 2)
-    for out in (np.zeros((2, 3, 3), np.uint8), np.zeros((2, 2, 3), np.float32), np.zeros((2, 2, 1), np.uint8)):
-        with pytest.raises(ImageError, match=r"out: expected uint8\[(2, 2, 3|H, W, C)\]"):
+    for out, message in (
+        (np.zeros((2, 3, 3), np.uint8), r"out: expected uint8\[2, 2, 3\], got uint8\[2, 3, 3\]"),
+        (np.zeros((2, 2, 1), np.uint8), r"out: expected uint8\[2, 2, 3\], got uint8\[2, 2, 1\]"),
+        (np.zeros((2, 2, 3), np.float32), r"out: expected uint8\[H, W, C\] in CPU memory, got float32\[2, 2, 3\]"),
+    ):
+        with pytest.raises(ImageError, match=message):
             resize(good, 2, 2, out)
     frozen = np.zeros((2, 2, 3), np.uint8)
     frozen.flags.writeable = False
