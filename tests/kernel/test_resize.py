@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wgap._native import cpu_targets, resize
 from wgap.errors import ImageError
+from wgap.images import resize
+from wgap.runtime.postprocess import cpu_targets
 
 
 def exact(source: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -82,7 +83,7 @@ def test_writes_into_an_image_of_a_batch_and_reads_crops_in_place() -> None:
 def test_every_target_gives_the_same_bytes() -> None:
     script = (
         "import hashlib, sys, numpy as np\n"
-        "from wgap._native import resize\n"
+        "from wgap.images import resize\n"
         "source = np.random.default_rng(3).integers(0, 256, (97, 131, 3), dtype=np.uint8)\n"
         "found = [resize(source, h, w).tobytes() for h, w in [(224, 224), (5, 7), (97, 131)]]\n"
         "print(hashlib.sha256(b''.join(found)).hexdigest())"
