@@ -117,12 +117,15 @@ class Localizer:
         self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
         self.threads = None if threads is None else _in_range("threads", threads, 1, 1024)
-        if slots is not None:
-            _in_range("slots", slots, 1, 1024)
+        for name, value, most in (("slots", slots, 1024), ("memory_limit", memory_limit, 1 << 50)):
+            if value is not None:
+                _in_range(name, value, 1, most)
         options = NetworkOptions(precision, ungated, self.rule, threads, device, slots, memory_limit)
         self._reopen = None if network or locator else (backend, options, top_k, batch_size)
         if network is None:
             network = open_network(backend, self.bundle, options)
+        else:
+            options.require_only("of your own (network=)", "threads")
         self.network = network if isinstance(network, Network) else CallableNetwork(network, model)
         try:
             self.locator = locator or open_locator(

@@ -123,7 +123,7 @@ def open_locator(
         rule: None for the bundle's own.
         device: ordinal of a GPU; None for the CPU.
         threads: of the CPU's kernel; None for one.
-        context: of a network on that GPU, which must outlive the locator; None for one of its own.
+        context: of a network on that GPU, to share; None for one of its own.
 
     Raises:
         BundleError: if the bundle's classifier is not what its manifest says.

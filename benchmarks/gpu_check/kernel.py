@@ -14,7 +14,7 @@ from benchmarks.synthetic import synthetic
 from wgap import _native
 from wgap.rule import Rule
 from wgap.runtime.cuda.arrays import DeviceCopy
-from wgap.runtime.cuda.driver import Context, Memory, call, device_arch, driver
+from wgap.runtime.cuda.driver import Context, Memory, call, driver
 from wgap.runtime.cuda.postprocess import CudaPostprocess, Launch
 from wgap.runtime.locator import Request
 
@@ -34,8 +34,8 @@ class Bench:
         with self.kernel.context:
             self.inputs = [DeviceCopy(array) for array in (logits, features)]
             self.stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
-            self.launch = Launch(self.kernel, logits.shape, features.shape, SIZE, Rule(), Request())
-            self.launch.bind(*(copy.pointer for copy in self.inputs))
+            self.launch = Launch(self.kernel, logits.shape, features.shape, SIZE, Request())
+            self.launch.bind(*(copy.pointer for copy in self.inputs), Rule())
             self.graph = self._graph(self.launch.enqueue)
 
     def _graph(self, launch: Callable[[int], None]) -> Any:
@@ -112,5 +112,5 @@ def profile(_: argparse.Namespace) -> dict[str, Any]:
     ticks = bench.kernel.ticks()
     bench.close()
     whole = sum(ticks.values())
-    resources = {"record_bytes": _native._CUDA_RECORD_BYTES, "architecture": device_arch()}
+    resources = {"record_bytes": _native._CUDA_RECORD_BYTES, "architecture": bench.kernel.arch}
     return {"share": {stage: count / whole for stage, count in ticks.items()}, **resources}

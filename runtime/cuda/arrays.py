@@ -69,16 +69,17 @@ class DeviceCopy:
     Args:
         array: a NumPy array.
         stream: the stream that readers have to wait for, 1 for the legacy default stream; None where for none.
+        device: ordinal of the GPU.
 
     Raises:
         BackendError: if there is no device, or no room on it.
     """
 
-    def __init__(self, array: NDArray[Any], stream: int | None = LEGACY) -> None:
+    def __init__(self, array: NDArray[Any], stream: int | None = LEGACY, device: int = 0) -> None:
         import numpy as np
 
         array = np.ascontiguousarray(array)
-        self.shape, self.context = array.shape, Context()
+        self.shape, self.context = array.shape, Context(device)
         with self.context:
             self._memory = Memory(self.context, array.nbytes)
             call("cuMemcpyHtoD", self._memory.pointer, array.ctypes.data, array.nbytes)

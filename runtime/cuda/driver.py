@@ -19,7 +19,6 @@ __all__ = [
     "attribute",
     "call",
     "capture_lock",
-    "device_arch",
     "driver",
     "wait_for",
 ]
@@ -74,7 +73,7 @@ class Context:
 
     The caller's context if one is current and on this device, so that PyCUDA's arrays and streams can be used; else, or
     with ``primary``, the device's primary context, which PyTorch, CuPy and the CUDA runtime share, kept alive until
-    :meth:`close`.
+    :meth:`close` of its last owner.
 
     Attributes:
         device: ordinal of the GPU.
@@ -88,6 +87,7 @@ class Context:
         call("cuInit", 0)
         self.device = device
         self.held = {"device": 0, "pinned": 0}
+        self._lock, self._owners = threading.Lock(), 1
         self._retained: Any = None
         self._handle = call("cuCtxGetCurrent")
         if primary or not int(self._handle) or int(call("cuCtxGetDevice")) != device:
@@ -100,27 +100,30 @@ class Context:
     def __exit__(self, *_: object) -> None:
         call("cuCtxPopCurrent")
 
+    def shared(self) -> Context:
+        """The same for one more owner, who closes it too."""
+        with self._lock:
+            self._owners += 1
+        return self
+
+    def count(self, kind: str, size: int) -> None:
+        """Enter what was allocated, or with a negative size freed."""
+        with self._lock:
+            self.held[kind] += size
+
     def close(self) -> None:
-        """Let go of it; memory and streams in it must have been freed."""
-        retained, self._retained = self._retained, None
-        if retained is not None:
-            call("cuDevicePrimaryCtxRelease", retained)
+        """Let go of it, once by each owner, whose memory and streams in it must have been freed."""
+        with self._lock:
+            self._owners -= 1
+            last = self._owners == 0
+        if last and self._retained is not None:
+            call("cuDevicePrimaryCtxRelease", self._retained)
 
 
 def attribute(name: str, device: int) -> int:
     """A number that the device tells of itself, ``CU_DEVICE_ATTRIBUTE_`` left out."""
     kind = getattr(driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
     return int(call("cuDeviceGetAttribute", kind, call("cuDeviceGet", device)))
-
-
-def device_arch(device: int = 0) -> str:
-    """The device's compute capability, such as ``8.9``.
-
-    Raises:
-        BackendError: if there is no driver or no such device.
-    """
-    call("cuInit", 0)
-    return f"{attribute('COMPUTE_CAPABILITY_MAJOR', device)}.{attribute('COMPUTE_CAPABILITY_MINOR', device)}"
 
 
 class Memory:
@@ -133,7 +136,7 @@ class Memory:
         self.size, self._kind, self._context = max(size, 1), "pinned" if pinned else "device", context
         both = 3  # CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP
         self.pointer = int(call("cuMemHostAlloc", self.size, both) if pinned else call("cuMemAlloc", self.size))
-        context.held[self._kind] += self.size
+        context.count(self._kind, self.size)
 
     def view(self) -> memoryview:
         """Pinned memory as bytes; valid until :meth:`close`."""
@@ -143,7 +146,7 @@ class Memory:
         """Free it, in the context it was made in; once is enough."""
         pointer, self.pointer = self.pointer, 0
         if pointer:
-            self._context.held[self._kind] -= self.size
+            self._context.count(self._kind, -self.size)
             call("cuMemFreeHost" if self._kind == "pinned" else "cuMemFree", pointer)
 
 

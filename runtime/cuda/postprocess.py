@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import operator
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -17,7 +16,8 @@ from wgap.errors import BackendError, FeatureError
 from wgap.rule import Rule
 from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device
 from wgap.runtime.cuda.compiler import SYMBOL, THREADS, cache_folder, compile_kernel, nvrtc_version
-from wgap.runtime.cuda.driver import LEGACY, READY, Context, Memory, attribute, call, device_arch, driver, wait_for
+from wgap.runtime.cuda.driver import LEGACY, READY, Context, Memory, attribute, call, driver, wait_for
+from wgap.runtime.library import gpu
 from wgap.runtime.locator import Locator, Request
 from wgap.runtime.postprocess import require_finite
 
@@ -48,15 +48,15 @@ class CudaPostprocess:
 
     Args:
         weight: the classifier's weights, float32[K, C], in host memory.
-        device: CUDA device number.
+        device: a GPU's ordinal, or its UUID as ``nvidia-smi -L`` prints it.
         threads: of a CUDA block, a multiple of 32 up to 512.
         cache: folder for the compiled kernel; None takes :func:`wgap.runtime.cuda.compiler.cache_folder`.
         profile: count clock ticks by stage, see :meth:`ticks`; slower.
-        context: to work in, which must outlive it; None for the caller's own if that is current and on this device,
+        context: to work in, shared with its owner; None for the caller's own if that is current and on this device,
             else the device's primary one.
 
     Raises:
-        BackendError: if there is no GPU, or its architecture cannot be compiled for.
+        BackendError: if there is no such GPU, or its architecture cannot be compiled for.
         FeatureError: if ``weight`` is not finite or not float32[K, C].
         MissingDependencyError: if cuda-core is not installed.
     """
@@ -64,7 +64,7 @@ class CudaPostprocess:
     def __init__(
         self,
         weight: Any,
-        device: int = 0,
+        device: int | str = 0,
         threads: int = THREADS,
         cache: Path | None = None,
         profile: bool = False,
@@ -72,15 +72,16 @@ class CudaPostprocess:
     ) -> None:
         classifier = _native.Classifier(weight)
         self.classes, self.channels, self.threads = int(classifier.num_classes), int(classifier.channels), threads
-        self.device, self.arch = device, device_arch(device)
+        found = gpu(device)
+        self.device, self.arch = found.ordinal, found.compute_capability
         require_driver()
         sm = f"sm_{self.arch.replace('.', '')}"
         cubin = compile_kernel(sm, cache or cache_folder(), threads, profile).cubin
         self._lock = threading.Lock()
-        self._idle: OrderedDict[int, tuple[tuple[Any, ...], Launch]] = OrderedDict()  # by identity, oldest first
+        self._idle: list[tuple[tuple[Any, ...], Launch]] = []  # the last used one last
         self.weight: Memory | None = None
         self._module = self._stream = None
-        self.context, self._owns = context or Context(device), context is None
+        self.context = context.shared() if context else Context(self.device)
         self._closed = False
         flat = memoryview(weight).cast("B")
         try:
@@ -89,8 +90,8 @@ class CudaPostprocess:
                 self.function = call("cuModuleGetFunction", self._module, SYMBOL)
                 kinds = driver().CUfunction_attribute
                 fixed = call("cuFuncGetAttribute", kinds.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, self.function)
-                self.room = attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", device) - int(fixed)
-                self.blocks = attribute("MULTIPROCESSOR_COUNT", device)
+                self.room = attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", self.device) - int(fixed)
+                self.blocks = attribute("MULTIPROCESSOR_COUNT", self.device)
                 dynamic = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 call("cuFuncSetAttribute", self.function, dynamic, self.room)
                 self.weight = Memory(self.context, flat.nbytes)
@@ -151,10 +152,10 @@ class CudaPostprocess:
                 raise FeatureError(f"logits: expected those of {images} images, as the features, got {scores.shape[0]}")
             if images == 0:
                 return []
-            with self.launch(scores.shape, maps.shape, size, rule, request) as launch:
+            with self.launch(scores.shape, maps.shape, size, request) as launch:
                 if stream is None:
                     wait_for(scores, maps)
-                launch.bind(scores.pointer, maps.pointer)
+                launch.bind(scores.pointer, maps.pointer, rule)
                 launch.choose(request.classes)
                 handle = int(self._stream or 0) if stream is None else stream
                 launch.enqueue(handle)
@@ -180,20 +181,23 @@ class CudaPostprocess:
 
     @contextlib.contextmanager
     def launch(
-        self, logits: Sequence[int], features: Sequence[int], size: tuple[int, int], rule: Rule, request: Request
+        self, logits: Sequence[int], features: Sequence[int], size: tuple[int, int], request: Request
     ) -> Iterator[Launch]:
         """A launch for these shapes that nobody else uses, in the current context; its memory is kept for the next."""
-        key = (tuple(logits), tuple(features), size, rule, request.per_image, *_kept(request))
+        if self._closed:
+            raise BackendError("this kernel was closed; make another")
+        kept = request.classes is not None, request.heatmaps, request.edge_means
+        key = (tuple(logits), tuple(features), size, request.per_image, *kept)
         with self._lock:
-            idle = next((number for number, (known, _) in reversed(self._idle.items()) if known == key), None)
-            launch = None if idle is None else self._idle.pop(idle)[1]
-        launch = launch or Launch(self, logits, features, size, rule, request)
+            found = next((n for n in reversed(range(len(self._idle))) if self._idle[n][0] == key), None)
+            launch = None if found is None else self._idle.pop(found)[1]
+        launch = launch or Launch(self, logits, features, size, request)
         try:
             yield launch
         finally:
             with self._lock:
-                self._idle[id(launch)] = key, launch
-                excess = self._idle.popitem(last=False)[1][1] if len(self._idle) > MOST_IDLE else None
+                self._idle.append((key, launch))
+                excess = self._idle.pop(0)[1] if len(self._idle) > MOST_IDLE else None
             if excess is not None:
                 excess.close()
 
@@ -212,7 +216,7 @@ class CudaPostprocess:
             return
         self._closed = True
         with self.context:
-            for _, launch in self._idle.values():
+            for _, launch in self._idle:
                 launch.close()
             self._idle.clear()
             if self.weight is not None:
@@ -221,8 +225,7 @@ class CudaPostprocess:
                 call("cuStreamDestroy", self._stream)
             if self._module is not None:
                 call("cuModuleUnload", self._module)
-        if self._owns:
-            self.context.close()
+        self.context.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
@@ -256,7 +259,7 @@ class CudaLocator(Locator):
 
 
 class Launch:
-    """One launch for fixed shapes and options, with its memory: what a CUDA graph captures.
+    """One launch for fixed shapes, with its memory: what a CUDA graph captures.
 
     Made and used in the owner's context, by one thread at a time. The kernel writes its records into pinned memory and
     reads class ids there, so that nothing is copied behind it.
@@ -268,7 +271,6 @@ class Launch:
         logits: Sequence[int],
         features: Sequence[int],
         size: tuple[int, int],
-        rule: Rule,
         request: Request,
     ) -> None:
         (images, channels, height, width), top_k = features, request.per_image
@@ -282,7 +284,7 @@ class Launch:
             raise ValueError(f"size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got {size}")
         if not 1 <= top_k <= owner.classes:
             raise ValueError(f"top_k: expected 1..{owner.classes}, got {top_k}")
-        self._owner, self._rule = owner, rule
+        self._owner = owner
         self._shape = [channels, height, width, *size, owner.classes]
         self._size, self._images, self._per_image = size, images, top_k
         tasks = images * top_k
@@ -319,12 +321,12 @@ class Launch:
                 raise ValueError(f"classes[{n}] is {class_id}, expected 0..{known - 1}")
         self._memory["class_ids"].view()[:] = bytes((ctypes.c_int64 * self._images)(*ids))
 
-    def bind(self, logits: int, features: int) -> None:
-        """Set where logits and features lie on the device."""
+    def bind(self, logits: int, features: int, rule: Rule) -> None:
+        """Set where logits and features lie on the device, and the rule."""
         weight = self._owner.weight.pointer if self._owner.weight else 0
         addresses = {"logits": logits, "features": features, "weight": weight}
         addresses |= {name: memory.pointer for name, memory in self._memory.items()}
-        task = _native._cuda_task(self._shape, self._images, self._per_image, self._rule, self._owner.room, addresses)
+        task = _native._cuda_task(self._shape, self._images, self._per_image, rule, self._owner.room, addresses)
         content = ctypes.create_string_buffer(task, len(task))
         self._argument = content, (ctypes.c_void_p * 1)(ctypes.addressof(content))
 
@@ -367,11 +369,6 @@ def require_driver() -> None:
             f"the NVIDIA driver serves CUDA {served // 1000}.{served % 1000 // 10}; the code that NVRTC "
             f"{made[0]}.{made[1]} makes needs {made[0]}.0: update the driver (R580 serves 13.0)"
         )
-
-
-def _kept(request: Request) -> tuple[bool, ...]:
-    """What of a request decides a launch's memory."""
-    return request.classes is not None, request.heatmaps, request.edge_means
 
 
 def _class_ids(classes: int | Iterable[int], images: int) -> list[int]:

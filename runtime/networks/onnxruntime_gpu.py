@@ -93,8 +93,8 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
         }
 
     def memory(self) -> dict[str, int]:
-        """The bound that the session was given: ONNX Runtime does not tell what it holds."""
-        return {"device_limit": self.memory_limit}
+        """Bytes of the kernel, and the bound of the session, since ONNX Runtime does not tell what it holds."""
+        return {**self.context.held, "device_limit": self.memory_limit}
 
     def close(self) -> None:
         """Free what is on the device; no call may be under way."""

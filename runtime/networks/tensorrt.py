@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ class TensorRtNetwork(Network):
         self._free: list[_Slot] = []
         self._made, self._slots, self._closed = 0, options.slots or SLOTS, False
         self._changed = threading.Condition()
+        self._plan_bytes = len(plan)
         self.context = Context(self.device)
         with self.context:
             self._runtime = host.library.Runtime(self._log)
@@ -99,7 +101,6 @@ class TensorRtNetwork(Network):
             if about.options.get("strip_weights"):
                 self._refit(bundle.root / bundle.model_file(options.precision, ungated=True).path)
             require_signature(model, _tensors(self._engine), str(bundle.root / entry.path))
-        self._plan_bytes = len(plan)
 
     def reason(self) -> str:
         """What the library reported last at severity ERROR."""
@@ -113,8 +114,10 @@ class TensorRtNetwork(Network):
             raise BackendError(f"{self.name} {self.version} cannot refit its engine from {onnx}: {self.reason()}")
 
     @contextmanager
-    def _slot(self) -> Iterator[_Slot]:
+    def _slot(self, stream: int | None) -> Iterator[_Slot]:
         """A slot that nobody else uses, in the current context; waits until one is free."""
+        if self._closed:
+            raise BackendError(f"this {self.name} session was closed; open another")
         with self._changed:
             while not self._free and self._made >= self._slots:
                 self._changed.wait()
@@ -124,7 +127,12 @@ class TensorRtNetwork(Network):
             with self.context:
                 if found is None:
                     found = _Slot(self, self._engine)
-                yield found
+                try:
+                    yield found
+                except BaseException:  # nothing may still run in buffers that the next call takes
+                    with contextlib.suppress(BackendError):
+                        call("cuStreamSynchronize", found.stream if stream is None else stream)
+                    raise
         finally:
             with self._changed:
                 if found is None:
@@ -137,7 +145,7 @@ class TensorRtNetwork(Network):
     def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
         """See :meth:`wgap.runtime.network.Network.forward`."""
         given = self._checked(images)
-        with self._slot() as slot:
+        with self._slot(stream) as slot:
             slot.take(given, stream)
             yield slot.forward(int(given.shape[0]), not isinstance(given, DeviceArray), stream)
 
@@ -146,7 +154,7 @@ class TensorRtNetwork(Network):
         if not isinstance(locator, CudaLocator) or locator.kernel.context is not self.context:
             return super().locate_part(images, locator, request, stream)
         given = self._checked(images)
-        with self._slot() as slot:
+        with self._slot(stream) as slot:
             slot.take(given, stream)
             return slot.records(int(given.shape[0]), not isinstance(given, DeviceArray), locator, request, stream)
 
@@ -178,7 +186,7 @@ class TensorRtNetwork(Network):
         self.context.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_plan_bytes", None) is not None:
+        if hasattr(self, "context"):
             with contextlib.suppress(Exception):  # the driver may be gone at exit, and a destructor has no caller
                 self.close()
 
@@ -187,12 +195,13 @@ class _Slot:
     """A stream, buffers for the largest batch, and for each batch size an execution context, launches and graphs."""
 
     def __init__(self, owner: TensorRtNetwork, engine: Any) -> None:
-        self.owner, self._engine = owner, engine
+        self.owner: TensorRtNetwork = weakref.proxy(owner)  # a cycle would keep a dropped session on the GPU
+        self._engine = engine
         self.device: dict[str, Memory] = {}
         self.contexts: dict[int, Any] = {}
         self._staging: Memory | None = None
         self._launches: OrderedDict[_Key, Launch] = OrderedDict()  # the last used one last
-        self._graphs: dict[_Key, Any] = {}
+        self._graphs: dict[_Key, Any] = {}  # None: has run, so that the library has chosen what to run
         self.stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
         try:
             for name, shape in owner.shapes.items():
@@ -245,30 +254,31 @@ class _Slot:
             request.classes is None,
         )
         self._context(count)  # may drop the launches of another batch size
-        launch, known = self._launch(key, locator, request)
+        launch = self._launch(key, locator, request)
         launch.choose(request.classes)
         stream = self.stream if borrowed is None else borrowed
-        graph = self._graph(key, launch) if known and self.owner.graphs else None
+        graph = self._graph(key, launch) if self.owner.graphs else None
         if graph is None:
             self._enqueue(count, staged, stream)
             launch.enqueue(stream)
         else:
             call("cuGraphLaunch", graph, stream)
         call("cuStreamSynchronize", stream)
+        self._graphs.setdefault(key)
         return launch.records()
 
-    def _launch(self, key: _Key, locator: CudaLocator, request: Request) -> tuple[Launch, bool]:
-        """The launch for a key, and whether it was there: a library compiles or chooses on the first run."""
+    def _launch(self, key: _Key, locator: CudaLocator, request: Request) -> Launch:
+        """The launch for a key."""
         if key in self._launches:
             self._launches.move_to_end(key)
-            return self._launches[key], True
+            return self._launches[key]
         if len(self._launches) >= MOST_LAUNCHES:
             self._drop(next(iter(self._launches)))
         logits, features = ((key[1], *self.owner.shapes[name]) for name in ("logits", "features"))
-        launch = Launch(locator.kernel, logits, features, locator.size, locator.rule, request)
-        launch.bind(self.device["logits"].pointer, self.device["features"].pointer)
+        launch = Launch(locator.kernel, logits, features, locator.size, request)
+        launch.bind(self.device["logits"].pointer, self.device["features"].pointer, locator.rule)
         self._launches[key] = launch
-        return launch, False
+        return launch
 
     def _context(self, count: int) -> Any:
         """The execution context for a batch size, whose state nothing changes afterwards."""
@@ -289,8 +299,8 @@ class _Slot:
 
     def _drop(self, key: _Key) -> None:
         """Drop a launch and its graph."""
-        if key in self._graphs:
-            call("cuGraphExecDestroy", self._graphs.pop(key))
+        if (graph := self._graphs.pop(key, None)) is not None:
+            call("cuGraphExecDestroy", graph)
         self._launches.pop(key).close()
 
     def _forget(self, count: int) -> None:
@@ -309,9 +319,9 @@ class _Slot:
             raise BackendError(f"{self.owner.name} failed on a batch of shape {shape}: {self.owner.reason()}")
 
     def _graph(self, key: _Key, launch: Launch) -> Any:
-        """The graph of this combination; None where it cannot be captured."""
-        if key in self._graphs:
-            return self._graphs[key]
+        """The graph of this combination; None where it has not run yet or cannot be captured."""
+        if key not in self._graphs or self._graphs[key] is not None:
+            return self._graphs.get(key)
         try:
             self._graphs[key] = self._capture(key, launch)
         except BackendError as error:
@@ -322,24 +332,24 @@ class _Slot:
                     f"{self.owner.name} cannot be captured into a CUDA graph ({error}); it goes on without graphs",
                     RuntimeWarning, stacklevel=2,
                 )  # fmt: skip
-        return self._graphs.get(key)
+        return self._graphs[key]
 
     def _capture(self, key: _Key, launch: Launch) -> Any:
         staged, count = key[:2]
-        self._enqueue(count, staged, self.stream)  # what a change of shape sets off must not happen while capturing
-        call("cuStreamSynchronize", self.stream)
-        with capture_lock:
-            mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-            call("cuStreamBeginCapture", self.stream, mode)
-            try:
-                self._enqueue(count, staged, self.stream)
-                launch.enqueue(self.stream)
-            finally:  # a capture must be ended whatever happened within it
-                captured = call("cuStreamEndCapture", self.stream)
+        captured = None
         try:
+            with capture_lock:
+                mode = driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+                call("cuStreamBeginCapture", self.stream, mode)
+                try:
+                    self._enqueue(count, staged, self.stream)
+                    launch.enqueue(self.stream)
+                finally:  # a capture must be ended whatever happened within it
+                    captured = call("cuStreamEndCapture", self.stream)
             return call("cuGraphInstantiate", captured, 0)
         finally:
-            call("cuGraphDestroy", captured)
+            if captured is not None:
+                call("cuGraphDestroy", captured)
 
     def close(self) -> None:
         """Free its memory; nothing may run on its stream."""
@@ -348,6 +358,7 @@ class _Slot:
         for memory in (*self.device.values(), *([self._staging] if self._staging else [])):
             memory.close()
         call("cuStreamDestroy", self.stream)
+        self._engine = None  # outputs that somebody still holds keep the slot, and must not keep the engine
 
 
 def _tensors(engine: Any) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -5,11 +5,19 @@ WGAP_REQUIRE_GPU=1 turns every skip for want of a GPU into a failure; ``make gpu
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from wgap.bundle import Bundle
 from wgap.errors import WgapError
 
 EMULATED = os.environ.get("WGAP_EMULATED_GPU") == "1"
@@ -26,20 +34,73 @@ def absent(reason: str) -> None:
 def gpu() -> str:
     """The device's compute capability."""
     pytest.importorskip("cuda.bindings")
-    from wgap.runtime.cuda.driver import device_arch
+    from wgap.runtime.library import gpu
 
     try:
-        return device_arch()
+        return gpu().compute_capability
     except WgapError as error:
         absent(f"no GPU: {error}")
         raise
 
 
-def free_memory() -> int:
+@pytest.fixture(autouse=True)
+def _no_fault_of_the_library() -> Iterator[None]:
+    """The stand-in for TensorRT tells what a real one would have crashed on."""
+    yield
+    if EMULATED:
+        assert not import_module("tensorrt").FAULTS
+
+
+@pytest.fixture
+def two_gpus() -> None:
+    """Skip where there is one."""
+    from wgap.runtime.library import gpus
+
+    if len(gpus()) < 2:
+        absent("needs two GPUs") if EMULATED else pytest.skip("needs two GPUs")
+
+
+@pytest.fixture(scope="session")
+def engine_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick bundle with an engine for batches of 1 to 4. Shared: copy it before changing it."""
+    if not EMULATED:
+        pytest.skip("needs the stand-in for TensorRT")
+    root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "engine"))
+    enter_plan(root, root / Bundle.open(root).model_file("fp32").path)
+    return root
+
+
+def enter_plan(root: Path, plan: Path | bytes, **options: bool) -> None:
+    """An engine of the stand-in for TensorRT: an ONNX file."""
+    from wgap.extend import enter_file
+    from wgap.manifest import EngineRecord, Profile
+
+    bundle = Bundle.open(root)
+    record = EngineRecord(
+        "tensorrt", import_module("tensorrt").__version__, "8.6", f"linux {platform.machine()}", Profile(1, 2, 4),
+        bundle.model_file("fp32").sha256, options,
+    )  # fmt: skip
+    enter_file(bundle, plan, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, engine=record)
+
+
+@pytest.fixture(scope="session")
+def images() -> Any:
+    """uint8[11, 64, 64, 3]."""
+    return np.random.default_rng(8).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+
+
+def driver_calls() -> int:
+    """Calls of the emulated driver through its bindings so far."""
+    counter = ctypes.CDLL("libcuda.so.1").wgap_emulated_calls
+    counter.restype = ctypes.c_ulonglong
+    return int(counter())
+
+
+def free_memory(device: int = 0) -> int:
     """Bytes of the device that nobody holds."""
     from wgap.runtime.cuda.driver import Context, call
 
-    context = Context()
+    context = Context(device)
     with context:
         free = int(call("cuMemGetInfo")[0])
     context.close()
@@ -48,5 +109,7 @@ def free_memory() -> int:
 
 def same(expected: Any, found: Any) -> bool:
     """Every field of two records, bit for bit."""
-    fields = ("class_id", "score", "logit", "level", "threshold", "box", "degenerate")
-    return all(getattr(expected, name) == getattr(found, name) for name in fields)
+    fields = ("class_id", "score", "logit", "level", "threshold", "box", "degenerate", "error")
+    return repr(expected.edge_means) == repr(found.edge_means) and all(
+        getattr(expected, name) == getattr(found, name) for name in fields
+    )

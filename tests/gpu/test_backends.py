@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import platform
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -12,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.gpu.conftest import EMULATED, free_memory
+from tests.gpu.conftest import EMULATED, enter_plan, free_memory
 
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.errors import BackendError, BundleError, FeatureError, WgapError
-from wgap.runtime.backends import DeviceBackend
 from wgap.runtime.cuda.arrays import DeviceCopy as OnDevice
-from wgap.runtime.postprocess import postprocess
+from wgap.runtime.locator import CpuLocator, Request
+from wgap.runtime.postprocess import Classifier
 
 BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_tensorrt")
 
@@ -37,7 +35,7 @@ def backend(request: pytest.FixtureRequest, root: Path) -> str:
     if EMULATED:
         if name != "tensorrt":
             pytest.skip(f"{name} needs a real driver")
-        _enter_plan(root, root / Bundle.open(root).model_file("fp32").path)
+        enter_plan(root, root / Bundle.open(root).model_file("fp32").path)
     elif not name.startswith("onnxruntime"):
         from wgap.export.engine import BuildOptions, engine_from_bundle
 
@@ -52,41 +50,27 @@ def backend(request: pytest.FixtureRequest, root: Path) -> str:
     return name
 
 
-def _enter_plan(root: Path, plan: Path | bytes, **options: bool) -> None:
-    from wgap.extend import enter_file
-
-    bundle = Bundle.open(root)
-    onnx = bundle.model_file("fp32")
-    provenance = {
-        "flavor": "tensorrt", "version": import_module("tensorrt").__version__, "architecture": "8.6",
-        "platform": f"linux {platform.machine()}", "profile": {"min": 1, "opt": 2, "max": 4},
-        "onnx_sha256": onnx.sha256, "options": options,
-    }  # fmt: skip
-    enter_file(bundle, plan, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, provenance)
-
-
 @pytest.fixture
 def localizer(root: Path, backend: str) -> Any:
-    made = Localizer(root, backend=backend, batch_size=3, threshold="fixed:0.7")
+    made = Localizer(root, backend=backend, batch_size=3, rule="fixed:0.7")
     yield made
     made.close()
 
 
-@pytest.fixture(scope="module")
-def images() -> Any:
-    return np.random.default_rng(8).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+def on_cpu(localizer: Localizer, images: Any, request: Request | None = None) -> list[list[Any]]:
+    """What the CPU's kernel makes of the session's own features."""
+    kernel = CpuLocator(Classifier(localizer.bundle.classifier()[0]), (64, 64), localizer.rule)
+    return kernel.locate(localizer.network.run(images), request)
 
 
 def boxes_of(localizer: Localizer, images: Any) -> list[tuple[int, ...]]:
-    """What the CPU's kernel makes of the session's own features."""
-    logits, features = localizer.backend.run(images)
-    return [row[0].box for row in localizer.boxes(logits, features)]
+    return [row[0].box for row in on_cpu(localizer, images)]
 
 
 def test_host_images_device_images_and_borrowed_streams_give_the_kernel_s_boxes(
     localizer: Localizer, images: Any
 ) -> None:
-    assert isinstance(localizer.backend, DeviceBackend)
+    assert localizer.network.device == localizer.locator.device == 0
     expected = boxes_of(localizer, images)
     assert len(set(expected)) > 3
     for _ in range(3):  # plainly, captured, replayed
@@ -95,27 +79,18 @@ def test_host_images_device_images_and_borrowed_streams_give_the_kernel_s_boxes(
     for stream in (None, 1, None):  # its own stream; the legacy default stream
         assert [r.box for r in localizer.batch(on_device, stream=stream)] == expected
     classes = [n % 3 for n in range(len(images))]
-    logits, features = localizer.backend.run(images)
-    given = postprocess(features, logits, localizer._classifier, size=(64, 64), classes=classes, threshold="fixed:0.7")
-    for _ in range(3):
-        assert [(r.class_id, r.box) for r in localizer.batch(on_device, classes)] == [
-            (row[0].class_id, row[0].box) for row in given
-        ]
-        classes, given = (
-            classes[::-1],
-            postprocess(
-                features, logits, localizer._classifier, size=(64, 64), classes=classes[::-1], threshold="fixed:0.7"
-            ),
-        )
+    for given in (classes, classes[::-1], classes):  # one graph, whose class ids change under it
+        told = [(row[0].class_id, row[0].box) for row in on_cpu(localizer, images, Request(given))]
+        assert [(r.class_id, r.box) for r in localizer.batch(on_device, given)] == told
     with pytest.raises(FeatureError, match="images: expected uint8"):
         localizer.batch(OnDevice(images[:, :32]))
     on_device.close()
 
 
 def test_the_network_s_outputs_are_the_cpu_s_within_float32(localizer: Localizer, root: Path, images: Any) -> None:
-    plain = Localizer(root)
-    for ours, theirs in zip(localizer.backend.run(images), plain.backend.run(images), strict=True):
-        assert np.abs(ours - theirs).max() <= 2e-3 * np.abs(theirs).max()
+    plain, ours = Localizer(root).network.run(images), localizer.network.run(images)
+    for name, theirs in plain.items():
+        assert np.abs(ours[name] - theirs).max() <= 2e-3 * np.abs(theirs).max()
 
 
 def test_many_threads_share_one_localizer(localizer: Localizer, images: Any) -> None:
@@ -131,22 +106,22 @@ def test_many_threads_share_one_localizer(localizer: Localizer, images: Any) -> 
 def test_an_exception_in_the_middle_of_a_batch_leaks_nothing_and_blocks_nobody(
     localizer: Localizer, images: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wgap.runtime.cuda.postprocess import Plan
+    from wgap.runtime.cuda.postprocess import Launch
 
     expected = boxes_of(localizer, images)
     list(localizer(images))
     before = free_memory()
-    whole = Plan.records
+    whole = Launch.records
     calls = 0
 
-    def tired(self: Plan) -> Any:
+    def tired(self: Launch) -> Any:
         nonlocal calls
         calls += 1
         if calls % 3 == 0:
             raise BackendError("the device is tired")
         return whole(self)
 
-    monkeypatch.setattr(Plan, "records", tired)
+    monkeypatch.setattr(Launch, "records", tired)
     for _ in range(40):  # more often than there are slots
         with pytest.raises(BackendError, match="tired"):
             list(localizer(images))
@@ -165,18 +140,16 @@ def test_two_hundred_sessions_leave_no_memory_behind(root: Path, backend: str, i
 
     for _ in range(5):
         once()
-    gc.collect()
     before = free_memory()
     for _ in range(200 if EMULATED or backend.startswith("tensorrt") else 20):
         once()
-    gc.collect()
     assert before - free_memory() <= (0 if EMULATED else 8 << 20)
 
 
 @pytest.mark.skipif(not EMULATED, reason="needs a library that gives plans without weights")
 def test_a_stripped_engine_gets_its_weights_back(tiny_bundle: Path, tmp_path: Path, images: Any) -> None:
     own = Path(shutil.copytree(tiny_bundle, tmp_path / "stripped"))
-    _enter_plan(own, b"stripped of its weights", strip_weights=True)
+    enter_plan(own, b"stripped of its weights", strip_weights=True)
     made = Localizer(own, backend="tensorrt")
     assert [r.box for r in made(images)] == boxes_of(made, images)
     made.close()
@@ -186,23 +159,21 @@ def test_a_stripped_engine_gets_its_weights_back(tiny_bundle: Path, tmp_path: Pa
 def test_failures_of_the_library_are_told(root: Path, backend: str, images: Any) -> None:
     library: Any = import_module("tensorrt")
     made = Localizer(root, backend=backend, batch_size=4)
-    runs = library.Context.runs
-    library.FAIL_AT[:] = [runs + 2]
+    network: Any = made.network
+    network.graphs = False
+    library.FAIL_AT[:] = [library.Context.runs + 2]
     list(made(images[:4]))
-    made.backend.graphs = False  # type: ignore[attr-defined]
     with pytest.raises(BackendError, match=r"failed on a batch of shape \(4, 64, 64, 3\): the device is tired"):
         list(made(images[:4]))
-    # two images; then, twice, one that warms up, one that is captured and fails, one that does without
-    library.FAIL_AT[:] = [library.Context.runs + n for n in (3, 6, 9)]
-    made.backend.graphs = True  # type: ignore[attr-defined]
-    list(made(images[:2]))
-    made.backend._free[0]._seen.add((True, 4, *made._options(None, False).key()))  # type: ignore[attr-defined]
+    network.graphs, network.failures = True, 0
+    first = library.Context.runs + 1  # each call tries to capture, which fails, and does without
+    library.FAIL_AT[:] = [first, first + 2, first + 4]
     list(made(images[:4]))
     list(made(images[:4]))
-    assert made.backend.graphs  # type: ignore[attr-defined]
+    assert network.graphs
     with pytest.warns(RuntimeWarning, match="cannot be captured into a CUDA graph .*goes on without graphs"):
         list(made(images[:4]))
-    assert not made.backend.graphs  # type: ignore[attr-defined]
+    assert not network.graphs
     made.close()
     plan = next(e for e in Bundle.open(root).manifest.files if e.role == "engine")
     (root / plan.path).write_bytes(b"\0" * plan.size)

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from tests.gpu.conftest import EMULATED, free_memory, same
 
-from wgap.errors import FeatureError
+from wgap.errors import BackendError, FeatureError
+from wgap.rule import MAPS, Rule
 from wgap.runtime.cuda.arrays import DeviceCopy as OnDevice
 from wgap.runtime.cuda.driver import Context, call, driver
 from wgap.runtime.cuda.postprocess import CudaPostprocess
 from wgap.runtime.postprocess import Classifier, postprocess
 
 ROOT = Path(__file__).resolve().parents[2]
-MAPS = int(os.environ.get("WGAP_GPU_MAPS", "300"))
+MOST = int(os.environ.get("WGAP_GPU_MAPS", "300"))
 
 
 def draw(rng: np.random.Generator, images: int, shape: tuple[int, int, int], classes: int) -> tuple[Any, Any, Any]:
@@ -49,7 +50,7 @@ def draw(rng: np.random.Generator, images: int, shape: tuple[int, int, int], cla
 def test_levels_and_boxes_are_the_cpu_s_on_random_maps() -> None:
     rng = np.random.default_rng(20220527)
     done = 0
-    while done < MAPS:
+    while done < MOST:
         images = int(rng.integers(1, 40))
         shape = tuple(int(n) for n in (rng.integers(1, 60), rng.integers(1, 20), rng.integers(1, 20)))
         classes = int(rng.integers(1, 30))
@@ -57,17 +58,17 @@ def test_levels_and_boxes_are_the_cpu_s_on_random_maps() -> None:
         features, logits, weight = draw(rng, images, shape, classes)  # type: ignore[arg-type]
         options: dict[str, Any] = {
             "size": size,
-            "map": ("recombined", "positive", "signed")[int(rng.integers(3))],
-            "threshold": ("adaptive", "adaptive", "fixed:0.3")[int(rng.integers(3))],
+            "rule": Rule.parse(("adaptive", "adaptive", "fixed:0.3")[int(rng.integers(3))], MAPS[int(rng.integers(3))]),
             "heatmaps": bool(rng.integers(2)),
+            "edge_means": bool(rng.integers(2)),
         }
         if rng.integers(2):
             options["classes"] = rng.integers(0, classes, images).tolist()
         else:
             options["top_k"] = int(rng.integers(1, min(classes, 3) + 1))
-        expected = postprocess(features, logits, Classifier(weight), **options)
+        expected = postprocess(logits, features, Classifier(weight), **options)
         kernel = CudaPostprocess(weight, threads=(512, 256)[int(rng.integers(2))] if not EMULATED else 512)
-        arrays = OnDevice(features), OnDevice(logits)
+        arrays = OnDevice(logits), OnDevice(features)
         found = kernel(*arrays, **options)
         for row, other in zip(expected, found, strict=True):
             for one, two in zip(row, other, strict=True):
@@ -90,14 +91,14 @@ def test_an_image_that_is_not_finite_is_named(batch: tuple[Any, Any, Any]) -> No
     kernel = CudaPostprocess(weight)
     features[5, 3, 2, 1] = np.nan
     with pytest.raises(FeatureError, match="image 5 of the batch: features hold NaN"):
-        kernel(OnDevice(features), OnDevice(logits), size=(224, 224))
+        kernel(OnDevice(logits), OnDevice(features), size=(224, 224))
     features[5, 3, 2, 1] = 0
     logits[2, 1] = np.inf
     with pytest.raises(FeatureError, match="image 2 of the batch: logits hold NaN"):
-        kernel(OnDevice(features), OnDevice(logits), size=(224, 224))
+        kernel(OnDevice(logits), OnDevice(features), size=(224, 224))
     logits[2, 1] = 0  # and the same memory serves the next call
-    found = kernel(OnDevice(features), OnDevice(logits), size=(224, 224))
-    expected = postprocess(features, logits, Classifier(weight), size=(224, 224))
+    found = kernel(OnDevice(logits), OnDevice(features), size=(224, 224))
+    expected = postprocess(logits, features, Classifier(weight), size=(224, 224))
     assert all(same(e[0], f[0]) for e, f in zip(expected, found, strict=True))
 
 
@@ -105,30 +106,37 @@ def test_what_does_not_fit_is_refused(batch: tuple[Any, Any, Any]) -> None:
     features, logits, weight = batch
     kernel = CudaPostprocess(weight)
     f, l = OnDevice(features), OnDevice(logits)  # noqa: E741
-    with pytest.raises(FeatureError, match=r"logits: expected float32\[8, 10\], got float32\[7, 10\]"):
-        kernel(f, OnDevice(logits[:7]), size=(224, 224))
-    with pytest.raises(FeatureError, match=r"features: expected float32\[N, 64, h, w\]"):
-        kernel(OnDevice(features[:, :3]), l, size=(224, 224))
+    with pytest.raises(FeatureError, match="logits: expected those of 8 images, as the features, got 7"):
+        kernel(OnDevice(logits[:7]), f, size=(224, 224))
+    with pytest.raises(FeatureError, match="features: expected 64 channels for this classifier"):
+        kernel(l, OnDevice(features[:, :3]), size=(224, 224))
+    with pytest.raises(FeatureError, match="logits: expected 10 classes for this classifier, got 9"):
+        kernel(OnDevice(logits[:, :9]), f, size=(224, 224))
     with pytest.raises(ValueError, match="2\\^20 pixels"):
-        kernel(f, l, size=(2048, 2048))
+        kernel(l, f, size=(2048, 2048))
     with pytest.raises(ValueError, match=r"top_k: expected 1\.\.10, got 11"):
-        kernel(f, l, size=(224, 224), top_k=11)
-    with pytest.raises(ValueError, match="threshold: expected"):
-        kernel(f, l, size=(224, 224), threshold="otsu")
-    assert kernel(OnDevice(features[:1]), OnDevice(logits[:1]), size=(224, 224))
+        kernel(l, f, size=(224, 224), top_k=11)
+    with pytest.raises(ValueError, match="one class id for each of 8 images, got 2"):
+        kernel(l, f, size=(224, 224), classes=[1, 2])
+    with pytest.raises(ValueError, match=r"classes\[1\] is 10, expected 0\.\.9"):
+        kernel(l, f, size=(224, 224), classes=[1, 10, 0, 0, 0, 0, 0, 0])
+    assert kernel(OnDevice(logits[:1]), OnDevice(features[:1]), size=(224, 224))
+    kernel.close()
+    with pytest.raises(BackendError, match="this kernel was closed"):
+        kernel(l, f, size=(224, 224))
 
 
 def test_many_threads_and_borrowed_streams(batch: tuple[Any, Any, Any]) -> None:
     features, logits, weight = batch
     kernel = CudaPostprocess(weight)
-    expected = postprocess(features, logits, Classifier(weight), size=(224, 224))
+    expected = postprocess(logits, features, Classifier(weight), size=(224, 224))
     f, l = OnDevice(features), OnDevice(logits, stream=None)  # noqa: E741
 
     def work(n: int) -> bool:
         context = Context()
         with context:
             stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING)) if n % 2 else None
-        found = kernel(f, l, size=(224, 224), stream=stream)
+        found = kernel(l, f, size=(224, 224), stream=stream)
         if stream is not None:
             with context:
                 call("cuStreamDestroy", stream)
@@ -145,7 +153,7 @@ def test_two_hundred_kernels_leave_no_memory_behind(batch: tuple[Any, Any, Any])
 
     def once() -> None:
         kernel = CudaPostprocess(weight)
-        kernel(f, l, size=(224, 224), heatmaps=True)
+        kernel(l, f, size=(224, 224), heatmaps=True)
         kernel.close()
         kernel.close()  # once more does no harm
 
@@ -182,7 +190,7 @@ def test_the_cpp_program_gives_the_same_boxes(batch: tuple[Any, Any, Any], tmp_p
         [str(program), *files, "8", "64", "14", "10", "224"], capture_output=True, text=True, check=True
     )
     lines = [json.loads(line) for line in told.stdout.splitlines()]
-    for line, [record] in zip(lines, postprocess(features, logits, Classifier(weight), size=(224, 224)), strict=True):
+    for line, [record] in zip(lines, postprocess(logits, features, Classifier(weight), size=(224, 224)), strict=True):
         assert (line["class_id"], line["level"], tuple(line["box"])) == (record.class_id, record.level, record.box)
 
 
@@ -204,6 +212,6 @@ def test_arrays_of_the_libraries_people_use(batch: tuple[Any, Any, Any], library
         from pycuda import gpuarray
 
         f, l = gpuarray.to_gpu(features), gpuarray.to_gpu(logits)  # noqa: E741
-    found = CudaPostprocess(weight)(f, l, size=(224, 224))
-    expected = postprocess(features, logits, Classifier(weight), size=(224, 224))
+    found = CudaPostprocess(weight)(l, f, size=(224, 224))
+    expected = postprocess(logits, features, Classifier(weight), size=(224, 224))
     assert all(same(e[0], g[0]) for e, g in zip(expected, found, strict=True))

@@ -176,10 +176,10 @@ def test_arrays_that_do_not_fit_are_refused(value: Any, message: str) -> None:
 
 
 def test_without_a_gpu_that_is_what_is_said() -> None:
-    from wgap.runtime.cuda.driver import device_arch
+    from wgap.runtime.library import gpu
 
     try:
-        told = device_arch()
+        told = gpu().compute_capability
     except BackendError as error:
         told = str(error)
     assert re.fullmatch(r"\d+\.\d|.*use the onnxruntime backend", told)

@@ -40,6 +40,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "LD_LIBRARY_PATH": str(folder),
         "WGAP_CACHE": str(folder / "cache"),
         "WGAP_EMULATED_GPU": "1",
+        "WGAP_EMULATED_GPUS": "2",
         "PYTHONPATH": str(EMULATOR),
     }
 
@@ -56,9 +57,8 @@ def test_the_gpu_tests_pass_on_the_emulated_driver(environment: dict[str, str]) 
 
 
 def test_two_emulated_devices_have_memory_of_their_own(environment: dict[str, str]) -> None:
-    two = {**environment, "WGAP_EMULATED_GPUS": "2"}
     done = subprocess.run(
-        [sys.executable, EMULATOR / "devices.py"], env=two, capture_output=True, text=True, check=False
+        [sys.executable, EMULATOR / "devices.py"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -86,9 +86,9 @@ def test_gpu_check_reports_each_part_and_goes_on(
 
 
 def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
-    from wgap.runtime.library import running_gpu
+    from wgap.runtime.library import gpus
 
-    if running_gpu() is not None:
+    if gpus():
         pytest.skip("there is a GPU")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(tmp_path), "--only", "kernel"],

@@ -207,7 +207,10 @@ int cuDevicePrimaryCtxRelease(int ordinal) {
   if (!exists(ordinal)) return kInvalidDevice;
   return --devices[ordinal].retained < 0 ? kInvalidContext : kSuccess;
 }
-int cuCtxPushCurrent(Handle context) { return contexts.push_back(static_cast<Device*>(context)), kSuccess; }
+int cuCtxPushCurrent(Handle context) {
+  if (static_cast<Device*>(context)->retained < 1) return kInvalidContext;  // all let go of it
+  return contexts.push_back(static_cast<Device*>(context)), kSuccess;
+}
 int cuCtxPopCurrent(Handle* context) {
   if (contexts.empty()) return kInvalidContext;
   return *context = contexts.back(), contexts.pop_back(), kSuccess;

@@ -1,21 +1,38 @@
 """Enough of TensorRT to run a session against the emulated driver: a plan is an ONNX file, ONNX Runtime runs it.
 
-It obeys streams and captures: the network runs when the stream reaches it, from and into the addresses it was given.
+It obeys streams and captures: the network runs when the stream reaches it, from and into the addresses it was given,
+which must be the current device's. Weights and execution contexts take memory there, and are freed in its context.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
 __version__ = "10.99.0"
-CONTEXTS: list[Any] = []  # every execution context made
 FAIL_AT: list[Any] = []  # the number of an execution that is to fail
+RUNS: list[int] = []  # images of each forward pass, as it ran
+FAULTS: list[str] = []  # what a real library would have crashed on
+QUEUEING: list[Callable[[], object]] = []  # called when a forward pass is queued
+_CUDA = ctypes.CDLL("libcuda.so.1")
+
+
+class Memory:
+    """Of the current device; freed with its owner, when that device must be current again."""
+
+    def __init__(self, size: int) -> None:
+        self.pointer = ctypes.c_uint64()
+        if _CUDA.cuMemAlloc(ctypes.byref(self.pointer), ctypes.c_size_t(size)) != 0:
+            raise MemoryError(f"no context, or no room for {size} bytes")
+
+    def __del__(self) -> None:
+        if _CUDA.cuMemFree(self.pointer) != 0:
+            FAULTS.append("memory was freed outside of its context")
 
 
 class DataType(enum.Enum):
@@ -45,8 +62,11 @@ class Runtime:
 
 
 class Engine:
+    device_memory_size_v2 = 1 << 20  # of an execution context
+
     def __init__(self, plan: bytes, log: ILogger) -> None:
         self.log = log
+        self.weights = Memory(len(plan))
         self.load(plan)
 
     def load(self, model: bytes | str) -> None:
@@ -69,7 +89,6 @@ class Engine:
         return DataType.UINT8 if self._tensor(name).type == "tensor(uint8)" else DataType.FLOAT
 
     def create_execution_context(self) -> Any:
-        CONTEXTS.append(SimpleNamespace())
         return Context(self)
 
 
@@ -100,6 +119,7 @@ class Context:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.addresses, self.shape = engine, {}, ()
+        self.memory = Memory(engine.device_memory_size_v2)
         self.callbacks: list[Any] = []  # alive as long as a graph may call them
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
@@ -112,22 +132,24 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         Context.runs += 1
+        for queueing in QUEUEING:
+            queueing()
         if Context.runs in FAIL_AT:
             self.engine.log.log(ILogger.Severity.ERROR, "the device is tired")
             return False
-        shape = self.shape
+        shape, addresses, engine = self.shape, dict(self.addresses), self.engine  # not self: a cycle would outlive it
 
         def network(_data: Any) -> None:
-            count = int(np.prod(shape))
-            image = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(self.addresses["image"]))
-            for name, value in zip(
-                ("logits", "features"),
-                self.engine.session.run(["logits", "features"], {"image": image.reshape(shape)}),
-                strict=True,
-            ):
-                ctypes.memmove(self.addresses[name], value.ctypes.data, value.nbytes)
+            RUNS.append(shape[0])
+            image = np.empty(shape, np.uint8)
+            copied = [_CUDA.cuMemcpyDtoH(*map(ctypes.c_uint64, (image.ctypes.data, addresses["image"], image.size)))]
+            names = ["logits", "features"]
+            for name, value in zip(names, engine.session.run(names, {"image": image}), strict=True):
+                address, size = addresses[name], value.nbytes
+                copied.append(_CUDA.cuMemcpyHtoD(*map(ctypes.c_uint64, (address, value.ctypes.data, size))))
+            if any(copied):
+                FAULTS.append(f"an address that is not the current device's: {addresses}")
 
         callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(network)
         self.callbacks.append(callback)
-        driver = ctypes.CDLL("libcuda.so.1")
-        return bool(driver.cuLaunchHostFunc(ctypes.c_void_p(stream), callback, None) == 0)
+        return bool(_CUDA.cuLaunchHostFunc(ctypes.c_void_p(stream), callback, None) == 0)
