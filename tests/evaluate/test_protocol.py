@@ -137,7 +137,7 @@ def test_the_command_writes_pictures_and_lines_and_never_over_something_else(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--map", "inverted"], "unknown map 'inverted'"),
+        (["--map", "inverted"], "expected 'recombined', 'positive' or 'signed', got 'inverted'"),
         (["--rule", "fixed:2"], "fixed"),
         (["--rule", "otsu"], "otsu"),
         (["--plot", "worst"], "--out DIR"),
