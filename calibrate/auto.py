@@ -73,7 +73,7 @@ def search(
     kept: list[str] = []
     if not attempt(kept)["passed"]:
         if log.ranking is None:
-            log.add({"ranking": [name for name, _ in rank(source, progress)]})
+            log.add({"ranking": [name for name, _ in rank(source, run.locator, progress)]})
         ranking = log.ranking or []
         count = len(convolutions(source.graph))
         while len(kept) < count - 1:

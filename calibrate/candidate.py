@@ -122,11 +122,14 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
     import onnx
     import onnxruntime
 
+    names = convolutions(source.graph)
+    if strange := sorted(set(keep_float) - set(names)):
+        raise CalibrationError(f"no convolution is called {strange[0]!r}; the graph has {', '.join(names)}")
     quantisation: dict[str, Any] | None = None
     tightest: tuple[dict[str, Any], ...] | None = None
     if precision == "int8":
         int8_graph(source.graph, source.ranges, out, keep_float)
-        kept = [name for name in convolutions(source.graph) if name in set(keep_float)]
+        kept = [name for name in names if name in set(keep_float)]
         quantisation = {
             "method": source.method,
             "format": "Q/DQ, symmetric int8, weights per channel, activations per tensor",

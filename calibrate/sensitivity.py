@@ -14,7 +14,7 @@ from wgap.calibrate.candidate import Calibration, Progress, silent
 from wgap.calibrate.gate import Limits, Observation, observe, verdict
 from wgap.calibrate.quantise import convolutions, int8_graph
 from wgap.figures import new_figure
-from wgap.runtime.locator import open_locator
+from wgap.runtime.locator import Locator, open_locator
 from wgap.runtime.networks.onnxruntime import file_network, open_session
 
 __all__ = ["LayerCost", "Point", "Sensitivity", "rank", "sensitivity", "write_sensitivity"]
@@ -62,20 +62,22 @@ class Sensitivity:
         return asdict(self)
 
 
-def rank(source: Calibration, progress: Progress = silent) -> list[tuple[str, float]]:
+def rank(source: Calibration, locator: Locator, progress: Progress = silent) -> list[tuple[str, float]]:
     """(layer, mean box IoU with only it in INT8), the most harmful layer first.
 
-    Measured on the calibration images: a ranking by the gate's images would tune the file to its judge. A layer alone
+    Measured on the calibration images, under the locator's rule: a ranking by the gate's images would tune the file to its judge. A layer alone
     in INT8 shows its own harm; with all the others in INT8 too, their noise hides it, and a scale that two neighbours
     share stays bad whichever of the two is spared.
     """
-    return _ranked(_alone(source, _float32(source), progress))
+    return _ranked(_alone(source, locator, _float32(source, locator), progress))
 
 
-def _alone(source: Calibration, float32: Sequence[Observation], progress: Progress) -> dict[str, float]:
+def _alone(
+    source: Calibration, locator: Locator, float32: Sequence[Observation], progress: Progress
+) -> dict[str, float]:
     names = convolutions(source.graph)
     return {
-        name: _iou(source, [other for other in names if other != name], float32)
+        name: _iou(source, locator, [other for other in names if other != name], float32)
         for name in progress(names, "one layer alone")
     }
 
@@ -94,14 +96,16 @@ def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = s
         progress: shown while it works.
         rounds: timed forward passes of each mixture.
     """
-    names, float32 = convolutions(source.graph), _float32(source)
-    alone = _alone(source, float32, progress)
+    names, locator = convolutions(source.graph), open_locator(source.bundle)
+    float32 = _float32(source, locator)
+    alone = _alone(source, locator, float32, progress)
     layers = tuple(
-        LayerCost(name, alone[name], _iou(source, [name], float32)) for name in progress(names, "all but one layer")
+        LayerCost(name, alone[name], _iou(source, locator, [name], float32))
+        for name in progress(names, "all but one layer")
     )
     ranking = tuple(name for name, _ in _ranked(alone))
-    points = _pareto(source, ranking, float32, progress, rounds) if pareto else ()
-    return Sensitivity(len(source.images), _iou(source, (), float32), layers, ranking, points)
+    points = _pareto(source, locator, ranking, float32, progress, rounds) if pareto else ()
+    return Sensitivity(len(source.images), _iou(source, locator, (), float32), layers, ranking, points)
 
 
 def write_sensitivity(out: Path, found: Sensitivity, force: bool = False) -> None:
@@ -151,28 +155,34 @@ def _plot(found: Sensitivity, folder: Path) -> None:
     figure.savefig(folder / "pareto.png", dpi=110)
 
 
-def _float32(source: Calibration) -> list[Observation]:
-    return _observed(source, source.graph)
+def _float32(source: Calibration, locator: Locator) -> list[Observation]:
+    return _observed(source, locator, source.graph)
 
 
-def _iou(source: Calibration, keep_float: Sequence[str], float32: Sequence[Observation]) -> float:
+def _iou(source: Calibration, locator: Locator, keep_float: Sequence[str], float32: Sequence[Observation]) -> float:
     if len(keep_float) == len(convolutions(source.graph)):
         return 1.0
     with tempfile.TemporaryDirectory(prefix="wgap-layer-") as folder:
         path = Path(folder) / "int8.onnx"
         int8_graph(source.graph, source.ranges, path, keep_float)
-        seen = _observed(source, path, float32)
-    size = source.bundle.manifest.model.input_size
-    mean: float = verdict(size, source.images, float32, seen, Limits()).figures["box_iou"]["mean"]
+        seen = _observed(source, locator, path, float32)
+    mean: float = verdict(locator.size, source.images, float32, seen, Limits()).figures["box_iou"]["mean"]
     return mean
 
 
-def _observed(source: Calibration, path: Path, float32: Sequence[Observation] | None = None) -> list[Observation]:
-    return observe(file_network(source.bundle, path, "int8"), open_locator(source.bundle), source.images, float32)
+def _observed(
+    source: Calibration, locator: Locator, path: Path, float32: Sequence[Observation] | None = None
+) -> list[Observation]:
+    return observe(file_network(source.bundle, path, "int8"), locator, source.images, float32)
 
 
 def _pareto(
-    source: Calibration, ranking: Sequence[str], float32: Sequence[Observation], progress: Progress, rounds: int
+    source: Calibration,
+    locator: Locator,
+    ranking: Sequence[str],
+    float32: Sequence[Observation],
+    progress: Progress,
+    rounds: int,
 ) -> tuple[Point, ...]:
     from time import perf_counter
 
@@ -188,7 +198,7 @@ def _pareto(
                 path = Path(folder) / f"{len(mixture)}.onnx"
                 int8_graph(source.graph, source.ranges, path, mixture)
             sessions.append(open_session(path, source.bundle.manifest.model, settings=asleep))
-            shares.append(_iou(source, mixture, float32))
+            shares.append(_iou(source, locator, mixture, float32))
         batch = source.images.batch(slice(0, 1))
         times: list[list[float]] = [[] for _ in kept]
         for number in progress(range(rounds + 2), "timing"):

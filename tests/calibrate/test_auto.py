@@ -19,6 +19,9 @@ from wgap.calibrate.images import image_set
 from wgap.calibrate.quantise import convolutions
 from wgap.calibrate.sensitivity import rank
 from wgap.errors import CalibrationError
+from wgap.manifest import ImageHashes
+from wgap.rule import Rule
+from wgap.runtime.locator import open_locator
 
 
 def in_float(path: Path) -> set[str]:
@@ -32,11 +35,11 @@ class Oracle:
     """A judge that passes a file exactly if certain convolutions are in float32, read from the file itself."""
 
     def __init__(self, real: GateRun, needed: Iterable[str], limits: Limits | None = None) -> None:
-        self.images, self.limits = real.images, limits or real.limits
+        self.images, self.limits, self.locator = real.images, limits or real.limits, real.locator
         self.needed = set(needed)
         self.asked: list[set[str]] = []
 
-    def judge(self, path: Path, precision: str, calibration: Iterable[dict[str, str]]) -> Verdict:
+    def judge(self, path: Path, precision: str, calibration: Iterable[ImageHashes]) -> Verdict:
         kept = in_float(path)
         self.asked.append(kept)
         passed = self.needed <= kept
@@ -48,8 +51,8 @@ class Oracle:
 @pytest.fixture(scope="module")
 def source(tiny_bundle: Path, shapes: Path) -> Iterator[Calibration]:
     bundle = Bundle.open(tiny_bundle)
-    defaults = replace(bundle.manifest.postprocessing, threshold="fixed:0.7")  # else every box is the whole image
-    bundle = replace(bundle, manifest=replace(bundle.manifest, postprocessing=defaults))
+    rule = Rule.parse("fixed:0.7")  # else every box is the whole image
+    bundle = replace(bundle, manifest=replace(bundle.manifest, rule=rule))
     with prepare(bundle, image_set(bundle, shapes, split="train", count=16)) as found:
         yield found
 
@@ -61,7 +64,7 @@ def gate(source: Calibration, shapes: Path) -> GateRun:
 
 @pytest.fixture(scope="module")
 def ranking(source: Calibration) -> list[str]:
-    return [name for name, _ in rank(source)]
+    return [name for name, _ in rank(source, open_locator(source.bundle))]
 
 
 def run(
@@ -75,7 +78,7 @@ def test_all_int8_is_tried_first_and_wins_where_it_passes(source: Calibration, g
     oracle = Oracle(gate, ())
     candidate, judged, _ = run(source, oracle, tmp_path)
     assert judged.passed
-    assert candidate.keep_float == ()
+    assert candidate.record.keep_float == ()
     assert oracle.asked == [set(), set()]  # once to find it, once on the very file that is handed over
 
 
@@ -86,14 +89,14 @@ def test_layers_are_added_by_harm_and_those_not_needed_are_given_back(
     oracle = Oracle(gate, needed)
     candidate, judged, told = run(source, oracle, tmp_path)
     assert judged.passed
-    assert set(candidate.keep_float) == needed == in_float(candidate.path)
-    steps = candidate.provenance["quantisation"]["search"]
+    assert set(candidate.record.keep_float) == needed == in_float(candidate.path)
+    steps = candidate.record.quantisation["search"]
     assert [step["keep_float"] for step in steps[:6]] == [ranking[:k] for k in range(6)]
     assert [step["passed"] for step in steps[:6]] == [False] * 5 + [True]
     assert len(told) == len(steps)
     assert told[0] == "0 in float32 (none): a needed layer is in INT8"
     assert told[5].endswith(": passed")
-    assert candidate.provenance["quantisation"]["attestation"]["ran_float"] == 2
+    assert candidate.record.quantisation["attestation"]["ran_float"] == 2
 
 
 def test_where_nothing_passes_the_best_is_returned_with_its_verdict(
@@ -102,7 +105,7 @@ def test_where_nothing_passes_the_best_is_returned_with_its_verdict(
     oracle = Oracle(gate, {*ranking[:2], "no such layer"})
     candidate, judged, _ = run(source, oracle, tmp_path)
     assert not judged.passed
-    assert list(candidate.keep_float) == [name for name in convolutions(source.graph) if name in ranking[:2]]
+    assert list(candidate.record.keep_float) == [name for name in convolutions(source.graph) if name in ranking[:2]]
     assert len(oracle.asked) == len(ranking) + 1  # never all in float32: that would be no INT8 file
     assert all(len(kept) < len(ranking) for kept in oracle.asked)
 
@@ -131,7 +134,7 @@ def test_a_cut_search_goes_on_and_ends_as_one_that_was_not(
     assert "goes on after 3 steps" in told[1]
     assert not any(kept in resumed.asked[:-1] for kept in cut.asked)
     again = Oracle(gate, needed)
-    assert run(source, again, tmp_path, cache)[0].provenance == candidate.provenance
+    assert run(source, again, tmp_path, cache)[0].record == candidate.record
     assert again.asked == [needed]  # only the verdict on the file itself is measured anew
 
 
@@ -160,5 +163,5 @@ def test_the_real_gate_keeps_both_layers_that_share_a_broken_scale(
     strict = GateRun(source.bundle, gate.images, Limits(max_drop=1, min_iou=0.85, min_agreement=0))
     candidate, judged, _ = run(broken, strict, tmp_path)
     assert judged.passed
-    assert candidate.keep_float == (names[5], names[6])  # what writes the broken tensor, and what reads it
-    assert not candidate.provenance["quantisation"]["search"][0]["passed"]
+    assert candidate.record.keep_float == (names[5], names[6])  # what writes the broken tensor, and what reads it
+    assert not candidate.record.quantisation["search"][0]["passed"]

@@ -14,7 +14,7 @@ from wgap.calibrate.gate import Limits
 def test_calibrate_and_gate_are_one_call_each(tiny_bundle: Path, copied: Callable[[Path], Path], shapes: Path) -> None:
     own, notes, stages = copied(tiny_bundle), [], []
     manifest = json.loads((own / "wgap.json").read_text())
-    manifest["postprocessing"]["threshold"] = "fixed:0.7"  # lower ones give this random network the whole image
+    manifest["rule"].update(kind="fixed", eta=0.7)  # lower ones give this random network the whole image
     (own / "wgap.json").write_text(json.dumps(manifest))
 
     def progress(items, what):

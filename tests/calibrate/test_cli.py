@@ -45,7 +45,11 @@ def calibrated(tiny_bundle: Path, shapes: Path, tmp_path_factory: pytest.TempPat
     """The quick bundle with an INT8 model that passed a lenient gate."""
     root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("calibrated") / "tiny"))
     manifest = json.loads((root / "wgap.json").read_text())
-    manifest["postprocessing"]["threshold"] = "fixed:0.7"  # lower ones give this random network the whole image
+    manifest["rule"] = {
+        "kind": "fixed",
+        "map": "recombined",
+        "eta": 0.7,
+    }  # lower ones give this random network the whole image
     (root / "wgap.json").write_text(json.dumps(manifest))
     done = wgap("calibrate", root, "--images", shapes, "--count", "16", "--gate", shapes, *LENIENT)
     assert done.returncode == 0, done.stderr
@@ -58,11 +62,11 @@ def test_calibrate_judges_and_enters_a_file_that_every_verb_then_runs(own: Path,
     entry = json.loads(done.stdout)
     assert entry["usable"] is True
     assert entry["path"] == "model.int8.onnx"
-    gate = entry["provenance"]["gate"]
+    gate = entry["gate"]
     assert gate["passed"]
-    assert gate["images"] == 16
-    assert gate["gt_known"]["images"] == 16
-    assert gate["disjoint_from_calibration"] is True
+    assert gate["rule"] == {"kind": "adaptive", "map": "recombined"}
+    assert gate["figures"]["images"] == 16
+    assert gate["figures"]["gt_known"]["images"] == 16
     test = shapes / "test"
     for verb in (
         ("localize", own, test / "disc", "--json"),
@@ -117,7 +121,7 @@ def test_without_a_gate_the_file_waits_for_one(own: Path, shapes: Path) -> None:
     assert wgap("localize", own, shapes / "test", "--precision", "int8", "--ungated").returncode == 0
     judged = wgap("gate", own, "--images", shapes, *LENIENT)
     assert judged.returncode == 0, judged.stderr
-    assert Localizer(own, precision="int8").backend.precision == "int8"
+    assert Localizer(own, precision="int8").network.precision == "int8"
 
 
 def test_a_refused_file_exits_3_stays_aside_and_may_be_judged_again(
@@ -145,14 +149,14 @@ def test_a_refused_file_exits_3_stays_aside_and_may_be_judged_again(
     entry = json.loads(done.stdout)
     assert entry["usable"] is False
     assert entry["path"] == "rejected/model.int8.onnx"
-    assert "mean box IoU" in entry["provenance"]["gate"]["reasons"][0]
+    assert "mean box IoU" in entry["gate"]["reasons"][0]
     assert not (own / "model.int8.onnx").exists()
     assert wgap("localize", own, shapes / "test", "--precision", "int8").returncode == 1
     Bundle.open(own)
     again = wgap("gate", own, "--images", shapes, *LENIENT)
     assert again.returncode == 0, again.stderr
     assert not (own / "rejected").exists()
-    assert Localizer(own, precision="int8").backend.precision == "int8"
+    assert Localizer(own, precision="int8").network.precision == "int8"
 
 
 def test_a_verdict_holds_for_the_file_it_was_measured_on_alone(
@@ -161,7 +165,7 @@ def test_a_verdict_holds_for_the_file_it_was_measured_on_alone(
     own = copied(calibrated)
     manifest = json.loads((own / "wgap.json").read_text())
     entry = next(e for e in manifest["files"] if e["precision"] == "int8")
-    entry["provenance"]["gate"]["candidate_sha256"] = "0" * 64
+    entry["gate"]["candidate_sha256"] = "0" * 64
     (own / "wgap.json").write_text(json.dumps(manifest))
     with pytest.raises(GateError, match="its gate ran on other files"):
         Localizer(own, precision="int8")
@@ -178,6 +182,10 @@ def test_a_verdict_holds_for_the_file_it_was_measured_on_alone(
         (["--images", "{shapes}", "--precision", "fp8"], "unknown precision 'fp8'; expected one of int8, fp16, bf16"),
         (["--images", "{shapes}", "--precision", "fp16", "--method", "entropy"], "fp16 needs the whole range"),
         (["--images", "{shapes}", "--keep-float", "conv9"], "no convolution is called 'conv9'"),
+        (["--images", "{shapes}", "--keep-float", "conv9", "--precision", "fp16"], "no convolution is called 'conv9'"),
+        (["--images", "{shapes}", "--keep-float", "conv9", "--precision", "bf16"], "no convolution is called 'conv9'"),
+        (["--images", "{shapes}", "--rule", "otsu"], "rule: expected 'adaptive' or 'fixed:ETA'"),
+        (["--images", "{shapes}", "--map", "cam"], "expected 'recombined', 'positive' or 'signed', got 'cam'"),
         (["--images", "{shapes}", "--auto"], "give --gate"),
         (["--images", "{shapes}", "--gate", "{shapes}", "--min-iou", "98"], "min_iou is a share of 0..1, got 98"),
         (["--images", "{shapes}", "--gate", "{shapes}", "--gate-split", "train"], "16 of 16 gate images took part"),
@@ -212,7 +220,7 @@ def test_one_class_and_too_few_images_are_warned_of_by_name(own: Path, shapes: P
     assert "has 16 calibration images, 64 were asked for" in one.stderr
     judged = wgap("calibrate", own, "--images", shapes, "--count", "16", "--gate", shapes, "--json")
     assert "one of 16 images with boxes weighs 0.062, more than the allowed drop of 0.01" in judged.stderr
-    assert "judge on more images" in json.loads(judged.stdout)["provenance"]["gate"]["warnings"][0]
+    assert "judge on more images" in json.loads(judged.stdout)["gate"]["figures"]["warnings"][0]
     few = shapes.parent / "one-class"
     for index, path in enumerate(sorted((shapes / "train").rglob("*.png"))):
         target = few / "train" / "ring" / f"{index}.png"
@@ -230,7 +238,7 @@ def test_a_bundle_whose_network_is_already_quantised_is_refused(
     manifest = json.loads((own / "wgap.json").read_text())
     int8 = next(e for e in manifest["files"] if e["precision"] == "int8")
     manifest["files"] = [e for e in manifest["files"] if (e["role"], e["precision"]) != ("onnx", "fp32")]
-    int8["provenance"].pop("gate")
+    int8.pop("gate")
     (own / "wgap.json").write_text(json.dumps(manifest))
     done = wgap("calibrate", own, "--images", shapes)
     assert done.returncode == 1

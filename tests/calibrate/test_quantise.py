@@ -17,7 +17,7 @@ from wgap.calibrate.images import ImageSet, image_set
 from wgap.calibrate.lower import FP16_LARGEST, fp16_graph, headroom, rounded_graph
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.errors import CalibrationError, CheckFailedError
-from wgap.runtime.backends.onnxruntime import session_backend
+from wgap.runtime.networks.onnxruntime import file_network
 
 onnx = pytest.importorskip("onnx")
 
@@ -30,7 +30,7 @@ def source(tiny_bundle: Path, shapes: Path) -> Iterator[Calibration]:
 
 
 def forward(bundle: Bundle, path: Path, images: ImageSet) -> np.ndarray:
-    return session_backend(bundle, path, "x").run(images.batch())[1]
+    return file_network(bundle, path, "x").run(images.batch())["features"]
 
 
 def test_pooling_before_relu_changes_no_bit(source: Calibration) -> None:
@@ -97,8 +97,9 @@ def test_other_methods_choose_narrower_ranges(source: Calibration, method: str) 
 def test_layers_kept_in_float_stay_there_and_the_attestation_counts_them(source: Calibration, tmp_path: Path) -> None:
     names = convolutions(source.graph)
     candidate = calibrate(source, "int8", tmp_path / "a.onnx", keep_float=[names[4], names[0]])
-    assert candidate.provenance["quantisation"]["keep_float"] == [names[0], names[4]]
-    attested = candidate.provenance["quantisation"]["attestation"]
+    assert candidate.record.keep_float == (names[0], names[4])
+    assert candidate.record.quantisation is not None
+    attested = candidate.record.quantisation["attestation"]
     assert (attested["meant_int8"], attested["meant_float"]) == (11, 2)
     assert (attested["ran_int8"], attested["ran_float"]) == (11, 2)
     with pytest.raises(CalibrationError, match="every convolution would stay in float32"):
@@ -175,7 +176,7 @@ def test_the_verdict_counts_as_it_says(source: Calibration) -> None:
     whole, half = (0.0, 0.0, 64.0, 64.0), (0.0, 0.0, 64.0, 30.0)
     same = Observation(True, 0, whole, whole, 2, whole)
     found = verdict(
-        source.bundle,
+        (64, 64),
         images,
         [same] * 4,
         [

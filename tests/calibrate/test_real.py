@@ -17,7 +17,7 @@ from wgap.calibrate.images import ImageSet
 from wgap.calibrate.lower import FP16_LARGEST, rounded_graph
 from wgap.datasets import open_dataset
 from wgap.errors import GateError
-from wgap.evaluate.protocol import Rule, evaluate_bundle
+from wgap.evaluate.protocol import evaluate_localizer
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
 
@@ -40,7 +40,7 @@ def test_int8_keeps_the_boxes(cub10_int8: tuple[Path, Verdict]) -> None:
 
 def test_the_gate_and_the_evaluation_count_alike(cub10_int8: tuple[Path, Verdict], cub10: Path) -> None:
     root, verdict = cub10_int8
-    report = evaluate_bundle(Bundle.open(root), open_dataset(cub10, "test"), [Rule()], precision="int8").summary()
+    report = evaluate_localizer(Localizer(root, precision="int8"), open_dataset(cub10, "test")).summary()
     assert report.gt_known_loc == pytest.approx(verdict.figures["gt_known"]["candidate"])
     assert report.top1_loc == pytest.approx(verdict.figures["top1_loc"]["candidate"])
 
@@ -50,37 +50,42 @@ def test_the_manifest_says_what_was_done_and_found(
 ) -> None:
     root, verdict = cub10_int8
     entry = Bundle.open(root).model_file("int8")
-    made = entry.provenance
-    assert made["gate"] == verdict.to_json()
-    assert made["gate"]["candidate_sha256"] == entry.sha256
-    assert made["float32_sha256"] == Bundle.open(root).file("onnx", "fp32").sha256
-    assert len(made["calibration"]["images"]) == 32
-    assert made["calibration"]["sha256"] == cub10_calibration.sha256
-    attested = made["quantisation"]["attestation"]
+    made = entry.calibration
+    assert made is not None
+    assert made.quantisation is not None
+    assert entry.gate == verdict.record
+    assert verdict.record is not None
+    assert verdict.record.candidate_sha256 == entry.sha256
+    assert made.float32_sha256 == Bundle.open(root).file("onnx", "fp32").sha256
+    assert len(made.images) == 32
+    assert made.images_sha256 == cub10_calibration.sha256
+    attested = made.quantisation["attestation"]
     assert (attested["meant_int8"], attested["ran_int8"], attested["ran_float"]) == (13, 13, 0)
-    assert Localizer(root, precision="int8").backend.precision == "int8"
+    assert Localizer(root, precision="int8").network.precision == "int8"
 
 
 def test_fp16_does_not_overflow_and_its_rounding_is_judged(
     cub10_source: Calibration, cub10_gate: GateRun, cub10_bundle: Path, copied: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     candidate = calibrate(cub10_source, "fp16", tmp_path / "fp16.onnx")
-    rows = candidate.provenance["lowering"]["headroom"]
+    rows = candidate.record.headroom
+    assert rows is not None
     assert len(rows) == 13 + 13 + 4
-    assert candidate.keep_float == ()
+    assert candidate.record.keep_float == ()
     assert 1000 < rows[0]["largest"] < FP16_LARGEST / 2
     verdict = cub10_gate.judge(candidate.path, "fp16", cub10_source.images.listing())
     assert verdict.passed
-    assert verdict.figures["backend"].endswith("fp16 emulated")
+    assert verdict.record.backend.endswith("fp16 emulated")
     bundle = enter(Bundle.open(copied(cub10_bundle)), candidate, verdict)
-    assert Localizer(bundle, precision="fp16").backend.precision == "fp16"
+    assert Localizer(bundle, precision="fp16").network.precision == "fp16"
 
-    from wgap.runtime.backends.onnxruntime import open_bundle, session_backend
+    from wgap.runtime.networks import open_network
+    from wgap.runtime.networks.onnxruntime import file_network
 
     rounded_graph(candidate.path, tmp_path / "rounded.onnx")
     batch = cub10_gate.images.batch(slice(0, 2))
-    exact = open_bundle(bundle).run(batch)[1]
-    rounded = session_backend(bundle, tmp_path / "rounded.onnx", "fp16").run(batch)[1]
+    exact = open_network("onnxruntime", bundle).run(batch)["features"]
+    rounded = file_network(bundle, tmp_path / "rounded.onnx", "fp16").run(batch)["features"]
     assert np.array_equal(rounded, rounded.astype(np.float16).astype(np.float32))
     assert 1e-5 < np.abs(rounded - exact).max() / exact.max() < 1e-2
 
@@ -91,19 +96,20 @@ def test_bf16_is_judged_with_its_rounding_and_left_to_the_backends_that_have_it(
     import ml_dtypes
 
     from wgap.errors import BackendError
-    from wgap.runtime.backends.onnxruntime import open_bundle, session_backend
+    from wgap.runtime.networks import open_network
+    from wgap.runtime.networks.onnxruntime import file_network
 
     candidate = calibrate(cub10_source, "bf16", tmp_path / "bf16.onnx")
     verdict = few.judge(candidate.path, "bf16", cub10_source.images.listing())
     assert verdict.passed
-    assert verdict.figures["backend"].endswith("bf16 emulated")
+    assert verdict.record.backend.endswith("bf16 emulated")
     bundle = enter(Bundle.open(copied(cub10_bundle)), candidate, verdict)
     with pytest.raises(BackendError, match=r"no bfloat16 convolution; run it as an engine \(`wgap build"):
         Localizer(bundle, precision="bf16")
     rounded_graph(candidate.path, tmp_path / "rounded.onnx")
     batch = few.images.batch(slice(0, 2))
-    exact = open_bundle(bundle).run(batch)[1]
-    rounded = session_backend(bundle, tmp_path / "rounded.onnx", "bf16").run(batch)[1]
+    exact = open_network("onnxruntime", bundle).run(batch)["features"]
+    rounded = file_network(bundle, tmp_path / "rounded.onnx", "bf16").run(batch)["features"]
     assert np.array_equal(rounded, rounded.astype(ml_dtypes.bfloat16).astype(np.float32))
     assert 1e-3 < np.abs(rounded - exact).max() / exact.max() < 1e-1
 
@@ -198,4 +204,4 @@ def test_a_refused_file_is_kept_aside_and_runs_only_when_told(
     assert not (good / "model.int8.onnx").exists()
     with pytest.raises(GateError, match=r"the gate refused this int8 file: .*mean box IoU"):
         Localizer(bundle, precision="int8")
-    assert Localizer(bundle, precision="int8", ungated=True).backend.precision == "int8"
+    assert Localizer(bundle, precision="int8", ungated=True).network.precision == "int8"

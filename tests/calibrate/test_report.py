@@ -21,13 +21,13 @@ def test_the_report_shows_ranges_drift_and_the_worst_images(
     limits = LENIENT if passes else ("--min-iou", "1", "--min-agreement", "1", "--max-drop", "0")
     arguments = ("--precision", precision, "--images", shapes, "--count", "16", "--gate", shapes, "--report", out)
     manifest = json.loads((own / "wgap.json").read_text())
-    manifest["postprocessing"]["threshold"] = "fixed:0.7"
+    manifest["rule"].update(kind="fixed", eta=0.7)
     (own / "wgap.json").write_text(json.dumps(manifest))
     done = wgap("calibrate", own, *arguments, *limits)
     assert done.returncode == (0 if passes else 3), done.stdout + done.stderr
     report = json.loads((out / "report.json").read_text())
     entry = Bundle.open(own).file("onnx" if passes else "rejected", precision)
-    assert report["gate"] == entry.provenance["gate"]
+    assert report["gate"] == entry.to_json()["gate"]
     assert len(report["images"]) == 16
     assert sorted(p.name for p in out.iterdir()) == ["drift.png", "ranges.png", "report.json", "worst.png"]
     for name in ("drift.png", "ranges.png", "worst.png"):

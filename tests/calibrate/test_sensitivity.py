@@ -17,12 +17,12 @@ from wgap.calibrate.candidate import prepare
 from wgap.calibrate.images import image_set
 from wgap.calibrate.quantise import convolutions
 from wgap.calibrate.sensitivity import sensitivity
+from wgap.rule import Rule
 
 
 def test_the_layers_on_both_sides_of_a_broken_scale_stand_out(tiny_bundle: Path, shapes: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    defaults = replace(bundle.manifest.postprocessing, threshold="fixed:0.7")
-    bundle = replace(bundle, manifest=replace(bundle.manifest, postprocessing=defaults))
+    bundle = replace(bundle, manifest=replace(bundle.manifest, rule=Rule.parse("fixed:0.7")))
     with prepare(bundle, image_set(bundle, shapes, split="train", count=16)) as source:
         names = convolutions(source.graph)
         victim = next(n for n in onnx.load(str(source.graph)).graph.node if n.name == names[6])

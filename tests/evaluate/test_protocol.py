@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from wgap.bundle import Bundle
+from wgap import Localizer
 from wgap.cli import app
 from wgap.datasets import open_dataset
 from wgap.errors import DataError, OutputExistsError
-from wgap.evaluate.protocol import Evaluation, Rule, ablation_rules, evaluate_bundle
+from wgap.evaluate.protocol import Evaluation, ablation_rules, evaluate_localizer
 
 
 @pytest.fixture(scope="module")
 def cub10_evaluation(cub10: Path, cub10_bundle: Path) -> Evaluation:
-    rules = [Rule(), *ablation_rules()]
-    return evaluate_bundle(Bundle.open(cub10_bundle), open_dataset(cub10, split="test"), rules)
+    return evaluate_localizer(Localizer(cub10_bundle), open_dataset(cub10, split="test"), ablation_rules())
 
 
 @pytest.fixture
@@ -72,40 +71,40 @@ def test_the_ablation_shows_what_each_part_is_worth(cub10_evaluation: Evaluation
 
 def test_labels_are_matched_by_name_not_by_position(tiny_bundle: Path, shapes: Path) -> None:
     """The folder's classes are sorted, the bundle's are disc, ring, cross."""
-    bundle = Bundle.open(tiny_bundle)
-    report = evaluate_bundle(bundle, open_dataset(shapes, split="test"))
-    names = [bundle.manifest.model.classes[image.label] for image in report.images]
+    localizer = Localizer(tiny_bundle)
+    report = evaluate_localizer(localizer, open_dataset(shapes, split="test"))
+    names = [localizer.classes[image.label] for image in report.images]
     assert names == [image.path.parent.name for image in report.images]
     assert len(set(names)) == 3
 
 
 def test_batch_size_changes_nothing(tiny_bundle: Path, shapes: Path) -> None:
-    bundle, data = Bundle.open(tiny_bundle), open_dataset(shapes, split="test")
-    one, many = (evaluate_bundle(bundle, data, batch_size=size) for size in (1, 5))
+    localizer, data = Localizer(tiny_bundle), open_dataset(shapes, split="test")
+    one, many = (evaluate_localizer(localizer, data, batch_size=size) for size in (1, 5))
     assert [image.box for image in one.images] == [image.box for image in many.images]
     assert one.summary() == many.summary()
 
 
 def test_unreadable_images_are_named_and_counted_up_to_a_limit(tiny_bundle: Path, shapes: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
+    localizer = Localizer(tiny_bundle)
     broken = shapes / "test" / "disc" / "1.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    report = evaluate_bundle(bundle, open_dataset(shapes, split="test"))
+    report = evaluate_localizer(localizer, open_dataset(shapes, split="test"))
     assert [path for path, _ in report.skipped] == [str(broken)]
     assert report.summary().images == 5
     assert report.to_json()["skipped"][0]["image"] == str(broken)
     with pytest.raises(DataError, match="1 unreadable images, at most 0 allowed"):
-        evaluate_bundle(bundle, open_dataset(shapes, split="test"), max_bad=0)
+        evaluate_localizer(localizer, open_dataset(shapes, split="test"), max_bad=0)
 
 
 def test_other_classes_and_missing_boxes_are_refused(tiny_bundle: Path, shapes: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
+    localizer = Localizer(tiny_bundle)
     (shapes / "boxes.csv").unlink()
     with pytest.raises(DataError, match="box"):
-        evaluate_bundle(bundle, open_dataset(shapes, split="test"))
+        evaluate_localizer(localizer, open_dataset(shapes, split="test"))
     shutil.move(shapes / "test" / "ring", shapes / "test" / "star")
     with pytest.raises(DataError, match="does not know: star"):
-        evaluate_bundle(bundle, open_dataset(shapes, split="test"))
+        evaluate_localizer(localizer, open_dataset(shapes, split="test"))
 
 
 def test_the_command_writes_pictures_and_lines_and_never_over_something_else(
@@ -138,9 +137,9 @@ def test_the_command_writes_pictures_and_lines_and_never_over_something_else(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--map", "inverted"], "unknown map 'inverted'"),
-        (["--threshold", "fixed:2"], "fixed"),
-        (["--threshold", "otsu"], "otsu"),
+        (["--map", "inverted"], "expected 'recombined', 'positive' or 'signed', got 'inverted'"),
+        (["--rule", "fixed:2"], "fixed"),
+        (["--rule", "otsu"], "otsu"),
         (["--plot", "worst"], "--out DIR"),
         (["--split", "validation"], "unknown split"),
     ],

@@ -12,11 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from wgap import Localizer
 from wgap.bundle import Bundle, describe_file, write_manifest
 from wgap.cli import app
 from wgap.datasets import open_dataset
 from wgap.errors import BundleError, CheckFailedError
-from wgap.export.check import check_bundle
+from wgap.export.check import check_localizer
 
 STAGES = ["features", "logits", "class", "map", "level", "box", "end to end"]
 
@@ -32,7 +33,7 @@ def rewritten(bundle: Bundle, path: Path) -> Bundle:
 
 
 def test_a_fresh_bundle_agrees_on_its_golden_images(tiny_bundle: Path) -> None:
-    report = check_bundle(Bundle.open(tiny_bundle))
+    report = check_localizer(Localizer(tiny_bundle))
     assert [stage.name for stage in report.stages] == STAGES
     assert report.ok, report
     assert report.images == 3
@@ -44,7 +45,7 @@ def test_a_classifier_that_is_not_the_graphs_is_found(tiny_bundle: Path, tmp_pat
     tensors = load_file(path)
     tensors["weight"] = np.ascontiguousarray(tensors["weight"][:, ::-1])
     save_file(tensors, path)
-    report = check_bundle(rewritten(bundle, path))
+    report = check_localizer(Localizer(rewritten(bundle, path)))
     failed = {stage.name for stage in report.stages if not stage.ok}
     assert "map" in failed
     assert not failed & {"features", "logits"}
@@ -55,14 +56,16 @@ def test_a_classifier_that_is_not_the_graphs_is_found(tiny_bundle: Path, tmp_pat
 
 def test_a_graph_of_another_network_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "b"))
-    wider = replace(bundle, manifest=replace(bundle.manifest, model=replace(bundle.manifest.model, width=0.25)))
+    architecture = replace(bundle.manifest.model.architecture, parameters={"width": 0.25})
+    model = replace(bundle.manifest.model, architecture=architecture)
+    wider = replace(bundle, manifest=replace(bundle.manifest, model=model))
     with pytest.raises(BundleError, match="does not hold the network that the manifest describes"):
-        check_bundle(wider)
+        check_localizer(Localizer(wider))
 
 
 def test_no_image_is_an_error(tiny_bundle: Path) -> None:
     with pytest.raises(CheckFailedError, match="--images"):
-        check_bundle(Bundle.open(tiny_bundle), [])
+        check_localizer(Localizer(tiny_bundle), [])
 
 
 @pytest.mark.slow
@@ -71,7 +74,7 @@ def test_cub10_agrees_from_bytes_to_box(cub10: Path, cub10_bundle: Path) -> None
     """On every test photograph the kernel gives the reference's level and box; end to end at least 99.5 % do."""
     images = [sample.path for sample in open_dataset(cub10, split="test").samples]
     assert len(images) == 122
-    report = check_bundle(Bundle.open(cub10_bundle), images)
+    report = check_localizer(Localizer(cub10_bundle), images)
     assert report.ok, report
     measured = {stage.name: stage.measured for stage in report.stages}
     assert measured["level"] == 1.0

@@ -19,15 +19,16 @@ from wgap.calibrate.candidate import calibrate, enter, prepare
 from wgap.calibrate.images import image_set
 from wgap.errors import BundleError, CheckFailedError, DataError, EngineError, GateError, MissingDependencyError
 from wgap.export.engine import BuildOptions, engine_from_bundle
+from wgap.manifest import Profile
 from wgap.runtime.engine import engines
-from wgap.runtime.library import running_gpu
+from wgap.runtime.library import gpus
 
 trt = pytest.importorskip("tensorrt_rtx")
 
 PROGRAM = [sys.executable, "-c", "from wgap.cli import main; main()"]
 NAME = f"engines/model.{{}}.tensorrt_rtx-{trt.__version__}.plan"
 
-without_gpu = pytest.mark.skipif(running_gpu() is not None, reason="tells what is said where there is no GPU")
+without_gpu = pytest.mark.skipif(bool(gpus()), reason="tells what is said where there is no GPU")
 
 
 def wgap(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -84,27 +85,28 @@ def test_every_precision_builds_and_the_manifest_says_what_it_is(own: Path, prec
     assert (entry.path, entry.role, entry.precision) == (NAME.format(precision), "engine", precision)
     plan = (own / entry.path).read_bytes()
     assert (entry.size, entry.sha256) == (len(plan), hashlib.sha256(plan).hexdigest())
-    made = entry.provenance
-    assert (made["flavor"], made["version"], made["architecture"]) == ("tensorrt_rtx", trt.__version__, "portable")
-    assert made["platform"] == "linux x86_64"
-    assert made["profile"] == {"min": 1, "opt": 8, "max": 16}
-    assert made["onnx_sha256"] == model.sha256
-    calibration = model.provenance.get("calibration", {}).get("sha256")
-    assert made["calibration_sha256"] == calibration
+    made = entry.engine
+    assert made is not None
+    assert (made.flavor, made.version, made.architecture) == ("tensorrt_rtx", trt.__version__, "portable")
+    assert made.platform == "linux x86_64"
+    assert made.profile == Profile(1, 8, 16)
+    assert made.onnx_sha256 == model.sha256
+    calibration = model.calibration.images_sha256 if model.calibration else None
+    assert made.calibration_sha256 == calibration
     assert (calibration is None) == (precision == "fp32")
-    assert made["attestation"]["convolutions"] == {precision: 13}
-    assert made["options"]["strongly_typed"] is True
+    assert made.attestation["convolutions"] == {precision: 13}
+    assert made.options["strongly_typed"] is True
     assert bundle.manifest.files[-1] == entry
-    if running_gpu() is None:
-        assert made["attestation"]["engine_inspector"] == "not run, no GPU"
-        assert (made["driver"], made["cuda"], made["gpu"]) == (None, None, None)
+    if not gpus():
+        assert made.attestation["engine_inspector"] == "not run, no GPU"
+        assert (made.driver, made.cuda, made.gpu) == (None, None, None)
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_real_network_builds_in_every_precision(cub10_lowered: Path, precision: str) -> None:
     bundle, entry = engine_from_bundle(Bundle.open(cub10_lowered), "tensorrt_rtx", precision, ungated=True)
-    assert entry.provenance["attestation"]["convolutions"] == {precision: 13}
+    assert entry.engine.attestation["convolutions"] == {precision: 13}
     model = bundle.model_file(precision, ungated=True)
     assert 0.2 * model.size < entry.size < 1.5 * model.size
 
@@ -126,10 +128,9 @@ def test_convolutions_kept_in_float_are_told_apart(tiny_bundle: Path, tiny: Path
             enter(Bundle.open(root), calibrate(source, precision, tmp_path / f"{precision}.onnx", kept), None)
     for precision in ("int8", "fp16"):
         _, entry = engine_from_bundle(Bundle.open(root), "tensorrt_rtx", precision, ungated=True)
-        assert entry.provenance["attestation"]["convolutions"] == {"fp32": 2, precision: 11}
-    stage = {"int8": "quantisation", "fp16": "lowering"}
-    for precision, section in stage.items():
-        edit(root, precision, lambda e, s=section: e["provenance"][s].update(keep_float=[]))
+        assert entry.engine.attestation["convolutions"] == {"fp32": 2, precision: 11}
+    for precision in ("int8", "fp16"):
+        edit(root, precision, lambda e: e["calibration"].update(keep_float=[]))
         with pytest.raises(CheckFailedError, match=rf"2 of 13 convolutions .*{kept[0]} \(fp32, expected {precision}\)"):
             engine_from_bundle(Bundle.open(root), "tensorrt_rtx", precision, ungated=True)
 
@@ -156,10 +157,10 @@ def test_building_again_replaces_and_other_architectures_stand_beside(own: Path)
     for batch in ((1, 1, 4), (1, 8, 32)):
         bundle, entry = engine_from_bundle(bundle, options=BuildOptions(batch=batch))
     assert [e.path for e in engines(bundle)] == [NAME.format("fp32")]
-    assert entry.provenance["profile"] == {"min": 1, "opt": 8, "max": 32}
+    assert entry.engine.profile == Profile(1, 8, 32)
     bundle, entry = engine_from_bundle(bundle, options=BuildOptions(compute_capabilities=("8.6", "8.9")))
     assert entry.path.endswith("-sm86-sm89.plan")
-    assert entry.provenance["architecture"] == "8.6,8.9"
+    assert entry.engine.architecture == "8.6,8.9"
     assert len(engines(bundle)) == 2
     assert sorted(p.name for p in (own / "engines").iterdir()) == sorted(Path(e.path).name for e in engines(bundle))
 
@@ -169,7 +170,7 @@ def test_the_command_builds_and_inspect_shows_it(own: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     entry = json.loads(done.stdout)
     assert entry["path"] == NAME.format("int8")
-    assert entry["provenance"]["profile"] == {"min": 1, "opt": 2, "max": 4}
+    assert entry["engine"]["profile"] == {"min": 1, "opt": 2, "max": 4}
     done = wgap("build", own, "--compute-capability", "120,8.6")
     assert done.returncode == 0, done.stderr
     assert "GPU architecture 8.6,12.0, linux x86_64, batch 1/8/16" in done.stdout
@@ -255,10 +256,10 @@ def test_the_parser_names_node_operator_and_reason(own: Path) -> None:
 
 def test_a_graph_with_other_inputs_is_refused(own: Path) -> None:
     manifest = json.loads((own / "wgap.json").read_text())
-    manifest["model"]["input_size"] = [96, 96]
+    manifest["model"]["inputs"][0]["shape"] = ["N", 96, 96, 3]
     (own / "wgap.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        EngineError, match=r"promises image UINT8 \[-1, 96, 96, 3\], got .*64, 64, 3.*export the bundle"
+        BundleError, match=r"promises image uint8\['N', 96, 96, 3\], got uint8\['N', 64, 64, 3\]; export the bundle"
     ):
         engine_from_bundle(Bundle.open(own))
 
@@ -272,7 +273,7 @@ def stand_in(folder: Path, code: str) -> Path:
 
 def test_a_library_that_is_missing_broken_or_has_no_gpu_says_which(own: Path, tmp_path: Path) -> None:
     build = ("build", own, "--flavor", "tensorrt")
-    if running_gpu() is None:
+    if not gpus():
         import importlib.util
 
         if importlib.util.find_spec("tensorrt") is None:
@@ -287,7 +288,7 @@ def test_a_library_that_is_missing_broken_or_has_no_gpu_says_which(own: Path, tm
     alone = stand_in(tmp_path / "alone", "from tensorrt_rtx import *\n__version__ = '10.13.0'")
     done = wgap(*build, "--compute-capability", "8.6", path=alone)
     assert "the flavor tensorrt has no --compute-capability: it builds for the GPU it runs on" in done.stderr
-    if running_gpu() is None:
+    if not gpus():
         done = wgap(*build, path=alone)
         assert "TensorRT 10.13.0 builds on the GPU that the engine is for" in done.stderr
         assert "take --flavor tensorrt_rtx, which needs no GPU" in done.stderr

@@ -83,7 +83,10 @@ def test_every_architecture_goes_there_and_back(kwargs: dict, tmp_path: Path) ->
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
     info = bundle.manifest.model
-    assert (info.neck, info.stride, info.pooling) == (model.neck_kind, model.stride, model.pooling)
+    assert info.architecture.name == "vgg16"
+    assert info.architecture.parameters == {
+        "width": model.width, "stride": model.stride, "neck": model.neck_kind, "pooling": model.pooling
+    }  # fmt: skip
     assert info.feature_shape == model.feature_shape
 
 

@@ -87,12 +87,12 @@ def test_another_version(own: Path, version: str) -> None:
 
 def test_version_compatible_engines_of_tensorrt_go_with_later_ones_of_their_major(own: Path) -> None:
     def as_tensorrt(entry: dict[str, Any]) -> None:
-        entry["provenance"].update(flavor="tensorrt", version="10.9.0.34", architecture="8.6")
+        entry["engine"].update(flavor="tensorrt", version="10.9.0.34", architecture="8.6")
 
     bundle = edit(own, PLAN, as_tensorrt)
     host = Host("tensorrt", "10.13.3.9", "8.6", "linux x86_64")
     assert "version  10.13.3.9" in refused(bundle, host=host)
-    bundle = edit(own, PLAN, lambda e: e["provenance"]["options"].update(version_compatible=True))
+    bundle = edit(own, PLAN, lambda e: e["engine"]["options"].update(version_compatible=True))
     assert preflight(bundle, PLAN, host)
     for version in ("10.8.0.1", "11.0.0.1"):
         text = refused(bundle, host=replace(host, version=version))
@@ -172,7 +172,7 @@ def test_everything_that_differs_is_in_one_table(own: Path) -> None:
 def test_the_command_in_the_message_makes_an_engine_that_fits(own: Path) -> None:
     import shlex
 
-    bundle = edit(own, PLAN, lambda e: e["provenance"].update(version="1.6.0.1"))
+    bundle = edit(own, PLAN, lambda e: e["engine"].update(version="1.6.0.1"))
     command = refused(bundle, batch=20).rsplit("`", 2)[1]
     words = shlex.split(command)
     program = [sys.executable, "-c", "from wgap.cli import main; main()", *words[1:]]

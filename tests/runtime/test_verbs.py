@@ -141,6 +141,8 @@ def test_bench_reports_every_stage_and_what_it_depends_on(tiny_bundle: Path, pic
         "threads": 1,
         "warmup": 1,
         "iterations": 3,
+        "device": None,
+        "rule": {"kind": "adaptive", "map": "recombined"},
     }
     assert (report["image"]["width"], report["image"]["height"]) == (160, 120)
     assert set(report["machine"]) == {"cpu", "cores", "kernel_target"}
