@@ -94,7 +94,7 @@ def test_an_outside_project_finds_it_and_gets_python_s_boxes(installed: Path, tm
         array.tofile(tmp_path / name)
     files = (tmp_path / name for name in ("features", "logits", "weight"))
     lines = [json.loads(line) for line in call(program, *files, "3", "16", "7", "9", "5", "100").splitlines()]
-    for line, [record] in zip(lines, postprocess(features, logits, Classifier(weight), size=(100, 100)), strict=True):
+    for line, [record] in zip(lines, postprocess(logits, features, Classifier(weight), size=(100, 100)), strict=True):
         assert (line["class_id"], tuple(line["box"])) == (record.class_id, record.box)
         assert line["threshold"] == pytest.approx(record.threshold)
 

@@ -49,7 +49,7 @@ before = counter()
 call("cuCtxPushCurrent", contexts[0])
 assert int(call("cuCtxGetDevice")) == 0
 assert counter() == before + 2
-stream = call("cuStreamCreate", 0)
+stream = int(call("cuStreamCreate", 0))
 module = call("cuModuleLoadData", b"\x7fELF")
 function = call("cuModuleGetFunction", module, b"wgap_localize_cuda")
 room = 90_000
@@ -70,7 +70,7 @@ sizes = {
 }
 
 
-def launched(addresses: dict[str, int]) -> int:
+def launched(addresses: dict[str, int], stream: int = 0) -> int:
     task = ctypes.create_string_buffer(_native._cuda_task(SHAPE, IMAGES, 1, None, room, addresses))
     arguments = (ctypes.c_void_p * 1)(ctypes.addressof(task))
     return refused(
@@ -82,7 +82,7 @@ ids = bytes((ctypes.c_int64 * IMAGES)(1, 2))
 for place in (pinned, lambda size: int(call("cuMemAlloc", size))):
     either = {name: place(size) for name, size in sizes.items()}
     ctypes.memmove(either["class_ids"], ids, len(ids))  # the emulated device's memory is the host's
-    assert launched(device_only | either) == 0
+    assert launched(device_only | either, stream) == 0
     told = [ctypes.string_at(either[name], sizes[name]) for name in ("records", "edge_means")]
     [[one], [other]] = _native._cuda_records(told[0], IMAGES, 1, None, told[1])
     assert (one.class_id, one.box, other.class_id, other.box) == (1, (0, 0, 3, 3), 2, (1, 1, 4, 4))
@@ -99,7 +99,8 @@ room_for = ctypes.create_string_buffer(4)
 assert refused("cuMemcpyDtoH", ctypes.addressof(room_for), features, 4) == 1  # the other device's memory
 assert refused("cuMemFree", features) == 1
 assert refused("cuStreamSynchronize", stream) == 400
-assert launched(device_only | either) == 400
+assert launched(device_only | either, stream) == 400
+assert launched(device_only | either) == 400  # the kernel, too, is the other device's
 call("cuCtxPopCurrent")
 call("cuMemcpyDtoH", ctypes.addressof(room_for), features, 4)
 assert room_for.raw == floats(1)
