@@ -13,6 +13,7 @@ endif()
 
 add_library(wgap_core OBJECT
   runtime/src/kernel/c_api.cpp
+  runtime/src/kernel/checks.cpp
   runtime/src/kernel/kernel_baseline.cpp
   runtime/src/kernel/rule.cpp
   runtime/src/kernel/targets.cpp

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import operator
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
@@ -32,8 +31,6 @@ STAGES = ("class", "recombine", "upsample_columns", "quantise", "edges", "level"
 
 MOST_IDLE = 8
 """Launches whose memory is kept for the next call of their shape, the last used ones; a further one is freed."""
-
-_LARGEST = 1 << 20  # pixels of a map, as in problem.h
 
 
 class CudaPostprocess:
@@ -70,8 +67,7 @@ class CudaPostprocess:
         profile: bool = False,
         context: Context | None = None,
     ) -> None:
-        classifier = _native.Classifier(weight)
-        self.classes, self.channels, self.threads = int(classifier.num_classes), int(classifier.channels), threads
+        self.classifier, self.threads = _native.Classifier(weight), threads
         found = gpu(device)
         self.device, self.arch = found.ordinal, found.compute_capability
         require_driver()
@@ -134,7 +130,10 @@ class CudaPostprocess:
             ValueError: an option is not as above.
             BackendError: the device failed.
         """
-        ids = None if classes is None else _class_ids(classes, int(features.shape[0]))
+        ids = None
+        if classes is not None:
+            checked = _native._cuda_class_ids(classes, int(features.shape[0]), self.classifier.num_classes)
+            ids = memoryview(checked).cast("q").tolist()
         request = Request(ids, top_k, heatmaps, edge_means)
         outputs = {"logits": logits, "features": features}
         return require_finite(self.locate(outputs, size, rule or Rule(), request, stream))
@@ -273,23 +272,13 @@ class Launch:
         size: tuple[int, int],
         request: Request,
     ) -> None:
-        (images, channels, height, width), top_k = features, request.per_image
-        if logits[1] != owner.classes:
-            raise FeatureError(f"logits: expected {owner.classes} classes for this classifier, got {logits[1]}")
-        if channels != owner.channels or height < 1 or width < 1:
-            raise FeatureError(
-                f"features: expected {owner.channels} channels for this classifier, got {list(features)}"
-            )
-        if min(size) < 1 or max(prod(size), height * width, height * size[1] // 64) > _LARGEST:
-            raise ValueError(f"size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got {size}")
-        if not 1 <= top_k <= owner.classes:
-            raise ValueError(f"top_k: expected 1..{owner.classes}, got {top_k}")
-        self._owner = owner
-        self._shape = [channels, height, width, *size, owner.classes]
-        self._size, self._images, self._per_image = size, images, top_k
+        images, top_k = features[0], request.per_image
+        self._owner, self._size, self._images, self._per_image = owner, size, images, top_k
+        self._shape, self._shared, self._scratch = _native._cuda_layout(
+            owner.classifier, logits, features, size, top_k, owner.room
+        )
         tasks = images * top_k
         self._grid = min(tasks, owner.blocks)
-        self._shared, scratch = _native._cuda_layout(self._shape, owner.room)
         self._memory: dict[str, Memory] = {}
         self._argument: Any = None
         pinned = {"records": tasks * _native._CUDA_RECORD_BYTES}
@@ -300,7 +289,7 @@ class Launch:
         if request.edge_means:
             pinned["edge_means"] = tasks * (_native.LEVELS + 1) * 8
         try:
-            self._memory["scratch"] = Memory(owner.context, scratch * self._grid)
+            self._memory["scratch"] = Memory(owner.context, self._scratch * self._grid)
             for name, bytes_ in pinned.items():
                 self._memory[name] = Memory(owner.context, bytes_, pinned=True)
         except BaseException:
@@ -315,18 +304,17 @@ class Launch:
         """
         if classes is None:
             return
-        ids, known = _class_ids(classes, self._images), self._owner.classes
-        for n, class_id in enumerate(ids):
-            if not 0 <= class_id < known:
-                raise ValueError(f"classes[{n}] is {class_id}, expected 0..{known - 1}")
-        self._memory["class_ids"].view()[:] = bytes((ctypes.c_int64 * self._images)(*ids))
+        ids = _native._cuda_class_ids(classes, self._images, self._owner.classifier.num_classes)
+        self._memory["class_ids"].view()[:] = ids
 
     def bind(self, logits: int, features: int, rule: Rule) -> None:
         """Set where logits and features lie on the device, and the rule."""
         weight = self._owner.weight.pointer if self._owner.weight else 0
         addresses = {"logits": logits, "features": features, "weight": weight}
         addresses |= {name: memory.pointer for name, memory in self._memory.items()}
-        task = _native._cuda_task(self._shape, self._images, self._per_image, rule, self._owner.room, addresses)
+        task = _native._cuda_task(
+            self._shape, self._images, self._per_image, rule, self._shared, self._scratch, addresses
+        )
         content = ctypes.create_string_buffer(task, len(task))
         self._argument = content, (ctypes.c_void_p * 1)(ctypes.addressof(content))
 
@@ -369,10 +357,3 @@ def require_driver() -> None:
             f"the NVIDIA driver serves CUDA {served // 1000}.{served % 1000 // 10}; the code that NVRTC "
             f"{made[0]}.{made[1]} makes needs {made[0]}.0: update the driver (R580 serves 13.0)"
         )
-
-
-def _class_ids(classes: int | Iterable[int], images: int) -> list[int]:
-    ids = [operator.index(n) for n in classes] if isinstance(classes, Iterable) else [operator.index(classes)] * images
-    if len(ids) != images:
-        raise ValueError(f"classes: expected one class id for each of {images} images, got {len(ids)}")
-    return ids

@@ -75,15 +75,26 @@ def active_target() -> str:
 
 _CUDA_RECORD_BYTES: int
 
-def _cuda_layout(shape: Sequence[int], room: int) -> tuple[int, int]:
-    """(shared, global) bytes that a block of the CUDA kernel needs; shape is C, h, w, H, W, K."""
+def _cuda_class_ids(classes: int | Iterable[int], images: int, known: int) -> bytes:
+    """int64[images], every one of 0..known - 1."""
+
+def _cuda_layout(
+    classifier: Classifier,
+    logits: Sequence[int],
+    features: Sequence[int],
+    size: tuple[int, int],
+    top_k: int,
+    room: int,
+) -> tuple[list[int], int, int]:
+    """Judges the shapes; (shape, shared, scratch): C, h, w, H, W, K, and the bytes that a block of the kernel needs."""
 
 def _cuda_task(
     shape: Sequence[int],
     images: int,
     per_image: int,
     rule: Rule | None,
-    room: int,
+    shared: int,
+    scratch: int,
     addresses: Mapping[str, int],
 ) -> bytes:
     """The argument of a launch.

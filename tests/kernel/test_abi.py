@@ -61,7 +61,8 @@ def grown(header: str, *structs: str) -> str:
         header, ends = re.subn(rf"^}} wgap_{name};", f"  uint64_t later;\n}} wgap_{name};", header, flags=re.MULTILINE)
         assert ends == 1, name
         if name != "record":  # the library fills it in: it has no _INIT
-            header, inits = re.subn(rf"(#define WGAP_{name.upper()}_INIT (?:\\\n  )?\{{.*)\}}$", r"\1, 0}", header, flags=re.M)
+            init = rf"(#define WGAP_{name.upper()}_INIT (?:\\\n  )?\{{.*)\}}$"
+            header, inits = re.subn(init, r"\1, 0}", header, flags=re.M)
             assert inits == 1, name
     return header
 

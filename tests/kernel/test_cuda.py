@@ -47,7 +47,10 @@ def test_it_compiles_for_every_architecture_without_warnings_spills_or_local_mem
     assert found.registers <= MOST_REGISTERS
     # With static shared memory beside it, what the launch asks for must fit: 64 KiB on sm_75, 99 and more on others.
     room = 64 * 1024 if arch == "sm_75" else 99 * 1024
-    shared, scratch = _native._cuda_layout([512, 14, 14, 224, 224, 1000], room - found.shared)
+    classifier = _native.Classifier(np.zeros((1000, 512), np.float32))
+    _, shared, scratch = _native._cuda_layout(
+        classifier, [1, 1000], [1, 512, 14, 14], (224, 224), 1, room - found.shared
+    )
     assert shared + found.shared <= room
     assert shared > room // 2
     assert scratch < 1 << 20
@@ -108,16 +111,16 @@ def test_the_argument_of_a_launch_is_the_kernel_s() -> None:
     shape = [512, 14, 15, 224, 225, 10]
     names = ("logits", "features", "weight", "class_ids", "heatmaps", "edge_means", "records", "scratch")
     addresses = {name: 64 * (n + 1) for n, name in enumerate(names)}
-    task = _native._cuda_task(shape, 3, 2, Rule.parse("fixed:0.5", "signed"), 90_000, addresses)
-    shared, scratch = _native._cuda_layout(shape, 90_000)
+    task = _native._cuda_task(shape, 3, 2, Rule.parse("fixed:0.5", "signed"), 4096, 8192, addresses)
+    shared, scratch = 4096, 8192
     # CudaTask: shape; rule {kind, map, bound, eta}; tasks, per_image; pointers, scores and pictures null; sizes
     assert struct.unpack("6i3i4xd2i4Q2i6Q2Q", task) == (
         *shape, 1, 2, 10 << 19, 0.5, 6, 2, 64, 128, 192, 0, 0, 0, 0, 256, 320, 384, 448, 512, scratch, shared,
     )  # fmt: skip
-    adaptive = _native._cuda_task(shape, 3, 2, None, 90_000, addresses | {"class_ids": 0})
+    adaptive = _native._cuda_task(shape, 3, 2, None, 4096, 8192, addresses | {"class_ids": 0})
     assert struct.unpack_from("3i4xd", adaptive, 24) == (0, 0, 0, 0.0)
     del addresses["class_ids"]  # one that is not given is null
-    assert _native._cuda_task(shape, 3, 2, None, 90_000, addresses) == adaptive
+    assert _native._cuda_task(shape, 3, 2, None, 4096, 8192, addresses) == adaptive
 
 
 def test_records_are_read_as_the_kernel_writes_them() -> None:

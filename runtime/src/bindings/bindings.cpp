@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "arithmetic.h"
+#include "checks.h"
 #include "lease.h"
 #include "rule.h"
 #include "wgap/kernel/cuda_kernel.h"
@@ -235,18 +236,44 @@ nb::list localize(const Array& logits, const Array& features, const Classifier& 
   return rows_of(records.data(), input.images, per_image, heatmap, output.edge_means);
 }
 
+// The bytes of one class id per image, checked.
+nb::bytes cuda_class_ids(nb::handle classes, std::int64_t images, std::int32_t known) {
+  const std::vector<std::int64_t> ids = class_ids(classes, images);
+  wgap_input input = WGAP_INPUT_INIT;
+  input.images = images;
+  input.classes = known;
+  input.class_ids = ids.data();
+  input.class_ids_bytes = ids.size() * sizeof(std::int64_t);
+  wgap_error error = WGAP_ERROR_INIT;
+  check(wgap::check_classes(input, WGAP_OPTIONS_INIT, &error), error, "FeatureError");
+  return nb::bytes(reinterpret_cast<const char*>(ids.data()), input.class_ids_bytes);
+}
+
 wgap::Shape shape_of(const std::vector<int>& s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
 
-// Bytes that one block of the CUDA kernel needs, of shared memory (at most `room`) and of global memory.
-std::pair<std::uint64_t, std::uint64_t> cuda_layout(const std::vector<int>& shape, std::uint64_t room) {
+// Judges the shapes [N, K] and [N, C, h, w] as wgap_localize does. (shape, shared, scratch): C, h, w, H, W, K, and the
+// bytes that one block of the CUDA kernel needs of shared memory, at most `room`, and of global memory.
+nb::tuple cuda_layout(const Classifier& classifier, const std::vector<int>& logits, const std::vector<int>& features,
+                      std::pair<int, int> size, int top_k, std::uint64_t room) {
+  wgap_input input = WGAP_INPUT_INIT;
+  input.images = features[0];
+  input.classes = logits[1];
+  input.channels = features[1], input.height = features[2], input.width = features[3];
+  wgap_options options = WGAP_OPTIONS_INIT;
+  options.map_height = size.first, options.map_width = size.second, options.top_k = top_k;
+  wgap_error error = WGAP_ERROR_INIT;
+  wgap_status status = wgap::check_sizes(input, classifier.classes, classifier.channels, options, &error);
+  if (status == WGAP_OK) status = wgap::check_classes(input, options, &error);
+  check(status, error, "FeatureError");
+  const std::vector<int> shape{input.channels, input.height, input.width, size.first, size.second, input.classes};
   wgap::u64 shared = 0;
   const wgap::u64 scratch = wgap::cuda_layout(shape_of(shape), room, &shared);
-  return {shared, (scratch + 63) / 64 * 64};
+  return nb::make_tuple(nb::cast(shape), shared, (scratch + 63) / 64 * 64);
 }
 
 // The argument of a launch, as the kernel reads it. Addresses are the device's; 0 is none.
-nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, nb::handle rule, std::uint64_t room,
-                    const nb::dict& addresses) {
+nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, nb::handle rule, std::uint64_t shared,
+                    std::uint64_t scratch, const nb::dict& addresses) {
   const wgap::DefaultArithmetic arithmetic;
   const auto at = [&](const char* name) {
     const nb::object address = nb::borrow(PyDict_GetItemString(addresses.ptr(), name));
@@ -266,7 +293,8 @@ nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, nb
   task.edge_means = static_cast<double*>(at("edge_means"));
   task.records = static_cast<wgap::Record*>(at("records"));
   task.scratch = static_cast<wgap::u8*>(at("scratch"));
-  std::tie(task.shared_bytes, task.scratch_bytes) = cuda_layout(shape, room);
+  task.shared_bytes = shared;
+  task.scratch_bytes = scratch;
   return nb::bytes(reinterpret_cast<const char*>(&task), sizeof task);
 }
 
@@ -369,9 +397,11 @@ NB_MODULE(_native, m) {
         nb::arg("size"), nb::arg("rule").none() = nb::none(), nb::arg("classes").none() = nb::none(),
         nb::arg("top_k") = 1, nb::arg("heatmaps") = false, nb::arg("edge_means") = false, nb::arg("threads") = 1,
         nb::arg("target") = "");
-  m.def("_cuda_layout", &cuda_layout, nb::arg("shape"), nb::arg("room"));
+  m.def("_cuda_class_ids", &cuda_class_ids, nb::arg("classes"), nb::arg("images"), nb::arg("known"));
+  m.def("_cuda_layout", &cuda_layout, nb::arg("classifier"), nb::arg("logits"), nb::arg("features"), nb::arg("size"),
+        nb::arg("top_k"), nb::arg("room"));
   m.def("_cuda_task", &cuda_task, nb::arg("shape"), nb::arg("images"), nb::arg("per_image"), nb::arg("rule").none(),
-        nb::arg("room"), nb::arg("addresses"));
+        nb::arg("shared"), nb::arg("scratch"), nb::arg("addresses"));
   m.def("_cuda_records", &cuda_records, nb::arg("records"), nb::arg("images"), nb::arg("per_image"),
         nb::arg("heatmaps") = nb::none(), nb::arg("edge_means") = nb::bytes("", 0));
   m.def("cpu_targets", [] {

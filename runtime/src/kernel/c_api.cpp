@@ -10,6 +10,7 @@
 #include <new>
 
 #include "arithmetic.h"
+#include "checks.h"
 #include "rule.h"
 #include "targets.h"
 #include "wgap/wgap.h"
@@ -56,7 +57,9 @@ struct wgap_workspace {
 
 namespace {
 
+using wgap::check_buffer;
 using wgap::fail;
+using wgap::product_within;
 
 using wgap::aligned;
 using wgap::check_size;
@@ -87,27 +90,6 @@ wgap_status adopt(const char* name, const T* given, std::size_t first, T* own, w
   if (status == WGAP_OK) status = check_size(name, given->struct_size, first, sizeof(T), error);
   if (status == WGAP_OK) std::memcpy(own, given, given->struct_size);
   return status;
-}
-
-// a * b <= limit for positive a, b.
-bool product_within(std::int64_t a, std::int64_t b, std::int64_t limit) { return a <= limit / b; }
-
-// A buffer of count * each elements.
-template <class T>
-wgap_status check_buffer(const char* name, const T* data, std::uint64_t bytes, std::int64_t count, std::int64_t each,
-                         wgap_error* error) {
-  if (data == nullptr || !aligned(data))
-    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected a pointer aligned to %zu bytes, got %p", name, alignof(T),
-                static_cast<const void*>(data));
-  constexpr std::int64_t kMost = std::numeric_limits<std::ptrdiff_t>::max() / static_cast<std::int64_t>(sizeof(T));
-  if (!product_within(count, each, kMost))
-    return fail(error, WGAP_TOO_LARGE, "%s: %lld times %lld elements are more than can be addressed", name,
-                static_cast<long long>(count), static_cast<long long>(each));
-  const std::uint64_t needed = static_cast<std::uint64_t>(count * each) * sizeof(T);
-  if (bytes < needed)
-    return fail(error, WGAP_BUFFER_TOO_SMALL, "%s: expected at least %llu bytes, got %llu", name,
-                static_cast<unsigned long long>(needed), static_cast<unsigned long long>(bytes));
-  return WGAP_OK;
 }
 
 // Everything a task needs; task i is image i / per_image, rank i % per_image.
@@ -144,48 +126,6 @@ void run_task(const void* context, long long i, void* scratch) {
   call.target->localize(problem, scratch, &record);
   record.struct_size = std::min<std::uint32_t>(call.output.record_size, sizeof record);
   std::memcpy(record_at(call.output, i), &record, record.struct_size);
-}
-
-wgap_status check_sizes(const wgap_input& input, const wgap_classifier& classifier, const wgap_options& options,
-                        wgap_error* error) {
-  if (input.images < 0 || input.reserved != 0)
-    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_input: expected 0 or more images and reserved 0, got %lld and %d",
-                static_cast<long long>(input.images), input.reserved);
-  if (options.max_boxes != 1 || options.reserved != 0)
-    return fail(error, WGAP_INVALID_ARGUMENT, "wgap_options: expected max_boxes 1 and reserved 0, got %d and %d",
-                options.max_boxes, options.reserved);
-  if (input.classes != classifier.classes)
-    return fail(error, WGAP_SHAPE_MISMATCH, "logits: expected %d classes for this classifier, got %d",
-                classifier.classes, input.classes);
-  if (input.channels != classifier.channels)
-    return fail(error, WGAP_SHAPE_MISMATCH, "features: expected %d channels for this classifier, got %d x %d x %d",
-                classifier.channels, input.channels, input.height, input.width);
-  if (input.height < 1 || input.width < 1)
-    return fail(error, WGAP_SHAPE_MISMATCH, "features: expected at least one row and column, got %d x %d x %d",
-                input.channels, input.height, input.width);
-  const int H = options.map_height, W = options.map_width;
-  if (H < 1 || W < 1 || !product_within(H, W, wgap::kMaxPixels))
-    return fail(error, H < 1 || W < 1 ? WGAP_INVALID_ARGUMENT : WGAP_TOO_LARGE,
-                "size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got (%d, %d)", H, W);
-  if (!product_within(input.height, input.width, wgap::kMaxPixels) ||
-      !product_within(input.height, W, 64LL * wgap::kMaxPixels))
-    return fail(error, WGAP_TOO_LARGE, "features: expected maps of at most 2^20 pixels, got %d x %d for a map %d wide",
-                input.height, input.width, W);
-  return WGAP_OK;
-}
-
-wgap_status check_classes(const wgap_input& input, const wgap_options& options, wgap_error* error) {
-  if (input.class_ids == nullptr) {
-    if (options.top_k >= 1 && options.top_k <= input.classes) return WGAP_OK;
-    return fail(error, WGAP_CLASS_OUT_OF_RANGE, "top_k: expected 1..%d, got %d", input.classes, options.top_k);
-  }
-  const wgap_status status = check_buffer("class_ids", input.class_ids, input.class_ids_bytes, input.images, 1, error);
-  if (status != WGAP_OK) return status;
-  for (std::int64_t i = 0; i < input.images; ++i)
-    if (input.class_ids[i] < 0 || input.class_ids[i] >= input.classes)
-      return fail(error, WGAP_CLASS_OUT_OF_RANGE, "classes[%lld] is %lld, expected 0..%d", static_cast<long long>(i),
-                  static_cast<long long>(input.class_ids[i]), input.classes - 1);
-  return WGAP_OK;
 }
 
 wgap_status check_buffers(const Call& call, wgap_error* error) {
@@ -376,8 +316,8 @@ wgap_status wgap_localize(wgap_workspace* workspace, const wgap_classifier* clas
                 call.output.record_size);
   if (status == WGAP_OK) status = wgap::kernel_rule(options.rule, &call.rule, error);
   const wgap_input& input = call.input;
-  if (status == WGAP_OK) status = check_sizes(input, *classifier, options, error);
-  if (status == WGAP_OK) status = check_classes(input, options, error);
+  if (status == WGAP_OK) status = wgap::check_sizes(input, classifier->classes, classifier->channels, options, error);
+  if (status == WGAP_OK) status = wgap::check_classes(input, options, error);
   if (status != WGAP_OK || input.images == 0) return status;
   call.shape = {input.channels, input.height, input.width, options.map_height, options.map_width, classifier->classes};
   call.per_image = input.class_ids != nullptr ? 1 : options.top_k;

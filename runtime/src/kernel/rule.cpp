@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdarg>
-#include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <iterator>
 
 #include "arithmetic.h"
+#include "checks.h"
 
 namespace wgap {
 
@@ -25,41 +23,12 @@ bool known(double eta) { return eta >= 0.0 && eta <= kLargestEta; }
 
 }  // namespace
 
-wgap_status fail(wgap_error* error, wgap_status status, const char* format, ...) {
-  constexpr std::size_t kHead = offsetof(wgap_error, text);
-  if (error == nullptr || error->struct_size <= kHead) return status;
-  error->status = status;
-  std::va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(error->text, std::min<std::size_t>(error->struct_size, sizeof(wgap_error)) - kHead, format, arguments);
-  va_end(arguments);
-  return status;
-}
-
-wgap_status check_size(const char* name, std::uint32_t size, std::size_t first, std::size_t known, wgap_error* error) {
-  if (size > known)
-    return fail(error, WGAP_STRUCT_TOO_NEW, "%s has %u bytes, wgap %s knows %zu: the program's header is newer", name,
-                size, wgap_version(), known);
-  if (size < first)
-    return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected a size of at least %zu bytes, got %u; begin with its _INIT",
-                name, first, size);
-  return WGAP_OK;
-}
-
-wgap_status check_error(wgap_error* error) {
-  if (error == nullptr) return WGAP_OK;
-  if (!aligned(error)) return WGAP_INVALID_ARGUMENT;
-  return check_size("wgap_error", error->struct_size, 0, sizeof(wgap_error), error);
-}
-
-const char* map_name(int map) { return map >= WGAP_MAP_RECOMBINED && map <= WGAP_MAP_SIGNED ? kMaps[map] : nullptr; }
-
 wgap_status kernel_rule(const wgap_rule& given, Rule* rule, wgap_error* error) {
   const wgap_status status = check_size("wgap_rule", given.struct_size, sizeof(wgap_rule), sizeof(wgap_rule), error);
   if (status != WGAP_OK) return status;
   if (given.reserved != 0)
     return fail(error, WGAP_INVALID_ARGUMENT, "wgap_rule: expected reserved 0, got %d", given.reserved);
-  if (map_name(given.map) == nullptr)
+  if (given.map < WGAP_MAP_RECOMBINED || given.map > WGAP_MAP_SIGNED)
     return fail(error, WGAP_UNKNOWN_RULE, "map: expected %s, got number %d", kMapNames, given.map);
   const int parameters = given.kind == WGAP_RULE_ADAPTIVE ? 0 : given.kind == WGAP_RULE_FIXED ? 1 : -1;
   if (parameters < 0)

@@ -55,7 +55,9 @@ function = call("cuModuleGetFunction", module, b"wgap_localize_cuda")
 room = 90_000
 call("cuFuncSetAttribute", function, driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, room)
 floats = lambda *values: bytes((ctypes.c_float * len(values))(*values))  # noqa: E731
-shared, scratch = _native._cuda_layout(SHAPE, room)
+C, h, w, H, W, K = SHAPE
+classifier = _native.Classifier(memoryview(floats(*[1.0] * (K * C))).cast("B").cast("f", (K, C)))
+_, shared, scratch = _native._cuda_layout(classifier, [IMAGES, K], [IMAGES, C, h, w], (H, W), 1, room)
 device_only = {
     "features": allocated(floats(1, 0, 0, 0, 0, 0, 0, 1)),
     "logits": allocated(floats(1, 2, 3, 3, 2, 1)),
@@ -71,7 +73,7 @@ sizes = {
 
 
 def launched(addresses: dict[str, int], stream: int = 0) -> int:
-    task = ctypes.create_string_buffer(_native._cuda_task(SHAPE, IMAGES, 1, None, room, addresses))
+    task = ctypes.create_string_buffer(_native._cuda_task(SHAPE, IMAGES, 1, None, shared, scratch, addresses))
     arguments = (ctypes.c_void_p * 1)(ctypes.addressof(task))
     return refused(
         "cuLaunchKernel", function, IMAGES, 1, 1, 512, 1, 1, shared, stream, ctypes.addressof(arguments), 0
