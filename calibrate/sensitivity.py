@@ -65,9 +65,9 @@ class Sensitivity:
 def rank(source: Calibration, locator: Locator, progress: Progress = silent) -> list[tuple[str, float]]:
     """(layer, mean box IoU with only it in INT8), the most harmful layer first.
 
-    Measured on the calibration images, under the locator's rule: a ranking by the gate's images would tune the file to its judge. A layer alone
-    in INT8 shows its own harm; with all the others in INT8 too, their noise hides it, and a scale that two neighbours
-    share stays bad whichever of the two is spared.
+    Measured on the calibration images, under the locator's rule: a ranking by the gate's images would tune the file to
+    its judge. A layer alone in INT8 shows its own harm; with all the others in INT8 too, their noise hides it, and a
+    scale that two neighbours share stays bad whichever of the two is spared.
     """
     return _ranked(_alone(source, locator, _float32(source, locator), progress))
 

@@ -42,7 +42,9 @@ class Rule:
     def __post_init__(self) -> None:
         from wgap import _native
 
-        _native.parse_rule(str(self), self.map)
+        kind, _ = _native.parse_rule(str(self), self.map)
+        if kind != self.kind:
+            raise RuleError(f"kind: expected 'adaptive' or 'fixed', got {self.kind!r}; Rule.parse reads a rule's text")
 
     def __str__(self) -> str:
         """As on the command line: ``adaptive``, ``fixed:0.2``."""
@@ -71,11 +73,14 @@ class Rule:
         Raises:
             RuleError: it is not an object of these fields, or names no rule.
         """
-        fields = {"kind": str, "map": str, "eta": (int, float)}
+        fields = {"kind": (str,), "map": (str,), "eta": (int, float)}
         if (
             not isinstance(value, dict)
             or not {"kind", "map"} <= value.keys() <= fields.keys()
-            or not all(isinstance(value[key], fields[key]) and value[key] is not True for key in value)  # type: ignore[arg-type]
+            or not all(type(value[key]) in fields[key] for key in value)
         ):
             raise RuleError(f'rule: expected {{"kind", "map"}} and, of a fixed one, "eta", got {value!r}')
-        return Rule(**value)
+        try:
+            return Rule(**value)
+        except OverflowError as error:
+            raise RuleError(f"eta: expected a threshold in [0, 0.999], got a far larger number") from error
