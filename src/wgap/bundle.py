@@ -154,11 +154,12 @@ class Bundle:
                 and what to do.
             BundleError: if the bundle has no such file.
         """
+        folder = shlex.quote(str(self.root))
         entries = [e for e in self.manifest.files if e.role in ("onnx", "rejected")]
         found = [e for role in ("onnx", "rejected") for e in entries if (e.role, e.precision) == (role, precision)]
         if not found:
             have = ", ".join(sorted({e.precision for e in entries}))
-            how = f"; make it with `wgap calibrate {shlex.quote(str(self.root))} --precision {precision} --images DIR --gate DIR`"
+            how = f"; make it with `wgap calibrate {folder} --precision {precision} --images DIR --gate DIR`"
             raise BundleError(
                 f"{self.root} holds no {precision} model; it has: {have}{how if precision != 'fp32' else ''}"
             )
@@ -166,7 +167,6 @@ class Bundle:
         if precision == "fp32" or ungated:
             return entry
         gate, where = entry.gate, self.root / entry.path
-        folder = shlex.quote(str(self.root))
         again = f"`wgap gate {folder} --precision {precision} --rule {rule} --map {rule.map} --images DIR`"
         if gate is None:
             raise GateError(

@@ -83,4 +83,4 @@ class Rule:
         try:
             return Rule(**value)
         except OverflowError as error:
-            raise RuleError(f"eta: expected a threshold in [0, 0.999], got a far larger number") from error
+            raise RuleError("eta: expected a threshold in [0, 0.999], got a far larger number") from error
