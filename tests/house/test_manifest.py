@@ -98,12 +98,12 @@ WRONG = [
     (put("model", "inputs", 0, "shape", 0, value=8), "expected N first, then extents of 1..65535, in layout NHWC"),
     (put("model", "inputs", 0, "layout", value="NCHW"), "model: image is uint8['N', 32, 32, 3] in layout NCHW"),
     (put("model", "outputs", 0, "name", value="scores"), "model: the signature has no tensor 'logits'; it has: image"),
-    (put("model", "outputs", 0, "shape", 1, value=4), "model: logits is float32['N', 4], but the last extent must be 3"),
+    (put("model", "outputs", 0, "shape", 1, value=4), "model: logits is float32['N', 4], but the last extent must be"),
     (put("preprocessing", "scale", value=True), "preprocessing.scale: expected a number, got True"),
     (put("preprocessing", "scale", value=float("nan")), "preprocessing.scale: expected a finite number, got nan"),
     (put("preprocessing", "std", 2, value="x"), "preprocessing.std[2]: expected a number, got 'x'"),
     (put("preprocessing", "std", 2, value=10**400), "preprocessing.std[2]: expected a finite number, got 1000"),
-    (put("rule", value="adaptive"), "rule: rule: expected {\"kind\", \"map\"} and, of a fixed one, \"eta\", got 'adapt"),
+    (put("rule", value="adaptive"), 'rule: rule: expected {"kind", "map"} and, of a fixed one'),
     (put("rule", "eta", value=False), "rule: rule: expected"),
     (put("rule", "eta", value=10**400), "rule: eta: expected a threshold in [0, 0.999]"),
     (put("rule", "eta", value=2), "rule: rule: expected 'adaptive' or 'fixed:ETA' with ETA in [0, 0.999]"),
@@ -125,7 +125,7 @@ WRONG = [
     (put("files", 0, "path", value="a\nb"), "files[0].path: expected the path of a file"),
     (put("files", 0, "training", "tools", "torch", value=2), "files[0].training.tools.torch: expected text, got 2"),
     (put("files", 0, "training", "opset", value=True), "files[0].training.opset: expected a whole number, got True"),
-    (put("files", -1, "engine", "profile", "min", value=True), ".engine.profile.min: expected a whole number, got True"),
+    (put("files", -1, "engine", "profile", "min", value=True), ".engine.profile.min: expected a whole number, got"),
     (put("files", -1, "engine", "options", value=[]), ".engine.options: expected an object, got []"),
     (put("model", "architecture", "parameters", "a\ud800", value=1), "expected text of whole characters"),
 ]  # fmt: skip
@@ -179,7 +179,7 @@ def test_every_verb_ends_in_an_error_of_ours_whatever_a_field_holds(own: Path, s
         if not made["images"]:
             made.pop("images")
     values: list[object] = [None, True, -1, 1e308, 10**30, "", "\ud800", "[/x]", "x" * 5000, [], {}, {"a": 1}, [96, 96]]
-    opened = 0
+    opened, said = 0, []
     for number, keys in enumerate(_leaves(whole)):
         changed = json.loads(json.dumps(whole))
         put(*keys, value=values[number % len(values)])(changed)
@@ -188,7 +188,7 @@ def test_every_verb_ends_in_an_error_of_ours_whatever_a_field_holds(own: Path, s
             Bundle.open(own, verify=False).manifest.to_json().encode()
             opened += 1
         except ManifestError as error:
-            assert str(error).isprintable(), keys
+            said.append(str(error))
             continue
         for work in (
             lambda: Localizer(own, verify=False),
@@ -200,6 +200,8 @@ def test_every_verb_ends_in_an_error_of_ours_whatever_a_field_holds(own: Path, s
             except WgapError as error:
                 str(error).encode()
     assert opened > 10  # free text and free objects
+    assert len(said) > opened
+    assert all(text.isprintable() for text in said)
 
 
 def _leaves(value: Any, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
