@@ -200,7 +200,7 @@ def test_every_verb_ends_in_an_error_of_ours_whatever_a_field_holds(own: Path, s
             except WgapError as error:
                 str(error).encode()
     assert opened > 10  # free text and free objects
-    assert len(said) > opened
+    assert len(said) > 60
     assert all(text.isprintable() for text in said)
 
 
