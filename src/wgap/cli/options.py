@@ -46,7 +46,7 @@ def rule_text(options: Mapping[str, Any]) -> str | None:
     given: str | None = options.get("rule")
     if options.get("threshold") is not None:
         warn("--threshold is now --rule")
-        given = given or options["threshold"]
+        given = options["threshold"] if given is None else given
     return given
 
 
