@@ -31,7 +31,7 @@ def search(
     """Keep float32 layers, the most harmful first, until the gate passes; then give back those that were not needed.
 
     All INT8 is tried first and wins where it passes. Layers are ranked on the calibration images; the gate's only
-    judge. The steps are in the candidate's record, and each is told through ``note``.
+    judge. The steps are in the candidate's record, and ``note`` is called with each.
 
     Args:
         source: graph, ranges and calibration images.
@@ -39,7 +39,7 @@ def search(
         folder: where candidates are written.
         cache_dir: keep a log here, named by content; a run that was cut goes on from it. None keeps none.
         progress: shown while it works.
-        note: told one line a step.
+        note: called with one line a step.
 
     Returns:
         the candidate and a verdict measured on that very file. Where nothing passes, the step with the best boxes; its

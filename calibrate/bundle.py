@@ -91,7 +91,7 @@ def calibrate_bundle(
         force: replace an earlier report there.
         cache_dir: keep ranges and the search's log here, named by content.
         progress: shown while it works.
-        note: told warnings about the calibration images, and each step of the search.
+        note: called with each warning about the calibration images, and each step of the search.
 
     Raises:
         CalibrationError: too few images, one that is in both sets, or a network that does not fit the precision.
@@ -183,7 +183,7 @@ def measure_layers(
         cache_dir: likewise.
         pareto: also time mixtures of INT8 and float32.
         progress: likewise.
-        note: told warnings about the images.
+        note: called with each warning about the images.
     """
     chosen = _calibration_images(bundle, images, split, count, progress, note)
     with prepare(bundle, chosen, method, cache_dir, progress) as source:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_dir, require_new
-from wgap.calibrate.lower import FP16_LARGEST, judgeable
+from wgap.calibrate.half import FP16_LARGEST, judgeable
 from wgap.figures import fitted, new_figure
 from wgap.plain import to_plain
 

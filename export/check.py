@@ -185,16 +185,12 @@ def model_from_bundle(bundle: Bundle) -> Any:
     info = bundle.manifest.model
     if info.architecture.name != "vgg16":
         raise BundleError(f"{bundle.root} holds a {info.architecture.name}; PyTorch's reference here is a vgg16")
-    model = WgapVgg16(
-        len(info.classes),
-        input_size=info.input_size[0],
-        **info.architecture.parameters,
-    )
     path = bundle.path("onnx", "fp32")
     state = {name: torch.from_numpy(array.copy()) for name, array in state_from_onnx(path).items()}
     try:
+        model = WgapVgg16(len(info.classes), input_size=info.input_size[0], **info.architecture.parameters)
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise BundleError(f"{path} does not hold the network that the manifest describes: {error}") from error
     return model.eval()
 

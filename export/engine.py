@@ -190,12 +190,12 @@ def _network(library: Any, builder: Any, log: Any, graph: Path) -> tuple[Any, An
     parser = library.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         problems = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(
+        reasons = "; ".join(
             f"node {p.node_name()!r}, operator {p.node_operator()}: {p.desc()}" if p.node_operator() else p.desc()
             for p in problems
         )
         raise EngineError(
-            f"{library.__name__} {library.__version__} does not take {graph}: {told or _said(log)}. If the file is "
+            f"{library.__name__} {library.__version__} does not take {graph}: {reasons or _said(log)}. If the file is "
             "damaged, copy the bundle again or export it again"
         )
     return network, parser

@@ -77,7 +77,7 @@ class Localizer:
         ungated: run a lower-precision file even if its gate failed, never ran or judged another rule.
         network: a :class:`wgap.runtime.network.Network`, or a function from uint8[N, H, W, 3] to a mapping with
             ``logits`` and ``features``, in place of the backend.
-        locator: a :class:`wgap.runtime.locator.Locator` in place of the bundle's own.
+        locator: a :class:`wgap.runtime.locator.Locator` in place of the bundle's own; its rule is the localizer's.
         threshold: the old name of ``rule``.
 
     Raises:
@@ -112,7 +112,15 @@ class Localizer:
         model = self.bundle.manifest.model
         if threshold is not None:
             warnings.warn("threshold= is now rule=", DeprecationWarning, stacklevel=2)
-        self.rule = chosen_rule(self.bundle, threshold if rule is None else rule, map)
+        rule = threshold if rule is None else rule
+        if locator is not None and rule is None and map is None:
+            rule = locator.rule
+        self.rule = chosen_rule(self.bundle, rule, map)
+        if locator is not None and locator.rule != self.rule:
+            raise DataError(
+                f"the locator's rule is {locator.rule} on the {locator.rule.map} map, and {self.rule} on the "
+                f"{self.rule.map} map was asked for; leave rule= and map= out, or take locator.with_rule"
+            )
         self.classes: tuple[str, ...] = model.classes
         self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)

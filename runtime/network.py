@@ -135,6 +135,11 @@ class CallableNetwork(Network):
         """See :meth:`Network.forward`; errors of the function pass through."""
         require_host(self, images, stream)
         outputs = self._function(images)
+        if not isinstance(outputs, Mapping):
+            raise BackendError(f"{self.name}: expected a mapping of names to arrays, got a {type(outputs).__name__}")
+        for name, value in outputs.items():
+            if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+                raise BackendError(f"{self.name}: {name} is a {type(value).__name__}; expected an array, as NumPy's")
         if self._model is not None:
             found = {name: (str(value.dtype), ("N", *value.shape[1:])) for name, value in outputs.items()}
             tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in self._model.inputs}

@@ -202,23 +202,23 @@ def load_model(
             missing, or they contradict the file.
     """
     state, metadata = read_weights(path)
-    told = {"classes": None if classes is None else list(classes), "preprocessing": preprocessing}
+    given = {"classes": None if classes is None else list(classes), "preprocessing": preprocessing}
     told_arch = {"stride": stride, "pooling": pooling, "input_size": input_size}
     if metadata:
         arch = dict(metadata["arch"])
         for name, value, stored in [
-            *((k, v, metadata[k]) for k, v in told.items()),
+            *((k, v, metadata[k]) for k, v in given.items()),
             *((k, v, arch[k]) for k, v in told_arch.items()),
         ]:
             if value is not None and value != stored:
                 raise CheckpointError(
                     f"{path} says {name} = {stored!r}, but {value!r} was asked for; leave the option out"
                 )
-        told = {k: metadata[k] for k in told}
+        given = {k: metadata[k] for k in given}
     else:
         arch = arch_from_state({k: tuple(v.shape) for k, v in state.items()})
         arch |= {k: v for k, v in told_arch.items() if v is not None}
-        if lacking := [k for k, v in told.items() if v is None]:
+        if lacking := [k for k, v in given.items() if v is None]:
             options = {"classes": "--classes FILE (one name a line)", "preprocessing": "--preprocessing NAME"}
             raise CheckpointError(
                 f"{path} is a bare state dict and does not say its {' and '.join(lacking)}: give "
@@ -228,10 +228,10 @@ def load_model(
     if wrong := differences(state, model.state_dict()):
         raise CheckpointError(_listing(f"{path} is not the network it looks like ({_describe(arch)})", wrong))
     model.load_state_dict(state)
-    names = cast("list[str]", told["classes"])
+    names = cast("list[str]", given["classes"])
     _check_classes(names, model.num_classes, path)
     return LoadedModel(
-        model.eval(), names, preprocessing_named(cast(str, told["preprocessing"])).name, model.input_size, metadata
+        model.eval(), names, preprocessing_named(cast(str, given["preprocessing"])).name, model.input_size, metadata
     )
 
 

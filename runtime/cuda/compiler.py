@@ -20,7 +20,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"
 SYMBOL = b"wgap_localize_cuda"
 
 THREADS = 512
-"""Of a block, unless told otherwise: ``wgap::kCudaThreads``."""
+"""Of a block, by default: ``wgap::kCudaThreads``."""
 
 _INCLUDE = Path(__file__).resolve().parents[1] / "include"
 _SOURCE = '#include "wgap/kernel/cuda_kernel.h"\n'
@@ -65,7 +65,7 @@ class Compiled:
         }
         found = {name: re.search(pattern, self.log) for name, pattern in patterns.items()}
         if missing := [name for name, match in found.items() if match is None]:
-            raise BackendError(f"the compiler's log tells no {', '.join(missing)}; compile with cache=None")
+            raise BackendError(f"the compiler's log has no {', '.join(missing)}; compile with cache=None")
         values = {name: int(match[1]) for name, match in found.items() if match}
         shared = re.search(r"(\d+) bytes smem", self.log)
         return Resources(
@@ -134,8 +134,8 @@ def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS,
         log = _read_out(name, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
         text = log.rstrip(b"\0").decode(errors="replace")
         if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            told = nvrtc.nvrtcGetErrorString(code)[1].decode()
-            raise BackendError(f"{name} cannot compile the kernel for {arch}: {told}\n{text}".strip())
+            reason = nvrtc.nvrtcGetErrorString(code)[1].decode()
+            raise BackendError(f"{name} cannot compile the kernel for {arch}: {reason}\n{text}".strip())
         cubin = _read_out(name, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -173,5 +173,5 @@ def _read(path: Path) -> bytes | None:
         content = path.read_bytes()
     except OSError:
         return None
-    told, cubin = content[:32], content[32:]
-    return cubin if hashlib.sha256(cubin).digest() == told else None
+    digest, cubin = content[:32], content[32:]
+    return cubin if hashlib.sha256(cubin).digest() == digest else None

@@ -49,11 +49,11 @@ def call(name: str, *arguments: Any) -> Any:
     except RuntimeError as error:  # the library itself is not there
         raise BackendError(f"no NVIDIA driver on this machine ({error}); use the onnxruntime backend") from error
     if code != cu.CUresult.CUDA_SUCCESS:
-        told = cu.cuGetErrorString(code)[1]
-        told = told.decode() if told else str(code)
+        text = cu.cuGetErrorString(code)[1]
+        text = text.decode() if text else str(code)
         if code in (cu.CUresult.CUDA_ERROR_NO_DEVICE, cu.CUresult.CUDA_ERROR_STUB_LIBRARY):
-            raise BackendError(f"no NVIDIA GPU on this machine ({told}); use the onnxruntime backend")
-        raise BackendError(f"{name} failed: {told}")
+            raise BackendError(f"no NVIDIA GPU on this machine ({text}); use the onnxruntime backend")
+        raise BackendError(f"{name} failed: {text}")
     return values[0] if len(values) == 1 else tuple(values)
 
 
@@ -121,7 +121,7 @@ class Context:
 
 
 def attribute(name: str, device: int) -> int:
-    """A number that the device tells of itself, ``CU_DEVICE_ATTRIBUTE_`` left out."""
+    """An attribute of the device, ``CU_DEVICE_ATTRIBUTE_`` left out."""
     kind = getattr(driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
     return int(call("cuDeviceGetAttribute", kind, call("cuDeviceGet", device)))
 

@@ -204,10 +204,10 @@ class CudaPostprocess:
         """Clock ticks of each block's first thread, by stage, since the last call; of a profiling kernel alone."""
         with self.context:
             pointer, size = call("cuModuleGetGlobal", self._module, b"wgap_cuda_ticks")
-            told = (ctypes.c_uint64 * (int(size) // 8))()
-            call("cuMemcpyDtoH", ctypes.addressof(told), pointer, int(size))
+            ticks = (ctypes.c_uint64 * (int(size) // 8))()
+            call("cuMemcpyDtoH", ctypes.addressof(ticks), pointer, int(size))
             call("cuMemsetD8", pointer, 0, int(size))
-        return dict(zip(STAGES, told, strict=True))
+        return dict(zip(STAGES, ticks, strict=True))
 
     def close(self) -> None:
         """Free everything on the device; no call may be under way."""
@@ -328,19 +328,21 @@ class Launch:
 
     def records(self) -> list[list[BoxRecord]]:
         """What the last launch wrote, once its stream has been waited for; each image with its own status."""
-        told = {
+        written = {
             name: bytes(self._memory[name].view())
             for name in ("records", "heatmaps", "edge_means")
             if name in self._memory
         }
         maps = None
-        if "heatmaps" in told:
-            floats, pixels = memoryview(told["heatmaps"]).cast("f"), prod(self._size)
+        if "heatmaps" in written:
+            floats, pixels = memoryview(written["heatmaps"]).cast("f"), prod(self._size)
             maps = [
                 floats[n * pixels : (n + 1) * pixels].cast("B").cast("f", self._size)
                 for n in range(self._images * self._per_image)
             ]
-        return _native._cuda_records(told["records"], self._images, self._per_image, maps, told.get("edge_means", b""))
+        return _native._cuda_records(
+            written["records"], self._images, self._per_image, maps, written.get("edge_means", b"")
+        )
 
     def close(self) -> None:
         """Free its memory."""

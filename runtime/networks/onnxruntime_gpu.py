@@ -22,7 +22,7 @@ __all__ = ["OnnxRuntimeGpuNetwork", "open_cuda", "open_tensorrt"]
 _PROVIDERS = {"onnxruntime_cuda": "CUDAExecutionProvider", "onnxruntime_tensorrt": "TensorrtExecutionProvider"}
 
 MEMORY_LIMIT = 4 << 30
-"""Bytes that a session's arena may hold on the GPU, unless told otherwise; the library's own default has no limit."""
+"""Bytes that a session's arena may hold on the GPU, by default; the library's own default has no limit."""
 
 
 class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorRtNetwork", "open_bundle", "open_rtx"]
 
 SLOTS = 4
-"""Calls on the GPU at the same time, unless told otherwise."""
+"""Calls on the GPU at the same time, by default."""
 
 MOST_BATCHES = 4
 """Batch sizes for which one slot keeps an execution context; a further one takes the place of the oldest."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ class Bundle:
             raise ManifestError(f"{where} not found; expected a bundle made by `wgap export`") from error
         except UnicodeDecodeError as error:
             raise ManifestError(f"{where} is not UTF-8 text; export the bundle again") from error
+        except OSError as error:
+            raise ManifestError(f"{where} cannot be read ({error.strerror}); expected the bundle's manifest") from error
         bundle = Bundle(root, Manifest.from_json(text, where))
         if verify:
             bundle.verify()
@@ -151,11 +154,12 @@ class Bundle:
                 and what to do.
             BundleError: if the bundle has no such file.
         """
+        folder = shlex.quote(str(self.root))
         entries = [e for e in self.manifest.files if e.role in ("onnx", "rejected")]
         found = [e for role in ("onnx", "rejected") for e in entries if (e.role, e.precision) == (role, precision)]
         if not found:
             have = ", ".join(sorted({e.precision for e in entries}))
-            how = f"; make it with `wgap calibrate {self.root} --precision {precision} --images DIR --gate DIR`"
+            how = f"; make it with `wgap calibrate {folder} --precision {precision} --images DIR --gate DIR`"
             raise BundleError(
                 f"{self.root} holds no {precision} model; it has: {have}{how if precision != 'fp32' else ''}"
             )
@@ -163,7 +167,7 @@ class Bundle:
         if precision == "fp32" or ungated:
             return entry
         gate, where = entry.gate, self.root / entry.path
-        again = f"`wgap gate {self.root} --precision {precision} --rule {rule} --map {rule.map} --images DIR`"
+        again = f"`wgap gate {folder} --precision {precision} --rule {rule} --map {rule.map} --images DIR`"
         if gate is None:
             raise GateError(
                 f"{where}: what {precision} costs in boxes was never measured; run {again}, "
@@ -195,7 +199,7 @@ class Bundle:
         path = self.path("classifier")
         try:
             tensors = dict(deserialize(path.read_bytes()))
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise BundleError(f"{path} is not a safetensors file ({error}); export the bundle again") from error
         classes, channels = len(self.manifest.model.classes), self.manifest.model.feature_shape[0]
         views: list[memoryview[float]] = []
@@ -222,8 +226,8 @@ def golden_case(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, "numpy") as file:
-            told = (file.metadata() or {}).get("rule")
-            rule = Rule.from_json(json.loads(told)) if told else Rule()  # wgap 0.1 knew no other
+            text = (file.metadata() or {}).get("rule")
+            rule = Rule.from_json(json.loads(text)) if text else Rule()  # wgap 0.1 knew no other
             return {"rule": rule, **{name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise BundleError(f"{path} is not a golden case ({error}); export the bundle again") from error

@@ -6,6 +6,7 @@ Written as schema 2. Schema 1 is read too, upgraded in memory (:mod:`wgap.schema
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,12 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA = 2
+
+_LARGEST = 65535
+"""Of the extents of a tensor."""
+
+_LONGEST = 240
+"""Bytes of a file's path: every file system takes a name of so many, and of a few more for a temporary one."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +311,7 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{where} is not valid JSON ({error}); export the bundle again") from error
         schema = raw.pop("schema", None) if isinstance(raw, dict) else None
         if type(schema) is not int:
@@ -317,8 +324,9 @@ class Manifest:
             if schema == 1:
                 from wgap.schema1 import upgraded
 
-                raw = upgraded(raw)
-            manifest = from_plain(Manifest, raw)
+                manifest = upgraded(raw)
+            else:
+                manifest = from_plain(Manifest, raw)
             _check(manifest)
         except PlainError as error:
             raise ManifestError(f"{where} does not follow schema {schema}: {error}; export the bundle again") from error
@@ -334,14 +342,22 @@ def _check(manifest: Manifest) -> None:
         tensor = signature.get(name)
         if tensor is None:
             raise PlainError(f"model: the signature has no tensor {name!r}; it has: {', '.join(signature)}")
-        whole = all(isinstance(n, int) and n > 0 for n in tensor.shape[1:])
+        whole = all(isinstance(n, int) and 0 < n <= _LARGEST for n in tensor.shape[1:])
         if tensor.layout != layout or len(tensor.shape) != len(layout) or tensor.shape[0] != "N" or not whole:
-            raise PlainError(f"model: {name} is {tensor} in layout {tensor.layout}; expected N first, layout {layout}")
+            raise PlainError(
+                f"model: {name} is {tensor} in layout {tensor.layout}; expected N first, then extents of "
+                f"1..{_LARGEST}, in layout {layout}"
+            )
         if last is not None and tensor.shape[-1] != last:
             raise PlainError(f"model: {name} is {tensor}, but the last extent must be {last}")
     for number, entry in enumerate(manifest.files):
         pure = PurePosixPath(entry.path)
         if pure.is_absolute() or ".." in pure.parts:
             raise PlainError(f"files[{number}].path: {entry.path!r} lies outside the bundle; refusing to read it")
+        if not pure.parts or not entry.path.isprintable() or len(entry.path.encode()) > _LONGEST:
+            raise PlainError(
+                f"files[{number}].path: expected the path of a file, of printable characters and at most {_LONGEST} "
+                f"bytes, got {reprlib.repr(entry.path)}"
+            )
         if entry.role == "engine" and entry.engine is None:
             raise PlainError(f"files[{number}].engine: missing")

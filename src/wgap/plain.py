@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
+import sys
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["PlainError", "from_plain", "to_plain"]
 
 T = TypeVar("T")
+
+_LARGEST = sys.float_info.max
 
 _NAMES = {
     str: "text",
@@ -37,13 +40,19 @@ def to_plain(value: Any) -> Any:
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def from_plain(kind: type[T], value: object) -> T:
+def from_plain(kind: type[T], value: object, path: str = "") -> T:
     """A dataclass whose fields are str, int, float, bool, dicts, tuples, dataclasses, or have a ``from_json``.
+
+    Args:
+        kind: the dataclass.
+        value: a JSON object.
+        path: of the object, for messages.
 
     Raises:
         PlainError: naming the field, what was expected, and what came.
     """
-    made: T = _read_fields(kind, value, "")
+    _require_text(value, path)
+    made: T = _read_fields(kind, value, path)
     return made
 
 
@@ -74,6 +83,8 @@ def _read(kind: Any, value: object, path: str) -> Any:
             raise PlainError(f"{path}: {error}") from error
     if dataclasses.is_dataclass(kind):
         return _read_fields(kind, value, path)
+    if kind is float and type(value) in (int, float) and not -_LARGEST <= value <= _LARGEST:  # type: ignore[operator]
+        _refuse(path, "a finite number", value)
     if kind is float and type(value) is int:
         return value
     return value if type(value) is kind else _refuse(path, _NAMES[kind], value)
@@ -84,12 +95,26 @@ def _read_fields(kind: Any, value: object, path: str) -> Any:
     below = f"{path}." if path else ""
     hints, fields = get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     if unknown := sorted(given.keys() - fields.keys()):
-        raise PlainError(f"{below}{unknown[0]}: no such field; expected some of {', '.join(fields)}")
+        raise PlainError(f"{below}{unknown[0][:60]}: no such field; expected some of {', '.join(fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in given:
             raise PlainError(f"{below}{name}: missing")
     return kind(**{name: _read(hints[name], item, below + name) for name, item in given.items()})
+
+
+def _require_text(value: object, path: str) -> None:
+    """Refuse half a character, which JSON can spell and no file or terminal can hold."""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            _refuse(path, "text of whole characters", value)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _require_text(key, path)
+            _require_text(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _require_text(item, f"{path}[{number}]")
 
 
 def _refuse(path: str, expected: str, value: object) -> Any:

@@ -40,9 +40,9 @@ class Rule:
     eta: float | None = None
 
     def __post_init__(self) -> None:
-        from wgap import _native
-
-        _native.parse_rule(str(self), self.map)
+        kind, _ = _parsed(str(self), self.map)
+        if kind != self.kind:
+            raise RuleError(f"kind: expected 'adaptive' or 'fixed', got {self.kind!r}; Rule.parse reads a rule's text")
 
     def __str__(self) -> str:
         """As on the command line: ``adaptive``, ``fixed:0.2``."""
@@ -55,9 +55,7 @@ class Rule:
         Raises:
             RuleError: see :class:`Rule`.
         """
-        from wgap import _native
-
-        kind, eta = _native.parse_rule(text, map)
+        kind, eta = _parsed(text, map)
         return Rule(cast("Kind", kind), cast("Map", map), eta)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,11 +69,24 @@ class Rule:
         Raises:
             RuleError: it is not an object of these fields, or names no rule.
         """
-        fields = {"kind": str, "map": str, "eta": (int, float)}
+        fields = {"kind": (str,), "map": (str,), "eta": (int, float)}
         if (
             not isinstance(value, dict)
             or not {"kind", "map"} <= value.keys() <= fields.keys()
-            or not all(isinstance(value[key], fields[key]) and value[key] is not True for key in value)  # type: ignore[arg-type]
+            or not all(type(value[key]) in fields[key] for key in value)
         ):
             raise RuleError(f'rule: expected {{"kind", "map"}} and, of a fixed one, "eta", got {value!r}')
-        return Rule(**value)
+        try:
+            return Rule(**value)
+        except OverflowError as error:
+            raise RuleError("eta: expected a threshold in [0, 0.999], got a far larger number") from error
+
+
+def _parsed(text: object, map: object) -> tuple[str, float | None]:  # noqa: A002
+    """Kind and ETA, judged by the native library, which reads up to a NUL and quotes the first 64 bytes."""
+    from wgap import _native
+
+    given = (str(value) for value in (text, map))
+    return _native.parse_rule(
+        *(value if value.isascii() and value.isprintable() else ascii(value)[1:-1] for value in given)
+    )

@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from wgap.bundle import Bundle
 from wgap.cli import app
 from wgap.cli.demo import run as demo
 from wgap.cli.demo.images import CLASSES, make_image, write_demo_set
@@ -86,6 +87,9 @@ def test_a_demo_that_does_not_localize_says_so_and_fails(tmp_path: Path) -> None
     assert set(result["seconds"]) == {"generate", "train", "export", "check", "localize", "evaluate", "pictures"}
     assert json.loads((out / "demo.json").read_text()) == result
     assert len((out / "localized.jsonl").read_text().splitlines()) == 12
+    bundle = Bundle.open(out / "bundle")
+    assert {str(case["rule"]) for case in bundle.golden()} == {str(bundle.manifest.rule)} == {"fixed:0.5"}
+    assert {float(case["threshold"][0]) for case in bundle.golden()[:3]} == {0.5}
     page = (out / "report.md").read_text()
     assert "**MISSED**" in page
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):

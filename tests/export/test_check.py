@@ -54,9 +54,10 @@ def test_a_classifier_that_is_not_the_graphs_is_found(tiny_bundle: Path, tmp_pat
     assert json.loads(result.stdout)["ok"] is False
 
 
-def test_a_graph_of_another_network_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "b"))
-    architecture = replace(bundle.manifest.model.architecture, parameters={"width": 0.25})
+@pytest.mark.parametrize("parameters", [{"width": 0.25}, {"width": "wide"}, {"depth": 3}, {"stride": 5}])
+def test_a_graph_of_another_network_is_refused(tiny_bundle: Path, parameters: dict[str, object]) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    architecture = replace(bundle.manifest.model.architecture, parameters=parameters)
     model = replace(bundle.manifest.model, architecture=architecture)
     wider = replace(bundle, manifest=replace(bundle.manifest, model=model))
     with pytest.raises(BundleError, match="does not hold the network that the manifest describes"):

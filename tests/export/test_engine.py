@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.calibrate.candidate import calibrate, enter, prepare
 from wgap.calibrate.images import image_set
@@ -262,6 +263,23 @@ def test_a_graph_with_other_inputs_is_refused(own: Path) -> None:
         BundleError, match=r"promises image uint8\['N', 96, 96, 3\], got uint8\['N', 64, 64, 3\]; export the bundle"
     ):
         engine_from_bundle(Bundle.open(own))
+
+
+def test_a_fixed_batch_is_refused_by_session_and_build_alike(own: Path) -> None:
+    """One checker: what ONNX Runtime and TensorRT's parser say of the same graph ends in the same words."""
+    import onnx
+
+    graph = own / "model.onnx"
+    model = onnx.load(str(graph))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    del model.graph.value_info[:]
+    onnx.save(model, str(graph))
+    edit(own, "fp32", lambda e: e.update(_as_file(graph)))
+    for opens in (Localizer, lambda root: engine_from_bundle(Bundle.open(root))):
+        with pytest.raises(
+            BundleError, match=r"promises image uint8\['N', 64, 64, 3\], got uint8\[4, 64, 64, 3\]; export"
+        ):
+            opens(own)
 
 
 def stand_in(folder: Path, code: str) -> Path:

@@ -11,13 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.cli import app
-from wgap.errors import CheckFailedError, CheckpointError, DataError, OutputExistsError
+from wgap.errors import CheckFailedError, CheckpointError, OutputExistsError, RuleError
 from wgap.export import onnx as export
 from wgap.preprocessing import PREPROCESSING
+from wgap.rule import Rule
+from wgap.runtime.selftest import selftest
 from wgap.train.checkpoint import load_model
 from wgap.train.model import WgapVgg16
+from wgap.train.reference import box_from_features
 
 CLASSES = ["disc", "ring", "cross"]
 
@@ -194,7 +198,8 @@ def test_the_command_prints_the_manifest_and_refuses_a_second_time(tiny_checkpoi
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--map", "inverted"), ("--threshold", "otsu"), ("--threshold", "fixed:2")]
+    ("option", "value"),
+    [("--map", "inverted"), ("--rule", "otsu"), ("--rule", "fixed:2"), ("--rule", ""), ("--threshold", "otsu")],
 )
 def test_a_default_rule_that_the_kernel_does_not_know_is_refused(
     option: str, value: str, tiny_checkpoint: Path, tmp_path: Path
@@ -203,6 +208,33 @@ def test_a_default_rule_that_the_kernel_does_not_know_is_refused(
         "export", str(tiny_checkpoint), "--out", str(tmp_path / "b"), "--input-size", "64", option, value,
         "--classes", str(tiny_checkpoint.with_name("classes.txt")), "--preprocessing", "torchvision-rgb",
     ])  # fmt: skip
-    assert isinstance(result.exception, DataError), result.output
-    assert value.removeprefix("fixed:") in str(result.exception)
+    assert isinstance(result.exception, RuleError), result.output
+    assert f"got '{value}'" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["--rule", "--threshold"])
+def test_the_rule_that_is_exported_is_the_golden_cases_too(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [
+        "export", str(tiny_checkpoint), "--out", str(tmp_path / "b"), "--input-size", "64", "--map", "signed",
+        "--classes", str(tiny_checkpoint.with_name("classes.txt")), "--preprocessing", "torchvision-rgb",
+        name, "fixed:0.5",
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert ("warning: --threshold is now --rule" in result.stderr) == (name == "--threshold")
+    bundle, rule = Bundle.open(tmp_path / "b"), Rule.parse("fixed:0.5", "signed")
+    assert bundle.manifest.rule == rule
+    plain = json.loads((tmp_path / "b" / "wgap.json").read_text())
+    assert plain["rule"] == {"kind": "fixed", "map": "signed", "eta": 0.5}
+    weight = torch.from_numpy(np.array(bundle.classifier()[0]))
+    cases = bundle.golden()
+    assert len(cases) == 4
+    for case in cases:
+        assert case["rule"] == rule
+        features, class_id = torch.from_numpy(case["features"]), int(case["class_id"][0])
+        found = box_from_features(features, weight[class_id], (64, 64), "signed", 0.5)
+        assert tuple(case["box"]) == found.box
+        np.testing.assert_array_equal(case["map"], found.map)
+    report = selftest(Localizer(bundle))
+    assert report.ok
+    assert report.warnings == ()

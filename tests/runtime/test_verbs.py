@@ -77,13 +77,41 @@ def test_options_reach_the_localizer(glass_bundle: Path, tmp_path: Path) -> None
     import cv2
 
     path.write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
-    (record,) = lines(wgap("localize", glass_bundle, path, "--json", "--threshold", "fixed:0.5").stdout)
+    (record,) = lines(wgap("localize", glass_bundle, path, "--json", "--rule", "fixed:0.5").stdout)
     assert (record["class_name"], record["box"], record["threshold"]) == ("red", [24, 16, 48, 40], 0.5)
     for given in ("blue", "2"):
         (record,) = lines(wgap("localize", glass_bundle, path, "--json", "--class", given).stdout)
         assert (record["class_name"], record["degenerate"]) == ("blue", True)
     (record,) = lines(wgap("localize", glass_bundle, path, "--json", "--top-k", 3, "--map", "positive").stdout)
     assert [other["class_name"] for other in record["others"]] == ["green", "blue"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", ["localize", "evaluate", "check", "bench"])
+def test_threshold_is_the_old_name_of_rule(glass_bundle: Path, tiny_bundle: Path, tmp_path: Path, verb: str) -> None:
+    """It warns, and does what ``--rule`` does."""
+    import cv2
+
+    picture = np.full((64, 64, 3), 255, np.uint8)
+    picture[16:40, 24:48, 1:] = 0
+    (tmp_path / "test" / "red").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "test" / "red" / "1.png"), picture)
+    (tmp_path / "boxes.csv").write_text("image,x0,y0,x1,y1\ntest/red/1.png,24,16,48,40\n")
+    call: list[object] = {
+        "localize": ["localize", glass_bundle, tmp_path],
+        "evaluate": ["evaluate", glass_bundle, tmp_path],
+        "check": ["check", tiny_bundle],
+        "bench": ["bench", glass_bundle, "--image", tmp_path / "test/red/1.png", "--batch", 1, "--iterations", 1],
+    }[verb]
+    old, new = (wgap(*call, "--json", name, "fixed:0.35") for name in ("--threshold", "--rule"))
+    assert old.stderr == "warning: --threshold is now --rule\n"
+    assert (old.returncode, new.returncode, new.stderr) == (0, 0, "")
+    if verb == "bench":
+        old_settings, new_settings = (json.loads(done.stdout)["settings"] for done in (old, new))
+        assert old_settings == new_settings
+        assert new_settings["rule"] == {"kind": "fixed", "map": "recombined", "eta": 0.35}
+    else:
+        assert old.stdout == new.stdout
+        assert new.stdout != wgap(*call, "--json").stdout or verb == "check"  # the figures of a check are all alike
 
 
 @pytest.mark.parametrize(
@@ -93,7 +121,10 @@ def test_options_reach_the_localizer(glass_bundle: Path, tmp_path: Path) -> None
         (["empty"], "expected a folder with images in it, found none"),
         (["*.gif"], "the pattern matches no file"),
         (["pictures", "--class", "purple"], "no class 'purple'; expected a name"),
-        (["pictures", "--map", "cam"], "map"),
+        (["pictures", "--map", "cam"], "map: expected 'recombined', 'positive' or 'signed', got 'cam'"),
+        (["pictures", "--rule", "otsu"], "rule: expected 'adaptive' or 'fixed:ETA' with ETA in [0, 0.999], got 'otsu'"),
+        (["pictures", "--rule", "fixed:1"], "got 'fixed:1'"),
+        (["pictures", "--rule", ""], "got ''"),
         (["pictures", "--backend", "tpu"], "unknown backend 'tpu'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

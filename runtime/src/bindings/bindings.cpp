@@ -77,7 +77,7 @@ const float* floats(const Array& a, std::size_t dimensions, const char* name, co
   return static_cast<const float*>(a.data());
 }
 
-// Larger ones are beyond what the C interface takes: told there as what fits in an int.
+// Larger ones are beyond what the C interface takes, which refuses what fits in an int.
 std::int32_t extent(const Array& a, std::size_t axis) {
   return static_cast<std::int32_t>(std::min<std::size_t>(a.shape(axis), 0x7fffffff));
 }
@@ -302,14 +302,14 @@ nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, nb
 nb::list cuda_records(const nb::bytes& records, int images, int per_image, nb::object heatmaps,
                       const nb::bytes& edge_means) {
   const std::size_t count = static_cast<std::size_t>(images) * static_cast<std::size_t>(per_image);
-  std::vector<wgap_record> told(count);
+  std::vector<wgap_record> copies(count);
   std::vector<double> means(edge_means.size() / sizeof(double));
   if (records.size() != count * sizeof(wgap_record) || (!means.empty() && means.size() != count * (WGAP_LEVELS + 1)))
     throw nb::value_error("records: not as many as images");
-  if (count != 0) std::memcpy(told.data(), records.c_str(), records.size());
+  if (count != 0) std::memcpy(copies.data(), records.c_str(), records.size());
   if (!means.empty()) std::memcpy(means.data(), edge_means.c_str(), means.size() * sizeof(double));
   const auto heatmap = [&](std::int64_t at) { return heatmaps.is_none() ? nb::none() : nb::object(heatmaps[at]); };
-  return rows_of(told.data(), images, per_image, heatmap, means.empty() ? nullptr : means.data());
+  return rows_of(copies.data(), images, per_image, heatmap, means.empty() ? nullptr : means.data());
 }
 
 // uint8[H, W, C] with contiguous rows.

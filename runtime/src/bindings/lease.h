@@ -61,7 +61,7 @@ class Workspaces {
   std::vector<Entry> idle_;
 };
 
-// A workspace for the length of one call; a status other than WGAP_OK, told in `error`, where there is none to be had.
+// A workspace for the length of one call; where there is none to be had, a status other than WGAP_OK and a text in `error`.
 struct Lease {
   Workspaces& pool = Workspaces::instance();
   Workspaces::Entry entry;

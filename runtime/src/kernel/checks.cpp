@@ -45,8 +45,8 @@ wgap_status check_sizes(const wgap_input& input, int classes, int channels, cons
     return fail(error, WGAP_INVALID_ARGUMENT, "wgap_options: expected max_boxes 1 and reserved 0, got %d and %d",
                 options.max_boxes, options.reserved);
   if (input.classes != classes)
-    return fail(error, WGAP_SHAPE_MISMATCH, "logits: expected %d classes for this classifier, got %d",
-                classes, input.classes);
+    return fail(error, WGAP_SHAPE_MISMATCH, "logits: expected %d classes for this classifier, got %d", classes,
+                input.classes);
   if (input.channels != channels)
     return fail(error, WGAP_SHAPE_MISMATCH, "features: expected %d channels for this classifier, got %d x %d x %d",
                 channels, input.channels, input.height, input.width);
@@ -57,8 +57,7 @@ wgap_status check_sizes(const wgap_input& input, int classes, int channels, cons
   if (H < 1 || W < 1 || !product_within(H, W, kMaxPixels))
     return fail(error, H < 1 || W < 1 ? WGAP_INVALID_ARGUMENT : WGAP_TOO_LARGE,
                 "size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got (%d, %d)", H, W);
-  if (!product_within(input.height, input.width, kMaxPixels) ||
-      !product_within(input.height, W, 64LL * kMaxPixels))
+  if (!product_within(input.height, input.width, kMaxPixels) || !product_within(input.height, W, 64LL * kMaxPixels))
     return fail(error, WGAP_TOO_LARGE, "features: expected maps of at most 2^20 pixels, got %d x %d for a map %d wide",
                 input.height, input.width, W);
   return WGAP_OK;

@@ -34,6 +34,7 @@ def export(
     from wgap.export.onnx import bundle_from_checkpoint
     from wgap.rule import Rule
 
+    text = rule_text(ctx.params)
     bundle = bundle_from_checkpoint(
         checkpoint,
         out,
@@ -42,7 +43,7 @@ def export(
         stride=stride,
         pooling=pooling,
         input_size=input_size,
-        rule=Rule.parse(rule_text(ctx.params) or "adaptive", map_),
+        rule=Rule.parse("adaptive" if text is None else text, map_),
         force=force,
     )
     if as_json:

@@ -50,7 +50,7 @@ def inspect(
         table = Table("file", "role", "precision", "gate", "bytes", "sha256")
         for entry in opened.manifest.files:
             table.add_row(entry.path, entry.role, entry.precision, _gate(entry), str(entry.size), entry.sha256[:12])
-        Console().print(table)
+        Console(markup=False).print(table)
         _print_engines(opened)
     opened.verify()
     if memory:

@@ -88,8 +88,8 @@ def rule_text(options: Mapping[str, Any]) -> str | None:
     """``--rule``, or what was given by its old name."""
     if options.get("threshold") is not None:
         warn("--threshold is now --rule")
-    given: str | None = options.get("rule") or options.get("threshold")
-    return given
+    given: str | None = options.get("rule")
+    return options.get("threshold") if given is None else given
 
 
 def chosen(bundle: Bundle, options: Mapping[str, Any]) -> Rule:

@@ -138,7 +138,7 @@ struct CudaBlock : CudaTuning {
       f(mine * 64 + shift + __ffs(static_cast<int>(bits)) - 1, lane());
   }
 
-  // Shared memory adds 32 bits at a time; the carry is told by the old value, and the sum of all carries is exact.
+  // Shared memory adds 32 bits at a time; the old value shows the carry, and the sum of all carries is exact.
   __device__ static void add(u64* at, u64 value) {
     u32* const half = reinterpret_cast<u32*>(at);
     const u32 low = static_cast<u32>(value), old = atomicAdd(half, low);
