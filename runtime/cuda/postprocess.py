@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -273,7 +274,8 @@ class Launch:
         request: Request,
     ) -> None:
         images, top_k = features[0], request.per_image
-        self._owner, self._size, self._images, self._per_image = owner, size, images, top_k
+        self._owner: CudaPostprocess = weakref.proxy(owner)  # a cycle would keep a dropped kernel on the GPU
+        self._size, self._images, self._per_image = size, images, top_k
         self._shape, self._shared, self._scratch = _native._cuda_layout(
             owner.classifier, logits, features, size, top_k, owner.room
         )

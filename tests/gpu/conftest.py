@@ -14,8 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from tests.runtime.conftest import glass_bundle  # noqa: F401  (a fixture)
 
 from wgap.bundle import Bundle
 from wgap.errors import WgapError
@@ -89,11 +91,24 @@ def images() -> Any:
     return np.random.default_rng(8).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
 
 
-def driver_calls() -> int:
-    """Calls of the emulated driver through its bindings so far."""
-    counter = ctypes.CDLL("libcuda.so.1").wgap_emulated_calls
-    counter.restype = ctypes.c_ulonglong
-    return int(counter())
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """Six labelled pictures with boxes."""
+    root, rng, lines = tmp_path / "shapes", np.random.default_rng(0), ["image,x0,y0,x1,y1"]
+    for name in ("cross", "disc", "ring"):
+        (root / "test" / name).mkdir(parents=True)
+        for number in range(2):
+            cv2.imwrite(str(root / "test" / name / f"{number}.png"), rng.integers(0, 256, (80, 100, 3), dtype=np.uint8))
+            lines.append(f"test/{name}/{number}.png,10,20,60,70")
+    (root / "boxes.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def emulated(counter: str) -> int:
+    """What the emulated driver counts: ``calls`` through its bindings so far, or ``graphs`` that are alive."""
+    function = ctypes.CDLL("libcuda.so.1")[f"wgap_emulated_{counter}"]
+    function.restype = ctypes.c_ulonglong
+    return int(function())
 
 
 def free_memory(device: int = 0) -> int:

@@ -60,7 +60,7 @@ def test_spills_and_local_memory_would_be_seen() -> None:
     text = "ptxas : 24 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\nptxas info : Used 128 registers"
     found = compiler.Compiled(b"", "sm_90", text).resources()
     assert (found.registers, found.stack, found.spilled, found.shared) == (128, 24, 20, 0)
-    with pytest.raises(BackendError, match="tells no registers"):
+    with pytest.raises(BackendError, match="has no registers"):
         compiler.Compiled(b"", "sm_90", "").resources()
 
 
