@@ -15,8 +15,8 @@ from wgap import __version__
 from wgap.bundle import Bundle
 from wgap.calibrate.attest import attest_int8
 from wgap.calibrate.gate import Limits, Observation, Verdict, observe, verdict
-from wgap.calibrate.images import ImageSet, require_disjoint
 from wgap.calibrate.half import HALVES, bf16_graph, fp16_graph, headroom, judgeable
+from wgap.calibrate.images import ImageSet, require_disjoint
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import CalibrationError, DataError

@@ -13,8 +13,8 @@ from wgap.bundle import Bundle
 from wgap.calibrate.attest import attest_int8
 from wgap.calibrate.candidate import Calibration, GateRun, calibrate, prepare
 from wgap.calibrate.gate import Limits, Observation, verdict
-from wgap.calibrate.images import ImageSet, image_set
 from wgap.calibrate.half import FP16_LARGEST, fp16_graph, headroom, rounded_graph
+from wgap.calibrate.images import ImageSet, image_set
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.errors import CalibrationError, CheckFailedError
 from wgap.runtime.networks.onnxruntime import file_network

@@ -13,8 +13,8 @@ from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.calibrate.candidate import Calibration, GateRun, calibrate, enter, prepare
 from wgap.calibrate.gate import Verdict
-from wgap.calibrate.images import ImageSet
 from wgap.calibrate.half import FP16_LARGEST, rounded_graph
+from wgap.calibrate.images import ImageSet
 from wgap.datasets import open_dataset
 from wgap.errors import GateError
 from wgap.evaluate.protocol import evaluate_localizer
