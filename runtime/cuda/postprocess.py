@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from wgap import _native
 from wgap.errors import BackendError, FeatureError
@@ -274,7 +274,7 @@ class Launch:
         request: Request,
     ) -> None:
         images, top_k = features[0], request.per_image
-        self._owner: CudaPostprocess = weakref.proxy(owner)  # a cycle would keep a dropped kernel on the GPU
+        self._owner = cast("CudaPostprocess", weakref.proxy(owner))  # a cycle would keep a dropped kernel on the GPU
         self._size, self._images, self._per_image = size, images, top_k
         self._shape, self._shared, self._scratch = _native._cuda_layout(
             owner.classifier, logits, features, size, top_k, owner.room
