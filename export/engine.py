@@ -6,6 +6,8 @@ Networks are strongly typed, so that the ONNX file alone decides what is compute
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from wgap.errors import DataError, EngineError
 from wgap.export.attest import attest_network, convolution_nodes, inspect_plan
 from wgap.extend import enter_file, require_writable
 from wgap.manifest import BundleFile, EngineRecord, Profile, require_signature
+from wgap.runtime.cuda.driver import Context
 from wgap.runtime.engine import DEFAULT_BATCH, PORTABLE, Host, fits
 from wgap.runtime.library import Gpu, dtype_name, gpu, gpus, library_log, load_library
 
@@ -101,7 +104,8 @@ def engine_from_bundle(
         BundleError: if the bundle has no such file or cannot be written; it is as it was then.
         GateError: see :meth:`wgap.bundle.Bundle.model_file`.
         DataError: if the flavor is unknown or lacks an option.
-        MissingDependencyError: if the flavor's library or onnx is not installed.
+        BackendError: if a device is named and there is no such GPU.
+        MissingDependencyError: if the flavor's library or onnx is not installed, or for a named device cuda-core.
         EngineError: if the file does not parse or the engine does not build.
         CheckFailedError: if a convolution would compute in another precision than the manifest says.
     """
@@ -117,14 +121,15 @@ def engine_from_bundle(
             f"TensorRT {library.__version__} builds on the GPU that the engine is for, by timing kernels; the driver "
             "shows none. Build there, or take --flavor tensorrt_rtx, which needs no GPU to build"
         )
-    builder = _builder(library, log)
-    network, parser = _network(library, builder, log, bundle.root / source.path)
-    require_signature(bundle.manifest.model, _tensors(network), source.path)
-    attestation = attest_network(library, network, convolution_nodes(bundle.root / source.path), source)
-    plan = _plan(library, log, builder, network, bundle.manifest.model.input_size, options, phases, here)
-    del parser  # it owns the weights that the network reads
     architecture = _architecture(flavor, options, here)
-    attestation["engine_inspector"] = _inspected(library, log, plan, architecture, here)
+    with _current(here if device is not None else None):
+        builder = _builder(library, log)
+        network, parser = _network(library, builder, log, bundle.root / source.path)
+        require_signature(bundle.manifest.model, _tensors(network), source.path)
+        attestation = attest_network(library, network, convolution_nodes(bundle.root / source.path), source)
+        plan = _plan(library, log, builder, network, bundle.manifest.model.input_size, options, phases, here)
+        del parser, network, builder  # the parser owns the weights that the network reads
+        attestation["engine_inspector"] = _inspected(library, log, plan, architecture, here)
     path = f"engines/model.{precision}.{flavor}-{library.__version__}{_suffix(architecture, options)}.plan"
     built = EngineRecord(
         flavor=flavor,
@@ -143,6 +148,20 @@ def engine_from_bundle(
     )
     bundle = enter_file(bundle, plan, path, "engine", precision, lambda _: False, engine=built)
     return bundle, next(entry for entry in bundle.manifest.files if entry.path == path)
+
+
+@contextmanager
+def _current(chosen: Gpu | None) -> Iterator[None]:
+    """That GPU as the one that the library builds on; None leaves that to the library."""
+    if chosen is None:
+        yield
+        return
+    context = Context(chosen.ordinal, primary=True)
+    try:
+        with context:
+            yield
+    finally:
+        context.close()
 
 
 def _require_options(library: Any, options: BuildOptions) -> None:

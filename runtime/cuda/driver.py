@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,12 @@ class Context:
             last = self._owners == 0
         if last and self._retained is not None:
             call("cuDevicePrimaryCtxRelease", self._retained)
+
+    def __del__(self) -> None:
+        if getattr(self, "_owners", 0) > 0:  # an owner was dropped, not closed
+            self._owners = 1
+            with contextlib.suppress(Exception):  # the driver may be gone at exit, and a destructor has no caller
+                self.close()
 
 
 def attribute(name: str, device: int) -> int:

@@ -75,11 +75,11 @@ class TensorRtNetwork(Network):
         options.require_only(flavor, "device", "slots")
         host = Host.here(flavor, options.device)
         entry = engine_file(bundle, host, options.precision)
-        plan = preflight(bundle, entry.path, host, ungated=options.ungated, rule=options.rule)
+        self.device = gpu(options.device).ordinal
         assert entry.engine is not None
         about = entry.engine
         self.name, self.precision, self.version = flavor, options.precision, host.version
-        self.device, self.largest = gpu(options.device).ordinal, about.profile.max
+        self.largest = about.profile.max
         self.graphs = flavor == "tensorrt" if graphs is None else graphs
         self.failures = 0
         model = bundle.manifest.model
@@ -89,9 +89,10 @@ class TensorRtNetwork(Network):
         self._free: list[_Slot] = []
         self._made, self._slots, self._closed = 0, options.slots or SLOTS, False
         self._changed = threading.Condition()
-        self._plan_bytes = len(plan)
         self.context = Context(self.device)
-        with self.context:
+        with self.context:  # which the library checks the plan against
+            plan = preflight(bundle, entry.path, host, ungated=options.ungated, rule=options.rule)
+            self._plan_bytes = len(plan)
             self._runtime = host.library.Runtime(self._log)
             if about.options.get("version_compatible"):
                 self._runtime.engine_host_code_allowed = True  # such a plan brings the runtime it needs

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -87,6 +88,19 @@ def enter_plan(root: Path, plan: Path | bytes, **options: bool) -> None:
 def images() -> Any:
     """uint8[11, 64, 64, 3]."""
     return np.random.default_rng(8).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """Six labelled pictures with boxes."""
+    root, rng, lines = tmp_path / "shapes", np.random.default_rng(0), ["image,x0,y0,x1,y1"]
+    for name in ("cross", "disc", "ring"):
+        (root / "test" / name).mkdir(parents=True)
+        for number in range(2):
+            cv2.imwrite(str(root / "test" / name / f"{number}.png"), rng.integers(0, 256, (80, 100, 3), dtype=np.uint8))
+            lines.append(f"test/{name}/{number}.png,10,20,60,70")
+    (root / "boxes.csv").write_text("\n".join(lines) + "\n")
+    return root
 
 
 def driver_calls() -> int:

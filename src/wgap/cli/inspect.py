@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ def inspect(
     bundle: BundleFolder,
     memory: Annotated[
         bool,
-        typer.Option("--memory", help="Localize a golden image on --backend and show what the session holds."),
+        typer.Option("--memory", help="Localize one image on --backend and show what the session holds."),
     ] = False,
     backend: Backend = "onnxruntime",
     precision: Precision = "fp32",
@@ -48,9 +48,11 @@ def inspect(
     from wgap.runtime.engine import engines, stale
 
     opened = Bundle.open(bundle, verify=False)
+    held = _memory(opened, ctx.params) if memory else None
     if as_json:
-        outdated = [entry.path for entry in engines(opened) if stale(opened, entry)]
-        typer.echo(json.dumps({**json.loads(opened.manifest.to_json()), "stale_engines": outdated}, indent=2))
+        told = json.loads(opened.manifest.to_json())
+        told["stale_engines"] = [entry.path for entry in engines(opened) if stale(opened, entry)]
+        typer.echo(json.dumps(told if held is None else {**told, "memory": held}, indent=2))
     else:
         info, steps, rule = opened.manifest.model, opened.manifest.preprocessing, opened.manifest.rule
         parameters = ", ".join(f"{name} {value}" for name, value in info.architecture.parameters.items())
@@ -66,14 +68,21 @@ def inspect(
             table.add_row(entry.path, entry.role, entry.precision, _gate(entry), str(entry.size), entry.sha256[:12])
         Console().print(table)
         _print_engines(opened)
+        if held is not None:
+            typer.echo("\n".join(f"{name}: {size} bytes" for name, size in held.items()) or "nothing on a GPU")
     opened.verify()
-    if memory:
-        with open_localizer(ctx.params) as localizer:
-            list(localizer(next(case["image"] for case in opened.golden() if "image" in case)))
-            held = localizer.memory()
-        typer.echo(json.dumps(held) if as_json else "\n".join(f"{name}: {size} bytes" for name, size in held.items()))
     if not as_json:
         typer.echo("every file is as the manifest says")
+
+
+def _memory(bundle: Bundle, options: dict[str, Any]) -> dict[str, int]:
+    """What a session holds once it has localized one image."""
+    import numpy as np
+
+    with open_localizer(options) as localizer:
+        blank = np.zeros((*bundle.manifest.model.input_size, 3), np.uint8)
+        list(localizer(blank, on_error="yield"))
+        return localizer.memory()
 
 
 def _gate(entry: BundleFile) -> str:
