@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from tests.runtime.conftest import glass_bundle  # noqa: F401  (a fixture)
 
 from wgap.bundle import Bundle
 from wgap.errors import WgapError
@@ -103,11 +104,11 @@ def shapes(tmp_path: Path) -> Path:
     return root
 
 
-def driver_calls() -> int:
-    """Calls of the emulated driver through its bindings so far."""
-    counter = ctypes.CDLL("libcuda.so.1").wgap_emulated_calls
-    counter.restype = ctypes.c_ulonglong
-    return int(counter())
+def emulated(counter: str) -> int:
+    """What the emulated driver counts: ``calls`` through its bindings so far, or ``graphs`` that are alive."""
+    function = ctypes.CDLL("libcuda.so.1")[f"wgap_emulated_{counter}"]
+    function.restype = ctypes.c_ulonglong
+    return int(function())
 
 
 def free_memory(device: int = 0) -> int:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.gpu.conftest import EMULATED, enter_plan, free_memory
+from tests.gpu.conftest import EMULATED, emulated, enter_plan, free_memory
 
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.errors import BackendError, BundleError, FeatureError, WgapError
 from wgap.runtime.cuda.arrays import DeviceCopy as OnDevice
+from wgap.runtime.localizer import Failure
 from wgap.runtime.locator import CpuLocator, Request
 from wgap.runtime.postprocess import Classifier
 
@@ -146,6 +147,39 @@ def test_two_hundred_sessions_leave_no_memory_behind(root: Path, backend: str, i
     assert before - free_memory() <= (0 if EMULATED else 8 << 20)
 
 
+@pytest.mark.skipif(not EMULATED, reason="needs the stand-in for TensorRT")
+def test_one_image_without_a_box_costs_no_second_forward_pass(glass_bundle: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(glass_bundle, tmp_path / "glass"))
+    enter_plan(root, root / "model.onnx")
+    runs: list[int] = import_module("tensorrt").RUNS
+    batch = np.random.default_rng(5).integers(1, 255, (4, 64, 64, 3), dtype=np.uint8)
+    batch[2] = 0  # black: the network divides by zero
+    with Localizer(root) as plain, Localizer(root, "tensorrt", batch_size=4) as made:
+        expected = [plain.one(batch[n], heatmap=True) for n in (0, 1, 3)]
+        for _ in range(3):  # plainly, captured, replayed
+            runs.clear()
+            found = list(made(batch, heatmap=True, on_error="yield"))
+            assert runs == [4]
+            failed = found.pop(2)
+            assert isinstance(failed, Failure)
+            assert str(failed.error).startswith("image 2: ")
+            assert "NaN" in str(failed.error)
+            for one, other in zip(expected, found, strict=True):
+                assert (one.box, one.level, one.class_id) == (other.box, other.level, other.class_id)
+                assert other.heatmap is not None
+        runs.clear()
+        with pytest.raises(FeatureError, match=r"image 2: .*NaN"):
+            list(made(batch))
+        guest = OnDevice(batch)
+        with pytest.raises(FeatureError, match=r"image 2: .*NaN"):
+            made.batch(guest)
+        *_, failed, last = made.batch(guest, on_error="yield")
+        assert runs == [4, 4, 4]
+        assert isinstance(failed, Failure)
+        assert last.box == expected[2].box
+        guest.close()
+
+
 @pytest.mark.skipif(not EMULATED, reason="needs a library that gives plans without weights")
 def test_a_stripped_engine_gets_its_weights_back(tiny_bundle: Path, tmp_path: Path, images: Any) -> None:
     own = Path(shutil.copytree(tiny_bundle, tmp_path / "stripped"))
@@ -174,6 +208,7 @@ def test_failures_of_the_library_are_told(root: Path, backend: str, images: Any)
     with pytest.warns(RuntimeWarning, match="cannot be captured into a CUDA graph .*goes on without graphs"):
         list(made(images[:4]))
     assert not network.graphs
+    assert emulated("graphs") == 0, "what was captured until it failed is destroyed"
     made.close()
     plan = next(e for e in Bundle.open(root).manifest.files if e.role == "engine")
     (root / plan.path).write_bytes(b"\0" * plan.size)

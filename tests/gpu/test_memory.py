@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.gpu.conftest import EMULATED, free_memory
+from tests.gpu.conftest import emulated as count_of
 from typer.testing import CliRunner
 
 from wgap import Localizer
@@ -19,34 +20,37 @@ from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.cuda.driver import Context
 from wgap.runtime.cuda.postprocess import MOST_IDLE, CudaPostprocess
 from wgap.runtime.locator import Request
-from wgap.runtime.networks import tensorrt
+from wgap.runtime.networks.tensorrt import MOST_BATCHES, MOST_LAUNCHES
 
 emulated = pytest.mark.skipif(not EMULATED, reason="needs the stand-in for TensorRT")
+
+
+def held_by(*owners: Any) -> dict[str, int]:
+    """Bytes of launches and slots, by kind."""
+    sizes = {"device": 0, "pinned": 0}
+    for owner in owners:
+        memory = owner._memory if hasattr(owner, "_memory") else {**owner.device, "staging": owner._staging}
+        for one in memory.values():
+            sizes[one._kind] += one.size
+    return sizes
 
 
 def test_a_hundred_shapes_through_one_kernel_stay_bounded() -> None:
     rng, weight = np.random.default_rng(6), np.ones((5, 4), np.float32)
     context, before = Context(), free_memory()
     kernel = CudaPostprocess(weight, context=context)
-    alone = dict(context.held)
-    per_launch = []
+    assert context.held == {"device": weight.nbytes, "pinned": 0}
     for n in range(100):
         images, side, size = 1 + n % 3, 3 + n % 7, (20 + n, 30 + n % 11)
         arrays = [DeviceCopy(rng.random(s, dtype=np.float32)) for s in ((images, 5), (images, 4, side, side))]
-        held = dict(context.held)
         kernel(*arrays, size=size, heatmaps=bool(n % 2), edge_means=n % 5 == 0, classes=[1] * images if n % 4 else None)
-        per_launch.append({kind: context.held[kind] - held[kind] for kind in held})
         for array in arrays:
             array.close()
+        idle = held_by(*(launch for _, launch in kernel._idle))
         assert len(kernel._idle) == min(n + 1, MOST_IDLE)
+        assert context.held == {"device": weight.nbytes + idle["device"], "pinned": idle["pinned"]}
         if EMULATED:
             assert before - free_memory() == context.held["device"]
-    last = [launch for _, launch in kernel._idle]
-    sizes = dict.fromkeys(alone, 0)
-    for launch in last:
-        for memory in launch._memory.values():
-            sizes[memory._kind] += memory.size
-    assert context.held == {kind: alone[kind] + sizes[kind] for kind in alone}
     kernel.close()
     assert context.held == {"device": 0, "pinned": 0}
     context.close()
@@ -78,24 +82,24 @@ def test_a_hundred_requests_of_a_session_stay_bounded(engine_bundle: Path, image
         )
     ]
     assert len(requests) > 100
-    most = {"device": 0, "pinned": 0}
-    for number, (count, rule, request) in enumerate(requests):
+    weight = localizer.bundle.classifier()[0].nbytes
+    for count, rule, request in requests:
         locator = localizer.locator.with_rule(rule)
         for _ in range(2):  # the second time it is captured
             found = network.locate(images[:count], locator, request)
         assert len(found) == count
         [slot] = network._free
-        assert len(slot._launches) <= tensorrt.MOST_LAUNCHES
-        assert len(slot.contexts) <= tensorrt.MOST_BATCHES
+        assert len(slot._launches) <= MOST_LAUNCHES
+        assert len(slot.contexts) <= MOST_BATCHES
+        assert count_of("graphs") == sum(graph is not None for graph in slot._graphs.values()) <= MOST_LAUNCHES
         assert slot._graphs.keys() <= slot._launches.keys(), "no graph outlives the launch it was captured from"
-        assert any(slot._graphs.values())
-        for kind, size in network.context.held.items():
-            assert number < len(requests) // 2 or size <= 2 * most[kind], "it does not grow"
-            most[kind] = max(most[kind], size) if number < len(requests) // 2 else most[kind]
-    held = network.context.held
+        expected = held_by(slot, *slot._launches.values())
+        assert network.context.held == {"device": weight + expected["device"], "pinned": expected["pinned"]}
+    assert len(slot._launches) == MOST_LAUNCHES
     localizer.close()
-    assert held == {"device": 0, "pinned": 0}
+    assert network.context.held == {"device": 0, "pinned": 0}
     assert free_memory() == before
+    assert count_of("graphs") == 0
 
 
 @emulated

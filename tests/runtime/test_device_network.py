@@ -117,6 +117,18 @@ def test_one_image_that_fails_costs_no_second_run(pair: tuple[Localizer, Any], e
     assert device.network.runs == [3, 3]
 
 
+def test_one_image_that_fails_on_the_cpu_costs_no_second_run(glass_bundle: Path) -> None:
+    batch = np.random.default_rng(5).integers(1, 255, (4, 64, 64, 3), dtype=np.uint8)
+    batch[2] = 0  # black: the network divides by zero
+    with Localizer(glass_bundle, batch_size=4) as plain:
+        network = Device(plain.network)
+        network.device, network.largest = None, None  # type: ignore[assignment]
+        found = list(Localizer(glass_bundle, batch_size=4, network=network)(batch, on_error="yield"))
+        assert network.runs == [4]
+        assert [isinstance(result, Failure) for result in found] == [False, False, True, False]
+        assert [found[n] for n in (0, 1, 3)] == [plain.one(batch[n]) for n in (0, 1, 3)]
+
+
 def test_a_batch_on_the_device_gives_boxes_in_its_own_pixels(pair: tuple[Localizer, Any], exact: Any) -> None:
     plain, device = pair
     found = device.batch(exact, stream=5)

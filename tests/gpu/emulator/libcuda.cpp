@@ -2,7 +2,7 @@
 // block after the other, in the shared and global memory that the launch was given. Addresses and sizes are checked
 // against what was allocated, so that a copy or a launch beyond its memory fails here as it might not on a GPU.
 // WGAP_EMULATED_GPUS devices (1 or 2; 1 unless it is set), each with a primary context: memory, streams, events and
-// modules of one are refused on the other. wgap_emulated_calls() counts the driver calls.
+// modules of one are refused on the other. wgap_emulated_calls() counts the driver calls, wgap_emulated_graphs() the living graphs.
 //   g++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I runtime/include -I runtime/src/kernel libcuda.cpp -o libcuda.so.1
 #include <atomic>
 #include <chrono>
@@ -65,7 +65,7 @@ constexpr int kDevices = 2;
 Device devices[kDevices];
 std::map<Pointer, std::size_t> pinned;  // of every device
 thread_local std::vector<Device*> contexts;
-std::atomic<unsigned long long> calls{0};
+std::atomic<unsigned long long> calls{0}, graphs{0};  // graphs: that are alive, captured or executable
 
 int device_count() {
   const char* const set = std::getenv("WGAP_EMULATED_GPUS");
@@ -310,13 +310,13 @@ int cuStreamEndCapture(Handle stream, Handle* graph) {
   Stream* const s = static_cast<Stream*>(stream);
   s->capturing = false;
   *graph = new Graph(std::move(s->captured));
-  return s->captured.clear(), kSuccess;
+  return s->captured.clear(), ++graphs, kSuccess;
 }
 int cuGraphInstantiate(Handle* made, Handle graph, unsigned long long) {
-  return *made = new Graph(*static_cast<Graph*>(graph)), kSuccess;
+  return *made = new Graph(*static_cast<Graph*>(graph)), ++graphs, kSuccess;
 }
-int cuGraphDestroy(Handle graph) { return delete static_cast<Graph*>(graph), kSuccess; }
-int cuGraphExecDestroy(Handle graph) { return delete static_cast<Graph*>(graph), kSuccess; }
+int cuGraphDestroy(Handle graph) { return delete static_cast<Graph*>(graph), --graphs, kSuccess; }
+int cuGraphExecDestroy(Handle graph) { return delete static_cast<Graph*>(graph), --graphs, kSuccess; }
 int cuGraphLaunch(Handle graph, Handle stream) {
   return submit(stream, [=](Device&) {
     for (const Work& work : *static_cast<Graph*>(graph))
@@ -372,6 +372,7 @@ int cuLaunchKernel(Handle function, unsigned x, unsigned, unsigned, unsigned thr
 }
 
 unsigned long long wgap_emulated_calls() { return calls; }
+unsigned long long wgap_emulated_graphs() { return graphs; }
 
 int unsupported() { return 801; }  // cudaErrorNotSupported
 int cuGetProcAddress_v2(const char* symbol, void** function, int, unsigned long long, int* status) {
