@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from wgap.errors import BackendError, DataError
+from wgap.errors import BackendError, DataError, FeatureError
 from wgap.manifest import ModelInfo, require_signature
 from wgap.runtime.cuda.arrays import device_array, on_device, to_host
 
@@ -144,6 +144,19 @@ class CallableNetwork(Network):
                     f"{self.name}: {wrong[0]} has {len(outputs[wrong[0]])} rows for {len(images)} images"
                 )
         yield outputs
+
+
+def require_batch(images: Any, extents: tuple[int, ...]) -> Any:
+    """Images for a network on a GPU, on the host or there, then as :class:`wgap.runtime.cuda.arrays.DeviceArray`.
+
+    Raises:
+        FeatureError: they are not uint8 of these extents.
+    """
+    given = device_array(images, "uint8", "NHWC", "images") if on_device(images) else images
+    shape = tuple(given.shape)
+    if str(given.dtype) != "uint8" or len(shape) != 4 or shape[1:] != extents:
+        raise FeatureError(f"images: expected uint8{['N', *extents]}, got {given.dtype}{list(shape)}")
+    return given
 
 
 def require_host(network: Network, images: Any, stream: int | None) -> None:

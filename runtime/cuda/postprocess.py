@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import operator
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -284,7 +285,7 @@ class Launch:
             raise ValueError(f"size: expected (height, width) of at least 1x1 and at most 2^20 pixels, got {size}")
         if not 1 <= top_k <= owner.classes:
             raise ValueError(f"top_k: expected 1..{owner.classes}, got {top_k}")
-        self._owner = owner
+        self._owner: Any = weakref.proxy(owner)  # a cycle would keep a dropped kernel on the GPU
         self._shape = [channels, height, width, *size, owner.classes]
         self._size, self._images, self._per_image = size, images, top_k
         tasks = images * top_k

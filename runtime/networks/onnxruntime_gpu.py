@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wgap.errors import BackendError, MissingDependencyError
-from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device
+from wgap.runtime.cuda.arrays import DeviceArray
 from wgap.runtime.cuda.driver import READY, Context, call, wait_for
 from wgap.runtime.library import gpu
+from wgap.runtime.network import require_batch
 from wgap.runtime.networks.onnxruntime import OnnxRuntimeNetwork, open_session
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
                 f"this build of ONNX Runtime has no {wanted}; it has: {', '.join(offered)}. "
                 "Install onnxruntime-gpu in place of onnxruntime: pip install 'wgap[gpu]'"
             )
-        device = gpu(options.device).ordinal
+        device, self._extents = gpu(options.device).ordinal, bundle.manifest.model.signature()["image"].extents
         getattr(onnxruntime, "preload_dlls", lambda: None)()  # CUDA and cuDNN from wheels, where they are wheels
         self.memory_limit = MEMORY_LIMIT if options.memory_limit is None else options.memory_limit
         session = open_session(
@@ -72,14 +73,13 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
         """See :meth:`wgap.runtime.network.Network.forward`; the network runs on ONNX Runtime's own stream."""
         import numpy as np
 
-        binding = self.session.io_binding()
-        if on_device(images):
-            given = device_array(images, "uint8", "NHWC", "images")
+        binding, given = self.session.io_binding(), require_batch(images, self._extents)
+        if isinstance(given, DeviceArray):
             with self.context:
                 wait_for(given) if stream is None else call("cuStreamSynchronize", stream)
             binding.bind_input("image", "cuda", self.device, np.uint8, list(given.shape), given.pointer)
         else:
-            binding.bind_cpu_input("image", np.ascontiguousarray(images))
+            binding.bind_cpu_input("image", np.ascontiguousarray(given))
         names = ("logits", "features")
         for name in names:
             binding.bind_output(name, "cuda", self.device)

@@ -13,14 +13,14 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from wgap.errors import BackendError, FeatureError
+from wgap.errors import BackendError
 from wgap.manifest import require_signature
-from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device
+from wgap.runtime.cuda.arrays import DeviceArray
 from wgap.runtime.cuda.driver import READY, Context, Memory, call, capture_lock, driver, wait_for
 from wgap.runtime.cuda.postprocess import CudaLocator, Launch
 from wgap.runtime.engine import Host, engine_file, preflight
 from wgap.runtime.library import dtype_name, gpu, library_log
-from wgap.runtime.network import Network, Outputs
+from wgap.runtime.network import Network, Outputs, require_batch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,7 +145,7 @@ class TensorRtNetwork(Network):
     @contextmanager
     def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
         """See :meth:`wgap.runtime.network.Network.forward`."""
-        given = self._checked(images)
+        given = require_batch(images, self.shapes["image"])
         with self._slot(stream) as slot:
             slot.take(given, stream)
             yield slot.forward(int(given.shape[0]), not isinstance(given, DeviceArray), stream)
@@ -154,17 +154,10 @@ class TensorRtNetwork(Network):
         """Network and kernel on one stream; only the records come back."""
         if not isinstance(locator, CudaLocator) or locator.kernel.context is not self.context:
             return super().locate_part(images, locator, request, stream)
-        given = self._checked(images)
+        given = require_batch(images, self.shapes["image"])
         with self._slot(stream) as slot:
             slot.take(given, stream)
             return slot.records(int(given.shape[0]), not isinstance(given, DeviceArray), locator, request, stream)
-
-    def _checked(self, images: Any) -> Any:
-        given = device_array(images, "uint8", "NHWC", "images") if on_device(images) else images
-        shape = tuple(given.shape)
-        if len(shape) != 4 or shape[1:] != self.shapes["image"]:
-            raise FeatureError(f"images: expected uint8{['N', *self.shapes['image']]}, got {list(shape)}")
-        return given
 
     def memory(self) -> dict[str, int]:
         """Bytes of buffers and launches, of the plan's weights, and what each execution context asks for."""
@@ -227,7 +220,7 @@ class _Slot:
 
         if self._staging is None:
             self._staging = Memory(self.owner.context, self.device["image"].size, pinned=True)
-        source = np.ascontiguousarray(images, np.uint8)
+        source = np.ascontiguousarray(images)
         self._staging.view()[: source.nbytes] = source.reshape(-1).data
 
     def forward(self, count: int, staged: bool, stream: int | None) -> Outputs:

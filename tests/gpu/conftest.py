@@ -64,7 +64,7 @@ def two_gpus() -> None:
 
 @pytest.fixture(scope="session")
 def engine_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quick bundle with an engine for batches of 1 to 4. Shared: copy it before changing it."""
+    """The quick bundle with an engine for batches of 1 to 6. Shared: copy it before changing it."""
     if not EMULATED:
         pytest.skip("needs the stand-in for TensorRT")
     root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "engine"))
@@ -79,7 +79,7 @@ def enter_plan(root: Path, plan: Path | bytes, **options: bool) -> None:
 
     bundle = Bundle.open(root)
     record = EngineRecord(
-        "tensorrt", import_module("tensorrt").__version__, "8.6", f"linux {platform.machine()}", Profile(1, 2, 4),
+        "tensorrt", import_module("tensorrt").__version__, "8.6", f"linux {platform.machine()}", Profile(1, 2, 6),
         bundle.model_file("fp32").sha256, options,
     )  # fmt: skip
     enter_file(bundle, plan, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, engine=record)

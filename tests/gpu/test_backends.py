@@ -29,13 +29,24 @@ def root(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "tiny"))
 
 
+@pytest.fixture(scope="module")
+def patched() -> Any:
+    """A MonkeyPatch for the module."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
 @pytest.fixture(scope="module", params=BACKENDS)
-def backend(request: pytest.FixtureRequest, root: Path) -> str:
+def backend(request: pytest.FixtureRequest, root: Path, patched: pytest.MonkeyPatch) -> str:
     """The name of a backend that runs here."""
     name: str = request.param
     if EMULATED:
-        if name != "tensorrt":
+        if name not in ("tensorrt", "onnxruntime_cuda"):
             pytest.skip(f"{name} needs a real driver")
+        import onnxruntime
+
+        patched.setattr(onnxruntime, "InferenceSession", import_module("onnxruntime_cuda").session)
+        patched.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
         enter_plan(root, root / Bundle.open(root).model_file("fp32").path)
     elif not name.startswith("onnxruntime"):
         from wgap.export.engine import BuildOptions, engine_from_bundle
@@ -47,6 +58,8 @@ def backend(request: pytest.FixtureRequest, root: Path) -> str:
     try:
         Localizer(root, backend=name).close()
     except WgapError as error:
+        if EMULATED:
+            raise
         pytest.skip(f"{name}: {error}")
     return name
 
@@ -85,6 +98,9 @@ def test_host_images_device_images_and_borrowed_streams_give_the_kernel_s_boxes(
         assert [(r.class_id, r.box) for r in localizer.batch(on_device, given)] == told
     with pytest.raises(FeatureError, match="images: expected uint8"):
         localizer.batch(OnDevice(images[:, :32]))
+    for wrong in (images[:, :32], images.astype(np.float32), images[0]):
+        with pytest.raises(FeatureError, match="images: expected uint8"):
+            localizer.network.run(wrong)
     on_device.close()
 
 
@@ -147,6 +163,22 @@ def test_two_hundred_sessions_leave_no_memory_behind(root: Path, backend: str, i
     assert before - free_memory() <= (0 if EMULATED else 8 << 20)
 
 
+@pytest.mark.skipif(not EMULATED, reason="asks the stand-in what it was given")
+def test_onnx_runtime_is_bounded_and_on_the_gpu_that_is_named(root: Path, backend: str, two_gpus: None) -> None:
+    if backend != "onnxruntime_cuda":
+        pytest.skip("of ONNX Runtime")
+    given: list[Any] = import_module("onnxruntime_cuda").SESSIONS
+    for asked, bound in ((None, 4 << 30), (1 << 20, 1 << 20)):
+        with Localizer(root, backend, device=1, memory_limit=asked) as made:
+            [(name, options)] = given[-1][1]
+            assert (name, options["device_id"], options["gpu_mem_limit"]) == ("CUDAExecutionProvider", 1, bound)
+            assert made.network.device == made.locator.device == 1
+            made.one(np.zeros((64, 64, 3), np.uint8))
+            told = made.memory()
+            assert told["device_limit"] == bound
+            assert told["device"] > 0, "of the kernel"
+
+
 @pytest.mark.skipif(not EMULATED, reason="needs the stand-in for TensorRT")
 def test_one_image_without_a_box_costs_no_second_forward_pass(glass_bundle: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(glass_bundle, tmp_path / "glass"))
@@ -191,6 +223,8 @@ def test_a_stripped_engine_gets_its_weights_back(tiny_bundle: Path, tmp_path: Pa
 
 @pytest.mark.skipif(not EMULATED, reason="makes the library fail on purpose")
 def test_failures_of_the_library_are_told(root: Path, backend: str, images: Any) -> None:
+    if backend != "tensorrt":
+        pytest.skip("the stand-in for TensorRT fails on purpose")
     library: Any = import_module("tensorrt")
     made = Localizer(root, backend=backend, batch_size=4)
     network: Any = made.network
@@ -210,7 +244,12 @@ def test_failures_of_the_library_are_told(root: Path, backend: str, images: Any)
     assert not network.graphs
     assert emulated("graphs") == 0, "what was captured until it failed is destroyed"
     made.close()
+
+
+@pytest.mark.skipif(not EMULATED, reason="needs the stand-in for TensorRT")
+def test_a_changed_plan_is_refused(engine_bundle: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(engine_bundle, tmp_path / "changed"))
     plan = next(e for e in Bundle.open(root).manifest.files if e.role == "engine")
     (root / plan.path).write_bytes(b"\0" * plan.size)
     with pytest.raises(BundleError, match="sha256"):
-        Localizer(root, backend=backend)
+        Localizer(root, backend="tensorrt")
