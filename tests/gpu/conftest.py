@@ -105,7 +105,7 @@ def shapes(tmp_path: Path) -> Path:
 
 
 def emulated(counter: str) -> int:
-    """What the emulated driver counts: ``calls`` through its bindings so far, or ``graphs`` that are alive."""
+    """What the emulated driver counts: ``calls`` so far, ``graphs`` that are alive, ``owners`` of primary contexts."""
     function = ctypes.CDLL("libcuda.so.1")[f"wgap_emulated_{counter}"]
     function.restype = ctypes.c_ulonglong
     return int(function())
