@@ -98,8 +98,9 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
 
     def close(self) -> None:
         """Free what is on the device; no call may be under way."""
-        self.session = None
-        self.context.close()
+        if self.session is not None:
+            self.session = None
+            self.context.close()
 
 
 def _providers(name: str, device: int, limit: int) -> list[Any]:

@@ -64,7 +64,7 @@ def two_gpus() -> None:
 
 @pytest.fixture(scope="session")
 def engine_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quick bundle with an engine for batches of 1 to 4. Shared: copy it before changing it."""
+    """The quick bundle with an engine for batches of 1 to 6. Shared: copy it before changing it."""
     if not EMULATED:
         pytest.skip("needs the stand-in for TensorRT")
     root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "engine"))
@@ -79,7 +79,7 @@ def enter_plan(root: Path, plan: Path | bytes, **options: bool) -> None:
 
     bundle = Bundle.open(root)
     record = EngineRecord(
-        "tensorrt", import_module("tensorrt").__version__, "8.6", f"linux {platform.machine()}", Profile(1, 2, 4),
+        "tensorrt", import_module("tensorrt").__version__, "8.6", f"linux {platform.machine()}", Profile(1, 2, 6),
         bundle.model_file("fp32").sha256, options,
     )  # fmt: skip
     enter_file(bundle, plan, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, engine=record)
@@ -105,7 +105,7 @@ def shapes(tmp_path: Path) -> Path:
 
 
 def emulated(counter: str) -> int:
-    """What the emulated driver counts: ``calls`` through its bindings so far, or ``graphs`` that are alive."""
+    """What the emulated driver counts: ``calls`` so far, ``graphs`` that are alive, ``owners`` of primary contexts."""
     function = ctypes.CDLL("libcuda.so.1")[f"wgap_emulated_{counter}"]
     function.restype = ctypes.c_ulonglong
     return int(function())

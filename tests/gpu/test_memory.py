@@ -78,7 +78,7 @@ def test_a_hundred_requests_of_a_session_stay_bounded(engine_bundle: Path, image
     requests = [
         (count, rule, Request([1] * count if chosen else None, top_k, heatmaps, edges))
         for count, rule, chosen, top_k, heatmaps, edges in product(
-            (1, 2, 3, 4), rules, (False, True), (1, 2), (False, True), (False, True)
+            (1, 2, 3, 4, 5, 6), rules, (False, True), (1, 2), (False, True), (False, True)
         )
     ]
     assert len(requests) > 100

@@ -2,7 +2,8 @@
 // block after the other, in the shared and global memory that the launch was given. Addresses and sizes are checked
 // against what was allocated, so that a copy or a launch beyond its memory fails here as it might not on a GPU.
 // WGAP_EMULATED_GPUS devices (1 or 2; 1 unless it is set), each with a primary context: memory, streams, events and
-// modules of one are refused on the other. wgap_emulated_calls() counts the driver calls, wgap_emulated_graphs() the living graphs.
+// modules of one are refused on the other. wgap_emulated_calls() counts the driver calls, wgap_emulated_graphs() the living graphs,
+// wgap_emulated_owners() who keeps a primary context.
 //   g++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I runtime/include -I runtime/src/kernel libcuda.cpp -o libcuda.so.1
 #include <atomic>
 #include <chrono>
@@ -373,6 +374,9 @@ int cuLaunchKernel(Handle function, unsigned x, unsigned, unsigned, unsigned thr
 
 unsigned long long wgap_emulated_calls() { return calls; }
 unsigned long long wgap_emulated_graphs() { return graphs; }
+unsigned long long wgap_emulated_owners() {
+  return static_cast<unsigned long long>(devices[0].retained) + static_cast<unsigned long long>(devices[1].retained);
+}
 
 int unsupported() { return 801; }  // cudaErrorNotSupported
 int cuGetProcAddress_v2(const char* symbol, void** function, int, unsigned long long, int* status) {
