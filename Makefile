@@ -35,8 +35,7 @@ lint: setup types ## ruff, clang-format and mypy --strict
 
 types: setup
 	rm -rf build/typed && mkdir -p build/typed/wgap
-	ln -s $(CURDIR)/src/wgap/* build/typed/wgap/
-	ln -s $(addprefix $(CURDIR)/,$(ROOMS)) build/typed/wgap/
+	cd build/typed/wgap && ln -s ../../../src/wgap/* $(addprefix ../../../,$(ROOMS)) .
 	MYPYPATH=build/typed $(BIN)/mypy -p wgap
 
 format: setup ## rewrite sources in the house format

@@ -19,6 +19,7 @@ from wgap.errors import DataError, EngineError
 from wgap.export.attest import attest_network, convolution_nodes, inspect_plan
 from wgap.extend import enter_file, require_writable
 from wgap.manifest import BundleFile, EngineRecord, Profile, require_signature
+from wgap.rule import Rule
 from wgap.runtime.cuda.driver import Context
 from wgap.runtime.engine import DEFAULT_BATCH, PORTABLE, Host, fits
 from wgap.runtime.library import Gpu, dtype_name, gpu, gpus, library_log, load_library
@@ -83,6 +84,7 @@ def engine_from_bundle(
     ungated: bool = False,
     phases: Phases | None = None,
     device: int | str | None = None,
+    rule: Rule | None = None,
 ) -> tuple[Bundle, BundleFile]:
     """Build an engine from the bundle's ONNX file of that precision and enter it under ``engines/``.
 
@@ -96,6 +98,7 @@ def engine_from_bundle(
         ungated: take a lower-precision file even if its gate failed or never ran.
         phases: hears how far it is.
         device: the GPU to build on, by ordinal or UUID; None for the first, if there is one.
+        rule: that a lower-precision file's gate must have judged; None for the bundle's own.
 
     Returns:
         the bundle, opened again, and the engine's entry.
@@ -110,7 +113,7 @@ def engine_from_bundle(
         CheckFailedError: if a convolution would compute in another precision than the manifest says.
     """
     options = options or BuildOptions()
-    source = bundle.model_file(precision, ungated)
+    source = bundle.model_file(precision, ungated, rule)
     library = load_library(flavor)
     _require_options(library, options)
     require_writable(bundle)

@@ -154,6 +154,8 @@ def test_engines_are_bound_alike(own: Path, edited: Path) -> None:
     refused = wgap("build", edited, "--precision", "int8")
     assert refused.returncode == 1
     assert "under the rule adaptive on the recombined map, and it would now run under fixed:0.9" in refused.stderr
+    judged = wgap("build", edited, "--precision", "int8", "--rule", "adaptive", "--map", "recombined")
+    assert judged.returncode == 0, judged.stderr
     bundle, entry = engine_from_bundle(Bundle.open(edited), "tensorrt_rtx", "int8", ungated=True)
     with pytest.raises(GateError, match=BOTH):
         preflight(bundle, entry.path, host)

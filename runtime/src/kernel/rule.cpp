@@ -19,6 +19,14 @@ constexpr const char* kMaps[] = {"recombined", "positive", "signed"};
 constexpr const char kRules[] = "'adaptive' or 'fixed:ETA' with ETA in [0, 0.999]";
 constexpr const char kMapNames[] = "'recombined', 'positive' or 'signed'";
 
+// How many of a text's first bytes to quote: at most 64, and no half of a UTF-8 character.
+int quoted(const char* text) {
+  int length = static_cast<int>(strnlen(text, 65));
+  if (length > 64)
+    for (length = 64; length > 0 && (static_cast<unsigned char>(text[length]) & 0xc0) == 0x80;) --length;
+  return length;
+}
+
 bool known(double eta) { return eta >= 0.0 && eta <= kLargestEta; }
 
 }  // namespace
@@ -61,7 +69,7 @@ extern "C" wgap_status wgap_rule_parse(const char* text, const char* map, wgap_r
   const auto* const name = std::find_if(std::begin(wgap::kMaps), std::end(wgap::kMaps),
                                         [map](const char* known) { return std::strcmp(known, map) == 0; });
   if (name == std::end(wgap::kMaps))
-    return fail(error, WGAP_UNKNOWN_RULE, "map: expected %s, got '%.64s'", wgap::kMapNames, map);
+    return fail(error, WGAP_UNKNOWN_RULE, "map: expected %s, got '%.*s'", wgap::kMapNames, wgap::quoted(map), map);
   parsed.map = static_cast<std::int32_t>(name - wgap::kMaps);
   if (std::strncmp(text, "fixed:", 6) == 0) {
     const char* const end = text + std::strlen(text);
@@ -69,7 +77,7 @@ extern "C" wgap_status wgap_rule_parse(const char* text, const char* map, wgap_r
     if (failed == std::errc() && stopped == end && wgap::known(parsed.parameters[0])) parsed.kind = WGAP_RULE_FIXED;
   }
   if (parsed.kind == WGAP_RULE_ADAPTIVE && std::strcmp(text, "adaptive") != 0)
-    return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got '%.64s'", wgap::kRules, text);
+    return fail(error, WGAP_UNKNOWN_RULE, "rule: expected %s, got '%.*s'", wgap::kRules, wgap::quoted(text), text);
   *rule = parsed;
   return WGAP_OK;
 }

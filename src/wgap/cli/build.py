@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgap.cli.options import BundleFolder, device_of
+from wgap.cli.options import BundleFolder, chosen, device_of, with_rule
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from wgap.export.engine import Phases
 
 
+@with_rule
 def build(
+    ctx: typer.Context,
     bundle: BundleFolder,
     flavor: Annotated[str, typer.Option(help="tensorrt, or tensorrt_rtx, which needs no GPU to build.")] = (
         "tensorrt_rtx"
@@ -65,7 +67,9 @@ def build(
     )
     opened = Bundle.open(bundle)
     with _bars() as phases:
-        opened, entry = engine_from_bundle(opened, flavor, precision, options, ungated, phases, device_of(device))
+        opened, entry = engine_from_bundle(
+            opened, flavor, precision, options, ungated, phases, device_of(device), chosen(opened, ctx.params)
+        )
     made = about(entry)
     if as_json:
         typer.echo(json.dumps({"bundle": str(opened.root), **entry.to_json()}))
