@@ -105,6 +105,8 @@ def test_threshold_is_the_old_name_of_rule(glass_bundle: Path, tiny_bundle: Path
     old, new = (wgap(*call, "--json", name, "fixed:0.35") for name in ("--threshold", "--rule"))
     assert old.stderr == "warning: --threshold is now --rule\n"
     assert (old.returncode, new.returncode, new.stderr) == (0, 0, "")
+    both = wgap(*call, "--threshold", "fixed:0.35", "--rule", "adaptive")
+    assert (both.returncode, both.stderr) == (1, "error: --threshold is the old name of --rule; give --rule alone\n")
     if verb == "bench":
         old_settings, new_settings = (json.loads(done.stdout)["settings"] for done in (old, new))
         assert old_settings == new_settings
