@@ -16,6 +16,7 @@ from wgap.errors import BundleError, DataError
 from wgap.images import decode, resize
 from wgap.runtime.localizer import Localizer
 from wgap.runtime.network import Network
+from wgap.runtime.postprocess import active_target
 
 __all__ = ["STAGES", "BatchLatency", "LatencyReport", "StageLatency", "cpu_model", "measure_latency"]
 
@@ -117,7 +118,7 @@ def measure_latency(
             "warmup": warmup,
             "iterations": iterations,
         },
-        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": _kernel_target()},
+        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": active_target()},
         versions=_versions(network),
         batches=tuple(results),
     )
@@ -182,12 +183,6 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _kernel_target() -> str:
-    from wgap.runtime.postprocess import active_target
-
-    return active_target()
 
 
 def _versions(network: Network) -> dict[str, str]:
