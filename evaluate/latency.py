@@ -97,7 +97,10 @@ def measure_latency(
         DataError: iterations, warm-up or a batch size are out of range.
     """
     if iterations < 1 or warmup < 0 or not batches or min(batches) < 1:
-        raise DataError("expected at least one iteration, a warm-up of 0 or more, and batch sizes of 1 or more")
+        raise DataError(
+            "expected at least one iteration, a warm-up of 0 or more, and batch sizes of 1 or more, got "
+            f"{iterations}, {warmup} and {list(batches)}"
+        )
     bundle, network = localizer.bundle, localizer.network
     encoded, source = (_golden_jpeg(bundle), "golden image as JPEG") if image is None else _file(image)
     height, width = decode(encoded, source).shape[:2]

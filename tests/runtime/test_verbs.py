@@ -181,6 +181,8 @@ def test_bench_reports_every_stage_and_what_it_depends_on(tiny_bundle: Path, pic
     assert set(report["machine"]) == {"cpu", "cores", "kernel_target"}
     assert {"wgap", "python", "onnxruntime", "opencv", "numpy"} <= set(report["versions"])
     assert "images/s" in wgap("bench", tiny_bundle, "--iterations", 1, "--warmup", 0).stdout
+    refused = wgap("bench", tiny_bundle, "--batch", "8,0")
+    assert "got 50, 5 and [8, 0]" in refused.stderr
     refused = wgap("bench", tiny_bundle, "--batch", "one")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "--batch expects whole numbers" in refused.stderr
