@@ -204,6 +204,14 @@ def test_sanitizers_find_nothing(preset: str, tmp_path: Path) -> None:
 RECORDS = "tests/kernel/records"  # prints a hash of what the library answers to each of many random problems
 
 
+def test_fast_math_around_it_changes_no_bit(release: Path, tmp_path: Path) -> None:
+    """A parent project's flags reach the sources of wgap: NaN must stay one, and sums in their order."""
+    call("cmake", "--preset", "release", "-B", tmp_path, "-DCMAKE_CXX_FLAGS=-ffast-math -ffinite-math-only")
+    call("cmake", "--build", tmp_path, "--parallel", "2", "--target", "records", "test_c_api")
+    assert call(tmp_path / RECORDS) == call(release / RECORDS) != ""
+    call(tmp_path / "tests/kernel/test_c_api")
+
+
 @missing("clang", "clang++")
 def test_clang_s_library_gives_the_same_bits(release: Path, tmp_path: Path) -> None:
     assert call(checked("clang", tmp_path) / RECORDS) == call(release / RECORDS) != ""
