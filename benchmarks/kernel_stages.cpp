@@ -115,7 +115,8 @@ int main(int count, char** arguments) {
   wgap::Problem problem{};
   problem.shape = data.shape;
   problem.weight = data.weight.data();
-  problem.class_id = problem.fixed = -1;
+  problem.rule = wgap::adaptive_rule();
+  problem.class_id = -1;
 
   using Clock = std::chrono::steady_clock;
   const auto microseconds = [](Clock::duration d) { return std::chrono::duration<double, std::micro>(d).count(); };
@@ -125,16 +126,16 @@ int main(int count, char** arguments) {
     problem.features = data.features.data() + per_image * image;
     problem.logits = data.logits.data() + static_cast<std::size_t>(data.shape.classes) * image;
     for (int i = 0; i < repeats; ++i) {
-      wgap::Result result{};
+      wgap::Record record{};
       wgap::u64 ticks[wgap::kStages], all = 0;
       const Clock::time_point start = Clock::now();
-      target->profile(problem, scratch, &result, ticks);
+      target->profile(problem, scratch, &record, ticks);
       const Clock::time_point profiled = Clock::now();
-      target->localize(problem, scratch, &result);
+      target->localize(problem, scratch, &record);
       const Clock::time_point localized = Clock::now();
       seen = target->read_once(problem.features, per_image * sizeof(float));
       const Clock::time_point read = Clock::now();
-      if (result.outcome != wgap::kDone) fail("features or logits are not finite");
+      if (record.status != wgap::kDone) fail("features or logits are not finite");
       for (const wgap::u64 t : ticks) all += t;
       const double tick = microseconds(profiled - start) / static_cast<double>(all);
       for (int stage = 0; stage < wgap::kStages; ++stage)

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.half import FP16_LARGEST, judgeable
+from wgap.errors import FeatureError
 from wgap.figures import fitted, new_figure
+from wgap.images import decode
 from wgap.plain import to_plain
+from wgap.runtime.localizer import Localizer
+from wgap.runtime.networks.onnxruntime import file_network
+from wgap.runtime.overlay import overlay, save_picture
 
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
@@ -109,12 +114,6 @@ def _worst(bundle: Bundle, candidate: Candidate, run: GateRun, judged: Verdict, 
     """Float32 left, candidate right, the class of both float32's top-1; true boxes in green."""
     import cv2
     import numpy as np
-
-    from wgap.errors import FeatureError
-    from wgap.images import decode
-    from wgap.runtime.localizer import Localizer
-    from wgap.runtime.networks.onnxruntime import file_network
-    from wgap.runtime.overlay import overlay, save_picture
 
     float32 = Localizer(bundle, rule=run.locator.rule)
     with judgeable(candidate.path, candidate.precision) as runs:

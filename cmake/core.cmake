@@ -22,9 +22,10 @@ set_target_properties(wgap_core PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_include_directories(wgap_core PUBLIC
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/runtime/include> PRIVATE runtime/src/kernel)
 target_link_libraries(wgap_core PRIVATE wgap_warnings PUBLIC Threads::Threads)
-# No contraction of a*b+c: the same bits on every instruction set. The other two change no value; they let loops with
-# rounding and comparisons become vector code.
-set(WGAP_ARITHMETIC -ffp-contract=off -fno-math-errno -fno-trapping-math)
+# No contraction of a*b+c: the same bits on every instruction set. The last two change no value; they let loops with
+# rounding and comparisons become vector code. The first ones undo what a parent project may have asked for.
+set(WGAP_ARITHMETIC -fno-fast-math -fno-finite-math-only -fno-associative-math -fno-reciprocal-math -fsigned-zeros
+  -ffp-contract=off -fno-math-errno -fno-trapping-math)
 target_compile_options(wgap_core PRIVATE ${WGAP_ARITHMETIC})
 if(NOT WGAP_SANITIZE)  # vectorised loops are the product; CMake's RelWithDebInfo stops at -O2
   target_compile_options(wgap_core PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O3>)

@@ -16,6 +16,7 @@ from wgap.errors import BundleError, DataError
 from wgap.images import decode, resize
 from wgap.runtime.localizer import Localizer
 from wgap.runtime.network import Network
+from wgap.runtime.postprocess import active_target
 
 __all__ = ["STAGES", "BatchLatency", "LatencyReport", "StageLatency", "cpu_model", "measure_latency"]
 
@@ -96,7 +97,10 @@ def measure_latency(
         DataError: iterations, warm-up or a batch size are out of range.
     """
     if iterations < 1 or warmup < 0 or not batches or min(batches) < 1:
-        raise DataError("expected at least one iteration, a warm-up of 0 or more, and batch sizes of 1 or more")
+        raise DataError(
+            "expected at least one iteration, a warm-up of 0 or more, and batch sizes of 1 or more, got "
+            f"{iterations}, {warmup} and {list(batches)}"
+        )
     bundle, network = localizer.bundle, localizer.network
     encoded, source = (_golden_jpeg(bundle), "golden image as JPEG") if image is None else _file(image)
     height, width = decode(encoded, source).shape[:2]
@@ -117,7 +121,7 @@ def measure_latency(
             "warmup": warmup,
             "iterations": iterations,
         },
-        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": _kernel_target()},
+        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": active_target()},
         versions=_versions(network),
         batches=tuple(results),
     )
@@ -182,12 +186,6 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _kernel_target() -> str:
-    from wgap.runtime.postprocess import active_target
-
-    return active_target()
 
 
 def _versions(network: Network) -> dict[str, str]:

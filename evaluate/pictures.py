@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from wgap.atomic import atomic_file
 from wgap.figures import fitted, new_figure
+from wgap.images import decode, resize
 from wgap.rule import Rule
+from wgap.runtime.locator import Request
+from wgap.runtime.overlay import overlay
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +36,6 @@ def montage(localizer: Localizer, images: Sequence[ImageResult], columns: int = 
     """
     import numpy as np
 
-    from wgap.images import decode
-    from wgap.runtime.overlay import overlay
-
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = np.full((rows * TILE, columns * TILE, 3), 24, np.uint8)
@@ -55,9 +55,6 @@ def plot_levels(localizer: Localizer, image: ImageResult, path: Path) -> None:
     Raises:
         MissingDependencyError: if matplotlib is not installed.
     """
-    from wgap.images import decode
-    from wgap.runtime.overlay import overlay
-
     mean_values, found = edge_curve(localizer, image)
     levels = [level / (len(mean_values) - 1) for level in range(len(mean_values))]
     steps = [abs(b - a) for a, b in itertools.pairwise(mean_values)]
@@ -87,9 +84,6 @@ def plot_levels(localizer: Localizer, image: ImageResult, path: Path) -> None:
 def edge_curve(localizer: Localizer, image: ImageResult) -> tuple[list[float], Localization]:
     """V_l for l = 0..20 of the label's map (NaN where the edge set is empty), and the localization."""
     import numpy as np
-
-    from wgap.images import decode, resize
-    from wgap.runtime.locator import Request
 
     adaptive = localizer.locator.with_rule(Rule(map=localizer.rule.map))
     pixels = np.ascontiguousarray(resize(decode(image.path), *localizer.locator.size))[None]

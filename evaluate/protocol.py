@@ -12,6 +12,7 @@ from wgap.datasets import Dataset
 from wgap.errors import DataError, ImageError
 from wgap.evaluate.metrics import ImageScore, Summary
 from wgap.geometry import RIGHT, Box, best_iou, centred_box, scaled
+from wgap.images import decode, resize
 from wgap.rule import MAPS, Map, Rule
 from wgap.runtime.locator import Request
 from wgap.runtime.postprocess import require_finite
@@ -172,8 +173,6 @@ def evaluate_localizer(
 
 
 def _load(path: Path, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
-    from wgap.images import decode, resize
-
     image = decode(path)
     return resize(image, *size), (image.shape[0], image.shape[1])
 

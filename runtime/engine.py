@@ -23,7 +23,7 @@ from wgap.bundle import Bundle
 from wgap.errors import BundleError, EngineError, EngineMismatchError, GateError
 from wgap.manifest import BundleFile, EngineRecord
 from wgap.rule import Rule
-from wgap.runtime.library import gpu, gpus, load_library
+from wgap.runtime.library import gpu, gpus, library_log, load_library
 
 __all__ = [
     "DEFAULT_BATCH", "Host", "Mismatch", "about", "build_command", "engine_file", "engines", "fits", "mismatches",
@@ -280,8 +280,6 @@ def _library_check(plan: bytes, host: Host) -> list[Mismatch]:
     """What the library itself reads from the plan's header, where it has such a check (TensorRT-RTX)."""
     if host.library is None or not hasattr(host.library.Runtime, "get_engine_validity"):
         return []
-    from wgap.runtime.library import library_log
-
     runtime = host.library.Runtime(library_log(host.library))
     validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
     if validity != host.library.EngineValidity.INVALID:

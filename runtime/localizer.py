@@ -111,8 +111,10 @@ class Localizer:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle), verify=verify)
         model = self.bundle.manifest.model
         if threshold is not None:
+            if rule is not None:
+                raise DataError("threshold= is the old name of rule=; give rule= alone")
             warnings.warn("threshold= is now rule=", DeprecationWarning, stacklevel=2)
-        rule = threshold if rule is None else rule
+            rule = threshold
         if locator is not None and rule is None and map is None:
             rule = locator.rule
         self.rule = chosen_rule(self.bundle, rule, map)
@@ -134,6 +136,10 @@ class Localizer:
             network = open_network(backend, self.bundle, options)
         else:
             options.require_only("of your own (network=)", "threads")
+            if (backend, precision, ungated) != ("onnxruntime", "fp32", False):
+                raise DataError(
+                    "backend=, precision= and ungated= choose the bundle's own network; leave them out with network="
+                )
         self.network = network if isinstance(network, Network) else CallableNetwork(network, model)
         try:
             self.locator = locator or open_locator(
@@ -150,7 +156,7 @@ class Localizer:
             raise TypeError(
                 "a localizer over a network or locator of one's own cannot be pickled; make it where it runs"
             )
-        return _reopened, (self.bundle.root, *self._reopen)
+        return _reopened, (self.bundle.root.absolute(), *self._reopen)
 
     def __enter__(self) -> Self:
         return self
@@ -307,7 +313,7 @@ class Localizer:
 
         Raises:
             FeatureError: the array does not fit, or the network gave NaN or infinity for an image; it is named.
-            DataError: a class is unknown, or there are not as many as images; or the backend is not on a GPU.
+            DataError: a class is unknown, or there are fewer classes than images; or the backend is not on a GPU.
             BackendError: the device failed.
         """
         _require_known(on_error)
@@ -436,6 +442,6 @@ def chosen_rule(bundle: Bundle, rule: Rule | str | None = None, map: str | None 
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise DataError(f"{name} must be in {low}..{high}, got {value}")
-    return value
+    if not hasattr(value, "__index__") or not low <= value <= high:
+        raise DataError(f"{name} must be a whole number in {low}..{high}, got {value!r}")
+    return operator.index(value)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from wgap._native import BoxRecord, Classifier, localize
+from wgap.errors import FeatureError
 from wgap.rule import Rule
+from wgap.runtime.cuda.arrays import on_device
 from wgap.runtime.network import Outputs
 
 if TYPE_CHECKING:
@@ -98,6 +100,11 @@ class CpuLocator(Locator):
     def locate(self, outputs: Outputs, request: Request | None = None) -> list[list[BoxRecord]]:
         """See :meth:`Locator.locate`."""
         request = request or Request()
+        for name, value in outputs.items():
+            if on_device(value):
+                raise FeatureError(
+                    f"{name} are on a GPU, this locator is on the CPU; open one there: open_locator(bundle, device=)"
+                )
         return localize(
             outputs["logits"], outputs["features"], self.classifier, size=self.size, rule=self.rule,
             classes=request.classes, top_k=request.top_k, heatmaps=request.heatmaps, edge_means=request.edge_means,

@@ -68,6 +68,8 @@ class Network(ABC):
             as :meth:`forward` and :meth:`wgap.runtime.locator.Locator.locate`.
         """
         found: list[list[BoxRecord]] = []
+        if int(images.shape[0]) == 0:
+            return found
         for rows, part in self.parts(images):
             found += self.locate_part(part, locator, request.rows(rows), stream)
         return found
@@ -143,7 +145,7 @@ class CallableNetwork(Network):
         if self._model is not None:
             found = {name: (str(value.dtype), ("N", *value.shape[1:])) for name, value in outputs.items()}
             tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in self._model.inputs}
-            require_signature(self._model, {**found, **tensors}, self.name)
+            require_signature(self._model, {**found, **tensors}, self.name, "give what it promises")
             if wrong := [name for name, value in outputs.items() if len(value) != len(images)]:
                 raise BackendError(
                     f"{self.name}: {wrong[0]} has {len(outputs[wrong[0]])} rows for {len(images)} images"

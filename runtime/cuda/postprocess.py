@@ -165,7 +165,12 @@ class CudaPostprocess:
     def _here(self, outputs: Outputs, name: str, axes: str, copies: contextlib.ExitStack) -> DeviceArray:
         value = outputs[name]
         if on_device(value):
-            return device_array(value, "float32", axes, name)
+            there = device_array(value, "float32", axes, name)
+            if there.context is not None and there.context.device != self.device:
+                raise FeatureError(
+                    f"{name} are on GPU {there.context.device}, and this kernel runs on GPU {self.device}"
+                )
+            return there
         import numpy as np
 
         array = np.asarray(value)

@@ -43,12 +43,12 @@ class OnnxRuntimeNetwork(Network):
         """See :meth:`wgap.runtime.network.Network.forward`."""
         require_host(self, images, stream)
         names = ("logits", "features")
-        with self.telling(images):
+        with self.translated(images):
             values = self.session.run(names, {"image": images})
         yield dict(zip(names, values, strict=True))
 
     @contextmanager
-    def telling(self, images: Any) -> Iterator[None]:
+    def translated(self, images: Any) -> Iterator[None]:
         """Turn the library's exceptions into a BackendError."""
         try:
             yield

@@ -73,6 +73,8 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
         """See :meth:`wgap.runtime.network.Network.forward`; the network runs on ONNX Runtime's own stream."""
         import numpy as np
 
+        if self.session is None:
+            raise BackendError(f"this {self.name} session was closed; open another")
         binding, given = self.session.io_binding(), require_batch(images, self._extents)
         if isinstance(given, DeviceArray):
             with self.context:
@@ -83,7 +85,7 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
         names = ("logits", "features")
         for name in names:
             binding.bind_output(name, "cuda", self.device)
-        with self.telling(images):
+        with self.translated(images):
             self.session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         values = binding.get_outputs()
@@ -93,7 +95,7 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
         }
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the kernel, and the bound of the session, since ONNX Runtime does not tell what it holds."""
+        """Bytes of the kernel, and the bound of the session, since ONNX Runtime does not report what it holds."""
         return {**self.context.held, "device_limit": self.memory_limit}
 
     def close(self) -> None:

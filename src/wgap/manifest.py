@@ -115,13 +115,19 @@ class ModelInfo:
         return channels, height, width
 
 
-def require_signature(model: ModelInfo, found: Mapping[str, tuple[str, Sequence[Any]]], where: str) -> None:
+def require_signature(
+    model: ModelInfo,
+    found: Mapping[str, tuple[str, Sequence[Any]]],
+    where: str,
+    advice: str = "export the bundle again",
+) -> None:
     """Compare the inputs and outputs of a graph, a session or an engine with the manifest's.
 
     Args:
         model: what the manifest promises.
         found: name to dtype (``uint8``, ``float32``, ...) and shape; an extent that is no number above 0 is free.
         where: what messages call it.
+        advice: what messages end with.
 
     Raises:
         BundleError: a tensor is missing, of another type or shape, or its batch is not free.
@@ -131,8 +137,7 @@ def require_signature(model: ModelInfo, found: Mapping[str, tuple[str, Sequence[
         extents = ["N" if not isinstance(n, int) or n <= 0 else n for n in shape]
         if (dtype, extents) != (promised.dtype, list(promised.shape)):
             raise BundleError(
-                f"{where}: the manifest promises {name} {promised}, got {dtype}{extents if shape else ''}; "
-                "export the bundle again"
+                f"{where}: the manifest promises {name} {promised}, got {dtype}{extents if shape else ''}; {advice}"
             )
 
 

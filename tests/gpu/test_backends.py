@@ -19,7 +19,7 @@ from wgap.errors import BackendError, BundleError, FeatureError, WgapError
 from wgap.runtime.cuda.arrays import DeviceCopy as OnDevice
 from wgap.runtime.cuda.driver import call
 from wgap.runtime.localizer import Failure
-from wgap.runtime.locator import CpuLocator, Request
+from wgap.runtime.locator import CpuLocator, Request, open_locator
 from wgap.runtime.postprocess import Classifier
 
 BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_tensorrt")
@@ -98,6 +98,7 @@ def test_host_images_device_images_and_borrowed_streams_give_the_kernel_s_boxes(
     for given in (classes, classes[::-1], classes):  # one graph, whose class ids change under it
         told = [(row[0].class_id, row[0].box) for row in on_cpu(localizer, images, Request(given))]
         assert [(r.class_id, r.box) for r in localizer.batch(on_device, given)] == told
+    assert localizer.batch(OnDevice(images[:0])) == []
     with pytest.raises(FeatureError, match="images: expected uint8"):
         localizer.batch(OnDevice(images[:, :32]))
     for wrong in (images[:, :32], images.astype(np.float32), images[0]):
@@ -253,6 +254,22 @@ def test_failures_of_the_library_are_told(root: Path, backend: str, images: Any)
     assert not network.graphs
     assert emulated("graphs") == 0, "what was captured until it failed is destroyed"
     made.close()
+
+
+def test_a_closed_session_says_so(root: Path, backend: str, images: Any) -> None:
+    made = Localizer(root, backend=backend)
+    made.close()
+    with pytest.raises(BackendError, match=f"this {backend} session was closed; open another"):
+        made.one(images[0])
+
+
+def test_a_locator_on_the_cpu_refuses_outputs_on_a_gpu(root: Path, backend: str, images: Any) -> None:
+    locator = open_locator(Bundle.open(root))
+    with (
+        Localizer(root, backend=backend, locator=locator) as made,
+        pytest.raises(FeatureError, match="logits are on a GPU, this locator is on the CPU"),
+    ):
+        made.one(images[0])
 
 
 @pytest.mark.skipif(not EMULATED, reason="makes the library fail on purpose")

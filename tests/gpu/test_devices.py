@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.cli import app
-from wgap.errors import BackendError, EngineError
+from wgap.errors import BackendError, EngineError, FeatureError
 from wgap.runtime.cuda import driver
 from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.cuda.postprocess import CudaPostprocess
@@ -104,7 +104,10 @@ def test_two_gpus_work_side_by_side(engine_bundle: Path, images: Any) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(work, range(2)))
-    for made in sessions:
+    crossed = Localizer(engine_bundle, "tensorrt", device=0, locator=sessions[1].locator)
+    with pytest.raises(FeatureError, match="are on GPU 0, and this kernel runs on GPU 1"):
+        crossed.one(images[0])
+    for made in (crossed, *sessions):
         made.close()
 
 

@@ -59,7 +59,7 @@ def imported(node: ast.AST) -> set[str]:
         inner = {f"{node.module}.{alias.name}" for alias in node.names}
         ours = {name for name in inner if name in MODULES or name == NATIVE}
         return ours if ours == inner else ours | {str(node.module)}
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):  # "wgap.runtime.backends.tensorrt:open_bundle"
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):  # "wgap.runtime.networks.tensorrt:open_bundle"
         return {name} if (name := node.value.partition(":")[0]) in MODULES and "." in name else set()
     return set()
 

@@ -116,3 +116,19 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_the_kernel_s_benchmark_is_printed_in_one_page_and_the_readme_rounds_it() -> None:
+    """A second table goes on to say what the first one no longer does."""
+    printed = [
+        page for page in (ROOT / "docs").rglob("*.md") if re.search(r"^\|.*OpenCV.*\d+x", page.read_text(), re.M)
+    ]
+    assert [page.name for page in printed] == ["results.md"]
+    rows = dict(re.findall(r"^\| ([^|]+) \| \**([\d. ]+)\** \|.*\|$", printed[0].read_text(), flags=re.M))
+    ours, opencv, torch = (
+        float(rows[name].replace(" ", ""))
+        for name in ("wgap, AVX-512", "OpenCV + NumPy, level by level", "PyTorch reference")
+    )
+    said = re.search(r"(\d+) µs \(OpenCV \+ NumPy (\d+) times, PyTorch (\d+) times as long\)", README.read_text())
+    assert said is not None
+    assert [int(n) for n in said.groups()] == [round(ours), int(opencv / ours), round(torch / ours, -2)]

@@ -154,12 +154,13 @@ void bounded(const char* name, T** pointer, std::uint64_t* named, Call call) {
         call);
   for (std::size_t i = 0; i < bytes - sizeof(T); ++i) EXPECT(less.as<char>()[i] == 0x5a);
   *named = bytes;
-  const auto spoiled = [&](T* p, const char* what) {
+  const auto spoiled = [&](T* p) {
     *pointer = p;
-    fails(WGAP_INVALID_ARGUMENT, what, call);
+    fails(WGAP_INVALID_ARGUMENT,
+          std::string(name) + ": expected a pointer aligned to " + std::to_string(alignof(T)) + " bytes", call);
   };
-  if (alignof(T) > 1) spoiled(misaligned(held), name);
-  if (std::strstr("heatmaps edge_means class_ids", name) == nullptr) spoiled(nullptr, name);  // those are optional
+  if (alignof(T) > 1) spoiled(misaligned(held));
+  if (std::strstr("heatmaps edge_means class_ids", name) == nullptr) spoiled(nullptr);  // those are optional
   *pointer = held;
 }
 

@@ -2,6 +2,7 @@
 // must print the same lines. The input is made without the C library's functions, whose last bits differ.
 #include <cinttypes>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "expect.h"
@@ -43,10 +44,13 @@ std::uint64_t localized(const char* target, int number) {
   wgap_options options = WGAP_OPTIONS_INIT;
   options.map_height = 1 + random.below(250);
   options.map_width = 1 + random.below(250);
-  options.map = random.below(3);
+  options.rule.map = random.below(3);
   options.top_k = per_image;
-  if (random.below(3) == 0) options.threshold = static_cast<double>(random.unit()) * 0.9;
-  const std::vector<float> features =
+  if (random.below(3) == 0) {
+    options.rule.kind = WGAP_RULE_FIXED;
+    options.rule.parameters[0] = static_cast<double>(random.unit()) * 0.9;
+  }
+  std::vector<float> features =
       kind == 0 ? bumps(random, channels, height, width) : feature_maps(random, channels, height, width, kind);
   const std::vector<float> logits = random_floats(random, static_cast<std::size_t>(classes));
   const std::vector<float> weight = random_floats(random, static_cast<std::size_t>(classes) * channels);
@@ -56,10 +60,21 @@ std::uint64_t localized(const char* target, int number) {
   std::vector<float> maps(pixels * records.size());
   wgap_classifier* classifier = nullptr;
   wgap_workspace* workspace = nullptr;
-  EXPECT(wgap_classifier_create(weight.data(), classes, channels, &classifier) == WGAP_OK);
-  EXPECT(wgap_workspace_create(1, target, &workspace) == WGAP_OK);
-  const wgap_input input{features.data(), logits.data(), 1, channels, height, width};
-  EXPECT(wgap_localize(workspace, &input, classifier, &options, nullptr, records.data(), maps.data()) == WGAP_OK);
+  EXPECT(wgap_classifier_create(weight.data(), weight.size() * sizeof(float), classes, channels, &classifier,
+                                nullptr) == WGAP_OK);
+  EXPECT(wgap_workspace_create(1, target, &workspace, nullptr) == WGAP_OK);
+  wgap_input input = WGAP_INPUT_INIT;
+  input.images = 1, input.classes = classes, input.channels = channels, input.height = height, input.width = width;
+  input.logits = logits.data(), input.logits_bytes = logits.size() * sizeof(float);
+  input.features = features.data(), input.features_bytes = features.size() * sizeof(float);
+  wgap_output output = WGAP_OUTPUT_INIT;
+  output.records = records.data(), output.records_bytes = records.size() * sizeof(wgap_record);
+  output.heatmaps = maps.data(), output.heatmaps_bytes = maps.size() * sizeof(float);
+  EXPECT(wgap_localize(workspace, classifier, &input, &options, &output, nullptr) == WGAP_OK);
+  features[features.size() / 2] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<wgap_record> spoilt = records;
+  output.records = spoilt.data(), output.heatmaps = nullptr;
+  EXPECT(wgap_localize(workspace, classifier, &input, &options, &output, nullptr) == WGAP_FEATURES_NOT_FINITE);
   wgap_workspace_destroy(workspace);
   wgap_classifier_destroy(classifier);
   Hash hash;
@@ -75,8 +90,12 @@ std::uint64_t resized(int number) {
   std::vector<std::uint8_t> source(static_cast<std::size_t>(from_height) * from_width * channels);
   for (std::uint8_t& byte : source) byte = static_cast<std::uint8_t>(random.below(256));
   std::vector<std::uint8_t> image(static_cast<std::size_t>(height) * width * channels);
-  EXPECT(wgap_resize(source.data(), from_height, from_width, from_width * channels, image.data(), height, width,
-                     width * channels, channels) == WGAP_OK);
+  wgap_image from = WGAP_IMAGE_INIT, to = WGAP_IMAGE_INIT;
+  from.height = from_height, from.width = from_width, from.channels = channels;
+  from.data = source.data(), from.row_bytes = from_width * channels, from.bytes = source.size();
+  to.height = height, to.width = width, to.channels = channels;
+  to.data = image.data(), to.row_bytes = width * channels, to.bytes = image.size();
+  EXPECT(wgap_resize(&from, &to, nullptr) == WGAP_OK);
   Hash hash;
   hash.add(image.data(), image.size());
   return hash.state;

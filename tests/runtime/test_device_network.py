@@ -177,7 +177,7 @@ def test_a_network_of_ones_own_takes_no_option_of_a_backend(pair: tuple[Localize
     plain, _ = pair
     with pytest.raises(DataError, match=r"of your own .* has no device="):
         Localizer(plain.bundle, network=plain.network, device=0)
-    with pytest.raises(DataError, match="memory_limit must be in 1"):
+    with pytest.raises(DataError, match="memory_limit must be a whole number in 1"):
         Localizer(plain.bundle, memory_limit=0)
 
 

@@ -230,6 +230,9 @@ def test_the_manifest_sets_the_rule_and_the_caller_overrides(
         {"device": 0},
         {"slots": 2},
         {"memory_limit": 1 << 30},
+        {"batch_size": 1.5},
+        {"threads": 2.0},
+        {"top_k": "2"},
         {"map": "cam"},
         {"rule": "fixed:1"},
         {"rule": "0.2"},
@@ -277,6 +280,10 @@ def test_a_localizer_is_pickled_as_its_bundle_and_options(glass_bundle: Path, tm
     again = pickle.loads(pickle.dumps(localizer))
     assert (again.rule, again.top_k, again.batch_size, again.threads) == (Rule("fixed", "signed", 0.4), 2, 3, 2)
     assert len(pickle.dumps(localizer)) < 2000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(glass_bundle.parent)
+        sent = pickle.dumps(Localizer(glass_bundle.name))
+    assert pickle.loads(sent).one(blot(1)).class_id == 1, "it arrives where another folder is the current one"
     own = Localizer(glass_bundle, network=localizer.network)
     with pytest.raises(TypeError, match="of one's own cannot be pickled"):
         pickle.dumps(own)

@@ -105,8 +105,9 @@ def test_what_a_function_must_not_give_is_refused_by_name(
     message: str,
 ) -> None:
     localizer = Localizer(glass_bundle, network=lambda images: change(glass(images)), batch_size=3)
-    with pytest.raises(error, match=f"callable.*{message}"):
+    with pytest.raises(error, match=f"callable.*{message}") as refused:
         list(localizer(blots))
+    assert "export" not in str(refused.value), "it is the function that is wrong, not the bundle"
     with pytest.raises(error, match=message):
         localizer.network.run(blots)
 
@@ -202,6 +203,16 @@ def test_the_old_name_of_the_rule_works_and_warns(glass_bundle: Path, blots: np.
         old = Localizer(glass_bundle, threshold="fixed:0.5")
     assert old.rule == Rule.parse("fixed:0.5")
     assert old.one(blots[0]).box == Localizer(glass_bundle, rule="fixed:0.5").one(blots[0]).box == BOXES[0]
+    with pytest.raises(DataError, match="threshold= is the old name of rule="):
+        Localizer(glass_bundle, threshold="fixed:0.5", rule="adaptive")
+
+
+@pytest.mark.parametrize("option", [{"backend": "tensorrt"}, {"precision": "int8"}, {"ungated": True}], ids=str)
+def test_options_of_the_bundle_s_own_network_are_refused_beside_another(
+    glass_bundle: Path, option: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match=f"{next(iter(option))}=.* leave them out with network="):
+        Localizer(glass_bundle, network=glass, **option)
 
 
 @pytest.mark.skipif(not (ROOT / "runtime").is_dir(), reason="needs the sources (installed wheel)")

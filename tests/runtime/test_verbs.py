@@ -105,6 +105,8 @@ def test_threshold_is_the_old_name_of_rule(glass_bundle: Path, tiny_bundle: Path
     old, new = (wgap(*call, "--json", name, "fixed:0.35") for name in ("--threshold", "--rule"))
     assert old.stderr == "warning: --threshold is now --rule\n"
     assert (old.returncode, new.returncode, new.stderr) == (0, 0, "")
+    both = wgap(*call, "--threshold", "fixed:0.35", "--rule", "adaptive")
+    assert (both.returncode, both.stderr) == (1, "error: --threshold is the old name of --rule; give --rule alone\n")
     if verb == "bench":
         old_settings, new_settings = (json.loads(done.stdout)["settings"] for done in (old, new))
         assert old_settings == new_settings
@@ -179,6 +181,8 @@ def test_bench_reports_every_stage_and_what_it_depends_on(tiny_bundle: Path, pic
     assert set(report["machine"]) == {"cpu", "cores", "kernel_target"}
     assert {"wgap", "python", "onnxruntime", "opencv", "numpy"} <= set(report["versions"])
     assert "images/s" in wgap("bench", tiny_bundle, "--iterations", 1, "--warmup", 0).stdout
+    refused = wgap("bench", tiny_bundle, "--batch", "8,0")
+    assert "got 50, 5 and [8, 0]" in refused.stderr
     refused = wgap("bench", tiny_bundle, "--batch", "one")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "--batch expects whole numbers" in refused.stderr

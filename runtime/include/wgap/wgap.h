@@ -25,7 +25,8 @@
  *
  * Versions: every struct begins with its size, which the _INIT macros set. A library takes the smaller structs of older
  * headers of its minor version (what they lack has its default) and refuses larger ones with WGAP_STRUCT_TOO_NEW.
- * Errors: every call that can fail returns a status and, where `error` is not null, writes a sentence with the numbers.
+ * Errors: every call that can fail returns a status and, where it fails and `error` is not null, writes a sentence with
+ * the numbers there; a call that succeeds leaves `error` as it was.
  * Ownership: the caller owns every buffer; the library copies only the classifier. Nothing is read or written beyond the
  * bytes that a struct names. Threads: a classifier is immutable and may be shared; a workspace serves one call at a time
  * and answers WGAP_BUSY to a second one (give each of your threads its own). A workspace allocates when it is created and

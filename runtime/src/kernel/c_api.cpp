@@ -139,7 +139,7 @@ wgap_status check_buffers(const Call& call, wgap_error* error) {
         check_buffer("features", input.features, input.features_bytes, input.images, cells * input.channels, error);
   if (status != WGAP_OK) return status;
   const std::int64_t records = input.images * call.per_image;  // at most images * classes, by the logits' check
-  if (!aligned(output.records))
+  if (output.records == nullptr || !aligned(output.records))
     return fail(error, WGAP_INVALID_ARGUMENT, "records: expected a pointer aligned to %zu bytes, got %p",
                 alignof(wgap_record), static_cast<const void*>(output.records));
   status = check_buffer("records", reinterpret_cast<const unsigned char*>(output.records), output.records_bytes,

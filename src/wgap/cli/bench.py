@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
+from wgap.errors import DataError
 
 
 @with_network
@@ -27,7 +28,6 @@ def bench(
     from rich.progress import track
     from rich.table import Table
 
-    from wgap.errors import DataError
     from wgap.evaluate.latency import measure_latency
 
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wgap.cli.options import BundleFolder, chosen, device_of, with_rule
+from wgap.errors import DataError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -86,8 +87,6 @@ def build(
 
 
 def _batch(text: str) -> tuple[int, int, int]:
-    from wgap.errors import DataError
-
     try:
         low, usual, high = (int(part) for part in text.split(","))
     except ValueError as error:
@@ -97,8 +96,6 @@ def _batch(text: str) -> tuple[int, int, int]:
 
 def _capabilities(text: str | None) -> tuple[str, ...]:
     """``8.6,12.0`` or ``86,120``, sorted."""
-    from wgap.errors import DataError
-
     found = set()
     for part in text.split(",") if text else ():
         digits = part.strip().replace(".", "")

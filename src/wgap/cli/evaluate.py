@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
+from wgap.errors import DataError
 
 if TYPE_CHECKING:
     from wgap.evaluate.protocol import Evaluation
@@ -40,7 +41,6 @@ def evaluate(
 
     from wgap.atomic import require_new
     from wgap.datasets import open_dataset
-    from wgap.errors import DataError
     from wgap.evaluate.protocol import ablation_rules, evaluate_localizer
     from wgap.evaluate.report import write_report
 

@@ -36,9 +36,9 @@ def inspect(
     opened = Bundle.open(bundle, verify=False)
     held = _memory(opened, ctx.params) if memory else None
     if as_json:
-        told = json.loads(opened.manifest.to_json())
-        told["stale_engines"] = [entry.path for entry in engines(opened) if stale(opened, entry)]
-        typer.echo(json.dumps(told if held is None else {**told, "memory": held}, indent=2))
+        shown = json.loads(opened.manifest.to_json())
+        shown["stale_engines"] = [entry.path for entry in engines(opened) if stale(opened, entry)]
+        typer.echo(json.dumps(shown if held is None else {**shown, "memory": held}, indent=2))
     else:
         info, steps, rule = opened.manifest.model, opened.manifest.preprocessing, opened.manifest.rule
         parameters = ", ".join(f"{name} {value}" for name, value in info.architecture.parameters.items())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
+from wgap.errors import DataError
 
 if TYPE_CHECKING:
     from wgap.runtime.localizer import Failure, Localization, Localizer
@@ -33,7 +34,6 @@ def localize(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
 ) -> None:
     """Localize the object in each of IMAGES; exit code 1 if one of them failed, after all the others are done."""
-    from wgap.errors import DataError
     from wgap.images import find_images
     from wgap.runtime.localizer import Failure
     from wgap.runtime.results import ResultFolder

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wgap.errors import DataError
+
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
     from wgap.rule import Rule
@@ -86,10 +88,13 @@ def device_of(text: str | None) -> int | str | None:
 
 def rule_text(options: Mapping[str, Any]) -> str | None:
     """``--rule``, or what was given by its old name."""
-    if options.get("threshold") is not None:
-        warn("--threshold is now --rule")
     given: str | None = options.get("rule")
-    return options.get("threshold") if given is None else given
+    if (old := options.get("threshold")) is None:
+        return given
+    if given is not None:
+        raise DataError("--threshold is the old name of --rule; give --rule alone")
+    warn("--threshold is now --rule")
+    return str(old)
 
 
 def chosen(bundle: Bundle, options: Mapping[str, Any]) -> Rule:
