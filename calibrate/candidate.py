@@ -27,16 +27,7 @@ from wgap.runtime.locator import open_locator
 from wgap.runtime.networks import open_network
 from wgap.runtime.networks.onnxruntime import file_network
 
-__all__ = [
-    "PRECISIONS",
-    "Calibration",
-    "Candidate",
-    "GateRun",
-    "calibrate",
-    "enter",
-    "gate_file",
-    "prepare",
-]
+__all__ = ["PRECISIONS", "Calibration", "Candidate", "GateRun", "calibrate", "enter", "gate_file", "prepare"]
 
 PRECISIONS = ("int8", *HALVES)
 
@@ -85,11 +76,7 @@ class Candidate:
 
 @contextmanager
 def prepare(
-    bundle: Bundle,
-    images: ImageSet,
-    method: str = "minmax",
-    cache_dir: Path | None = None,
-    progress: Progress = silent,
+    bundle: Bundle, images: ImageSet, method: str = "minmax", cache_dir: Path | None = None, progress: Progress = silent
 ) -> Iterator[Calibration]:
     """Measure ranges once for any number of candidates; the graphs live until the context ends.
 

@@ -88,13 +88,7 @@ def bundle_from_checkpoint(
         ]
         write_manifest(
             folder,
-            Manifest(
-                _model_info(loaded),
-                preprocessing_named(loaded.preprocessing),
-                rule,
-                tuple(files),
-                __version__,
-            ),
+            Manifest(_model_info(loaded), preprocessing_named(loaded.preprocessing), rule, tuple(files), __version__),
         )
         _compare_with_golden(folder / "model.onnx", cases)
     return Bundle.open(out)

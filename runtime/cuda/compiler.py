@@ -69,10 +69,7 @@ class Compiled:
         values = {name: int(match[1]) for name, match in found.items() if match}
         shared = re.search(r"(\d+) bytes smem", self.log)
         return Resources(
-            values["registers"],
-            values["stack"],
-            values["spilled"] + values["loads"],
-            int(shared[1]) if shared else 0,
+            values["registers"], values["stack"], values["spilled"] + values["loads"], int(shared[1]) if shared else 0
         )
 
 

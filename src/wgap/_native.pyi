@@ -79,12 +79,7 @@ def _cuda_class_ids(classes: int | Iterable[int], images: int, known: int) -> by
     """int64[images], every one of 0..known - 1."""
 
 def _cuda_layout(
-    classifier: Classifier,
-    logits: Sequence[int],
-    features: Sequence[int],
-    size: tuple[int, int],
-    top_k: int,
-    room: int,
+    classifier: Classifier, logits: Sequence[int], features: Sequence[int], size: tuple[int, int], top_k: int, room: int
 ) -> tuple[list[int], int, int]:
     """Judges the shapes; (shape, shared, scratch): C, h, w, H, W, K, and the bytes that a block of the kernel needs."""
 
