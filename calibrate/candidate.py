@@ -7,7 +7,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
             "method": source.method,
             "format": "Q/DQ, symmetric int8, weights per channel, activations per tensor",
             "scales": scales(out),
-            "attestation": attest_int8(out, len(kept)).to_json(),
+            "attestation": attest_int8(out, len(kept)),
         }
     elif precision in HALVES:
         if source.method != "minmax":
@@ -130,7 +130,7 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
             )
         if precision == "fp16":
             kept = fp16_graph(source.graph, source.ranges, out, keep_float)
-            tightest = tuple(row.to_json() for row in headroom(source.graph, source.ranges))
+            tightest = tuple(asdict(row) for row in headroom(source.graph, source.ranges))
         else:  # bfloat16 holds whatever float32 holds
             kept = bf16_graph(source.graph, out, keep_float)
     else:

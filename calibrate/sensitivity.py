@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.candidate import Calibration, Progress, silent
@@ -57,10 +56,6 @@ class Sensitivity:
     ranking: tuple[str, ...]
     pareto: tuple[Point, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ready for JSON."""
-        return asdict(self)
-
 
 def rank(source: Calibration, locator: Locator, progress: Progress = silent) -> list[tuple[str, float]]:
     """(layer, mean box IoU with only it in INT8), the most harmful layer first.
@@ -69,7 +64,7 @@ def rank(source: Calibration, locator: Locator, progress: Progress = silent) -> 
     its judge. A layer alone in INT8 shows its own harm; with all the others in INT8 too, their noise hides it, and a
     scale that two neighbours share stays bad whichever of the two is spared.
     """
-    return _ranked(_alone(source, locator, _float32(source, locator), progress))
+    return _ranked(_alone(source, locator, _observed(source, locator, source.graph), progress))
 
 
 def _alone(
@@ -97,7 +92,7 @@ def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = s
         rounds: timed forward passes of each mixture.
     """
     names, locator = convolutions(source.graph), open_locator(source.bundle)
-    float32 = _float32(source, locator)
+    float32 = _observed(source, locator, source.graph)
     alone = _alone(source, locator, float32, progress)
     layers = tuple(
         LayerCost(name, alone[name], _iou(source, locator, [name], float32))
@@ -118,7 +113,7 @@ def write_sensitivity(out: Path, found: Sensitivity, force: bool = False) -> Non
     require_new(out, force)
     with atomic_dir(out, overwrite=force) as folder:
         _plot(found, folder)
-        (folder / "report.json").write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
 
 
 def _plot(found: Sensitivity, folder: Path) -> None:
@@ -153,10 +148,6 @@ def _plot(found: Sensitivity, folder: Path) -> None:
     axes.set_title("numbers: convolutions kept in float32", fontsize=10)
     axes.legend(fontsize=8)
     figure.savefig(folder / "pareto.png", dpi=110)
-
-
-def _float32(source: Calibration, locator: Locator) -> list[Observation]:
-    return _observed(source, locator, source.graph)
 
 
 def _iou(source: Calibration, locator: Locator, keep_float: Sequence[str], float32: Sequence[Observation]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter_ns
@@ -16,6 +16,7 @@ from wgap.errors import BundleError, DataError
 from wgap.images import decode, resize
 from wgap.runtime.localizer import Localizer
 from wgap.runtime.network import Network
+from wgap.runtime.postprocess import active_target
 
 __all__ = ["STAGES", "BatchLatency", "LatencyReport", "StageLatency", "cpu_model", "measure_latency"]
 
@@ -61,10 +62,6 @@ class LatencyReport:
     machine: dict[str, Any]
     versions: dict[str, str]
     batches: tuple[BatchLatency, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ready for JSON."""
-        return asdict(self)
 
 
 def measure_latency(
@@ -117,7 +114,7 @@ def measure_latency(
             "warmup": warmup,
             "iterations": iterations,
         },
-        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": _kernel_target()},
+        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": active_target()},
         versions=_versions(network),
         batches=tuple(results),
     )
@@ -182,12 +179,6 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _kernel_target() -> str:
-    from wgap.runtime.postprocess import active_target
-
-    return active_target()
 
 
 def _versions(network: Network) -> dict[str, str]:

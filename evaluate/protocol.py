@@ -87,7 +87,7 @@ class Evaluation:
         rule = self.rules[0]
         centred = [image.centred_iou for image in self.images]
         report = {
-            **self.summary().to_json(),
+            **vars(self.summary()),
             "map": rule.map,
             "threshold": str(rule),
             "oracle": {**self.oracle(rule.map), "uses_ground_truth": True},
@@ -96,7 +96,7 @@ class Evaluation:
         }
         if len(self.rules) > 1:
             report["ablation"] = [
-                {"map": rule.map, "threshold": str(rule), **self.summary(index).to_json()}
+                {"map": rule.map, "threshold": str(rule), **vars(self.summary(index))}
                 for index, rule in enumerate(self.rules)
                 if index > 0
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +45,7 @@ def bench(
         progress=lambda rounds: track(rounds, "timing", console=errors, transient=True, disable=not errors.is_terminal),
     )
     if as_json:
-        typer.echo(json.dumps({"bundle": str(bundle), **report.to_json()}))
+        typer.echo(json.dumps({"bundle": str(bundle), **asdict(report)}))
         return
     settings, machine = report.settings, report.machine
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())

@@ -53,6 +53,7 @@ def build(
     """Build an engine from one of BUNDLE's models and enter it there, in place of an older one of its kind."""
     from wgap.bundle import Bundle
     from wgap.export.engine import BuildOptions, engine_from_bundle
+    from wgap.plain import to_plain
     from wgap.runtime.engine import about
 
     options = BuildOptions(
@@ -72,7 +73,7 @@ def build(
         )
     made = about(entry)
     if as_json:
-        typer.echo(json.dumps({"bundle": str(opened.root), **entry.to_json()}))
+        typer.echo(json.dumps({"bundle": str(opened.root), **to_plain(entry)}))
         return
     counted = ", ".join(f"{count} in {name}" for name, count in made.attestation["convolutions"].items())
     inspected = made.attestation["engine_inspector"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wgap.cli.options import BundleFolder, chosen, with_rule
+from wgap.plain import to_plain
 
 if TYPE_CHECKING:
     from wgap.calibrate.bundle import Calibrated
@@ -132,7 +133,7 @@ def _finish(done: Calibrated, as_json: bool) -> None:
     for warning in done.verdict.figures["warnings"] if done.verdict else ():
         note(f"warning: {warning}")
     if as_json:
-        typer.echo(json.dumps({"bundle": str(done.bundle.root), "usable": done.usable, **done.entry.to_json()}))
+        typer.echo(json.dumps({"bundle": str(done.bundle.root), "usable": done.usable, **to_plain(done.entry)}))
     else:
         _print(done)
     if done.verdict is not None and not done.usable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def sensitivity(
     if out is not None:
         write_sensitivity(out, found, force)
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        typer.echo(json.dumps(asdict(found)))
         return
     table = Table(
         "layer", "only it in INT8", "all but it in INT8", title=f"mean box IoU, all INT8: {found.all_int8:.4f}"
