@@ -57,15 +57,10 @@ def build(
     from wgap.runtime.engine import about
 
     options = BuildOptions(
-        batch=_batch(batch),
-        timing_cache=timing_cache,
-        hardware_compat=hardware_compat,
-        compute_capabilities=_capabilities(compute_capability),
-        version_compatible=version_compatible,
-        strip_weights=strip_weights,
-        refit=refit,
-        tf32=tf32,
-    )
+        batch=_batch(batch), timing_cache=timing_cache, hardware_compat=hardware_compat,
+        compute_capabilities=_capabilities(compute_capability), version_compatible=version_compatible,
+        strip_weights=strip_weights, refit=refit, tf32=tf32,
+    )  # fmt: skip
     opened = Bundle.open(bundle)
     with _bars() as phases:
         opened, entry = engine_from_bundle(

@@ -30,21 +30,14 @@ def sensitivity(
     from wgap.bundle import Bundle
     from wgap.calibrate.bundle import measure_layers
     from wgap.calibrate.sensitivity import write_sensitivity
-    from wgap.cli.calibrate import note, show_progress
+    from wgap.cli.options import note, show_progress
 
     if out is not None:
         require_new(out, force)
     found = measure_layers(
-        Bundle.open(bundle),
-        images,
-        method=method,
-        count=count,
-        split=split,
-        cache_dir=cache_dir,
-        pareto=pareto,
-        progress=show_progress(),
-        note=note,
-    )
+        Bundle.open(bundle), images, method=method, count=count, split=split, cache_dir=cache_dir, pareto=pareto,
+        progress=show_progress(), note=note,
+    )  # fmt: skip
     if out is not None:
         write_sensitivity(out, found, force)
     if as_json:
