@@ -56,7 +56,7 @@ def attest_int8(graph: Path, keep_float: int = 0) -> dict[str, Any]:
         slow = [node.name for node in optimised.node if node.op_type in _FLOAT]
         raise CheckFailedError(
             f"{graph.name}: expected {len(convolutions) - keep_float} of {len(convolutions)} convolutions in INT8, "
-            f"{found['runtime']} runs {found['ran_int8']}; in float: {', '.join(slow[:8]) or 'none'}. The file would be "
-            "slow and its precision not what it says"
+            f"{found['runtime']} runs {found['ran_int8']}; in float: {', '.join(slow[:8]) or 'none'}. The file would "
+            "be slow and its precision not what it says"
         )
     return found

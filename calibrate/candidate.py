@@ -27,7 +27,7 @@ from wgap.runtime.locator import open_locator
 from wgap.runtime.networks import open_network
 from wgap.runtime.networks.onnxruntime import file_network
 
-__all__ = ["PRECISIONS", "Calibration", "Candidate", "GateRun", "calibrate", "enter", "gate_file", "prepare"]
+__all__ = ["PRECISIONS", "Calibration", "Candidate", "GateRun", "calibrate", "enter", "prepare"]
 
 PRECISIONS = ("int8", *HALVES)
 
@@ -226,27 +226,6 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
         calibration=candidate.record,
         gate=judged.record if judged else None,
     )
-
-
-def gate_file(bundle: Bundle, precision: str, run: GateRun) -> tuple[Verdict, Bundle]:
-    """Judge a file that the bundle already holds, usable or rejected, and enter the verdict.
-
-    Raises:
-        CalibrationError: if a gate image took part in calibration, or the precision is float32.
-        BundleError: if the bundle has no such file or cannot be written.
-    """
-    if precision == "fp32":
-        raise CalibrationError("float32 is what the gate measures against; give a lower precision")
-    entry = bundle.model_file(precision, ungated=True)
-    made = entry.calibration
-    if made is None:
-        raise CalibrationError(
-            f"{bundle.root / entry.path} does not say which images calibrated it, so that no gate can be proven "
-            f"disjoint; make it with `wgap calibrate {bundle.root} --precision {precision}`"
-        )
-    path = bundle.root / entry.path
-    judged = run.judge(path, precision, made.images)
-    return judged, enter(bundle, Candidate(path, precision, made), judged)
 
 
 def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:
