@@ -312,27 +312,22 @@ def _monitor(library: Any, phases: Phases | None) -> Any:
             library.IProgressMonitor.__init__(self)
             self.interrupted = False
 
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+        def tell(self, event: str, *arguments: Any) -> None:
             try:
                 if phases:
-                    phases.start(phase, parent, steps)
+                    getattr(phases, event)(*arguments)
             except KeyboardInterrupt:
                 self.interrupted = True
 
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.tell("start", phase, parent, steps)
+
         def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                if phases:
-                    phases.step(phase, step)
-            except KeyboardInterrupt:
-                self.interrupted = True
+            self.tell("step", phase, step)
             return not self.interrupted
 
         def phase_finish(self, phase: str) -> None:
-            try:
-                if phases:
-                    phases.finish(phase)
-            except KeyboardInterrupt:
-                self.interrupted = True
+            self.tell("finish", phase)
 
     return Monitor()
 
