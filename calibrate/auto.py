@@ -110,15 +110,9 @@ class _Log:
         if cache_dir is None:
             return
         identity = [
-            source.bundle.model_file("fp32").sha256,
-            source.images.sha256,
-            source.method,
-            sorted(source.ranges.items()),
-            run.images.sha256,
-            run.locator.rule.to_json(),
-            asdict(run.limits),
-            onnxruntime.__version__,
-        ]
+            source.bundle.model_file("fp32").sha256, source.images.sha256, source.method, sorted(source.ranges.items()),
+            run.images.sha256, run.locator.rule.to_json(), asdict(run.limits), onnxruntime.__version__,
+        ]  # fmt: skip
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         cache_dir.mkdir(parents=True, exist_ok=True)
         self._path = cache_dir / f"auto-{key[:32]}.jsonl"

@@ -217,15 +217,10 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
     role = "rejected" if judged is not None and not judged.passed else "onnx"
     name = f"model.{candidate.precision}.onnx"
     return enter_file(
-        bundle,
-        candidate.path,
-        f"rejected/{name}" if role == "rejected" else name,
-        role,
-        candidate.precision,
-        lambda entry: _superseded(entry, candidate, role),
-        calibration=candidate.record,
+        bundle, candidate.path, f"rejected/{name}" if role == "rejected" else name, role, candidate.precision,
+        lambda entry: _superseded(entry, candidate, role), calibration=candidate.record,
         gate=judged.record if judged else None,
-    )
+    )  # fmt: skip
 
 
 def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:

@@ -99,15 +99,9 @@ class Verdict:
     def of(self, rule: Rule, candidate_sha256: str, float32_sha256: str, backend: str) -> Verdict:
         """The verdict with its record."""
         record = GateRecord(
-            self.passed,
-            self.reasons,
-            rule,
-            candidate_sha256,
-            float32_sha256,
-            backend,
-            asdict(self.limits),
+            self.passed, self.reasons, rule, candidate_sha256, float32_sha256, backend, asdict(self.limits),
             self.figures,
-        )
+        )  # fmt: skip
         return replace(self, record=record)
 
 

@@ -168,13 +168,9 @@ def _observed(
 
 
 def _pareto(
-    source: Calibration,
-    locator: Locator,
-    ranking: Sequence[str],
-    float32: Sequence[Observation],
-    progress: Progress,
+    source: Calibration, locator: Locator, ranking: Sequence[str], float32: Sequence[Observation], progress: Progress,
     rounds: int,
-) -> tuple[Point, ...]:
+) -> tuple[Point, ...]:  # fmt: skip
     from time import perf_counter
 
     import numpy as np

@@ -179,12 +179,9 @@ def _load(path: Path, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
 
 
 def _score_batch(
-    localizer: Localizer,
-    rules: Sequence[Rule],
-    readable: list[tuple[Path, int, list[Box]]],
-    pixels: list[Any],
+    localizer: Localizer, rules: Sequence[Rule], readable: list[tuple[Path, int, list[Box]]], pixels: list[Any],
     sizes: list[tuple[int, int]],
-) -> Iterator[ImageResult]:
+) -> Iterator[ImageResult]:  # fmt: skip
     import numpy as np
 
     size, known = localizer.locator.size, [label for _, label, _ in readable]

@@ -296,16 +296,11 @@ class Localizer:
         import numpy as np
 
         return Localization(
-            class_id=record.class_id,
-            class_name=self.classes[record.class_id],
-            score=record.score,
-            box=scaled(record.box, self._input_size, item.size),
-            threshold=record.threshold,
-            level=record.level,
-            degenerate=record.degenerate,
-            heatmap=None if record.heatmap is None else np.asarray(record.heatmap),
+            class_id=record.class_id, class_name=self.classes[record.class_id], score=record.score,
+            box=scaled(record.box, self._input_size, item.size), threshold=record.threshold, level=record.level,
+            degenerate=record.degenerate, heatmap=None if record.heatmap is None else np.asarray(record.heatmap),
             image=item.image,
-        )
+        )  # fmt: skip
 
     def _each_class(self, classes: Classes) -> Iterator[int | None]:
         if classes is None:

@@ -238,14 +238,9 @@ class _Slot:
     ) -> list[list[BoxRecord]]:
         """The batch that was taken through network and kernel."""
         key: _Key = (
-            staged,
-            count,
-            locator.kernel,
-            locator.size,
-            locator.rule,
-            replace(request, classes=None),
+            staged, count, locator.kernel, locator.size, locator.rule, replace(request, classes=None),
             request.classes is None,
-        )
+        )  # fmt: skip
         self._context(count)  # may drop the launches of another batch size
         launch = self._launch(key, locator, request)
         launch.choose(request.classes)
