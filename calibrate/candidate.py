@@ -7,7 +7,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scale
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import CalibrationError, DataError
 from wgap.extend import enter_file
-from wgap.manifest import BundleFile, CalibrationRecord, ImageHashes
+from wgap.manifest import BundleFile, CalibrationRecord, GateRecord, ImageHashes
 from wgap.rule import Rule
 from wgap.runtime.locator import open_locator
 from wgap.runtime.networks import open_network
@@ -199,7 +199,10 @@ class GateRun:
         found = verdict(self.locator.size, self.images, self.float32, seen, self.limits)
         float32, candidate = self.bundle.model_file("fp32").sha256, hashlib.sha256(path.read_bytes()).hexdigest()
         ran = f"{network.name} {network.version}" + (f", {precision} emulated" if runs != path else "")
-        return found.of(self.locator.rule, candidate, float32, ran)
+        record = GateRecord(
+            found.passed, found.reasons, self.locator.rule, candidate, float32, ran, asdict(self.limits), found.figures
+        )
+        return replace(found, record=record)
 
 
 def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundle:

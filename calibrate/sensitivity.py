@@ -18,6 +18,9 @@ from wgap.runtime.networks.onnxruntime import file_network, open_session
 
 __all__ = ["LayerCost", "Point", "Sensitivity", "rank", "sensitivity", "write_sensitivity"]
 
+ROUNDS = 15
+"""Timed forward passes of each mixture."""
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -81,7 +84,7 @@ def _ranked(alone: dict[str, float]) -> list[tuple[str, float]]:
     return sorted(alone.items(), key=lambda row: row[1])
 
 
-def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = silent, rounds: int = 15) -> Sensitivity:
+def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = silent) -> Sensitivity:
     """Quantise every convolution alone and all but it, and time what mixtures cost.
 
     Args:
@@ -89,7 +92,6 @@ def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = s
         pareto: also make the k most harmful layers float32, k = 0, 1, ..., and time a forward pass at batch 1 of all
             mixtures and of float32, interleaved, with idle threads asleep.
         progress: shown while it works.
-        rounds: timed forward passes of each mixture.
     """
     names, locator = convolutions(source.graph), open_locator(source.bundle)
     float32 = _observed(source, locator, source.graph)
@@ -99,7 +101,7 @@ def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = s
         for name in progress(names, "all but one layer")
     )
     ranking = tuple(name for name, _ in _ranked(alone))
-    points = _pareto(source, locator, ranking, float32, progress, rounds) if pareto else ()
+    points = _pareto(source, locator, ranking, float32, progress) if pareto else ()
     return Sensitivity(len(source.images), _iou(source, locator, (), float32), layers, ranking, points)
 
 
@@ -168,9 +170,8 @@ def _observed(
 
 
 def _pareto(
-    source: Calibration, locator: Locator, ranking: Sequence[str], float32: Sequence[Observation], progress: Progress,
-    rounds: int,
-) -> tuple[Point, ...]:  # fmt: skip
+    source: Calibration, locator: Locator, ranking: Sequence[str], float32: Sequence[Observation], progress: Progress
+) -> tuple[Point, ...]:
     from time import perf_counter
 
     import numpy as np
@@ -188,7 +189,7 @@ def _pareto(
             shares.append(_iou(source, locator, mixture, float32))
         batch = source.images.batch(slice(0, 1))
         times: list[list[float]] = [[] for _ in kept]
-        for number in progress(range(rounds + 2), "timing"):
+        for number in progress(range(ROUNDS + 2), "timing"):
             for row, session in zip(times, sessions, strict=True):
                 start = perf_counter()
                 session.run(None, {"image": batch})

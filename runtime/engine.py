@@ -112,7 +112,7 @@ def fits(architecture: str, compute_capability: str) -> bool:
     return compute_capability in architecture.split(",")
 
 
-def engine_file(bundle: Bundle, host: Host, precision: str, batch: int | None = None) -> BundleFile:
+def engine_file(bundle: Bundle, host: Host, precision: str) -> BundleFile:
     """The engine to use: of the host's flavor and that precision, the one with the fewest mismatches.
 
     One that has its weights goes before one that was stripped of them.
@@ -125,15 +125,9 @@ def engine_file(bundle: Bundle, host: Host, precision: str, batch: int | None = 
         have = ", ".join(f"{about(e).flavor} {e.precision}" for e in engines(bundle)) or "none"
         raise EngineError(
             f"{bundle.root} holds no {host.flavor} engine of precision {precision}; its engines: {have}. Build one: "
-            f"{build_command(bundle, host, precision, batch=batch)}"
+            f"{build_command(bundle, host, precision)}"
         )
-    return min(
-        found,
-        key=lambda entry: (
-            len(mismatches(bundle, entry, host, batch)),
-            bool(about(entry).options.get("strip_weights")),
-        ),
-    )
+    return min(found, key=lambda e: (len(mismatches(bundle, e, host)), bool(about(e).options.get("strip_weights"))))
 
 
 def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None = None) -> list[Mismatch]:

@@ -60,7 +60,6 @@ class TensorRtNetwork(Network):
         bundle: the bundle.
         flavor: ``tensorrt`` or ``tensorrt_rtx``.
         options: precision, device and slots.
-        graphs: capture CUDA graphs; None: with TensorRT, not with TensorRT-RTX, which compiles kernels as it runs.
 
     Raises:
         EngineError, EngineMismatchError, GateError: see :func:`wgap.runtime.engine.preflight`.
@@ -71,7 +70,7 @@ class TensorRtNetwork(Network):
 
     context: Context
 
-    def __init__(self, bundle: Bundle, flavor: str, options: NetworkOptions, graphs: bool | None = None) -> None:
+    def __init__(self, bundle: Bundle, flavor: str, options: NetworkOptions) -> None:
         options.require_only(flavor, "device", "slots")
         host = Host.here(flavor, options.device)
         entry = engine_file(bundle, host, options.precision)
@@ -79,7 +78,7 @@ class TensorRtNetwork(Network):
         made = about(entry)
         self.name, self.precision, self.version = flavor, options.precision, host.version
         self.largest = made.profile.max
-        self.graphs = flavor == "tensorrt" if graphs is None else graphs
+        self.graphs = flavor == "tensorrt"  # TensorRT-RTX compiles kernels as it runs
         self.failures = 0
         model = bundle.manifest.model
         self.shapes = {name: tensor.extents for name, tensor in model.signature().items()}
