@@ -102,8 +102,8 @@ def calibrate_bundle(
     if report is not None:
         require_new(report, force)
     require_writable(bundle)
-    chosen = _calibration_images(bundle, images, split, count, progress, note)
-    judges = None if gate is None else _gate_images(bundle, gate, gate_split, gate_count, progress)
+    chosen = _read(bundle, images, "calibration", split, count, progress, note)
+    judges = None if gate is None else _read(bundle, gate, "gate", gate_split, gate_count, progress)
     if judges is not None:
         require_disjoint(chosen.listing(), judges)
     with prepare(bundle, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
@@ -160,7 +160,7 @@ def gate_bundle(
             f"`wgap calibrate {bundle.root} --precision {precision}`"
         )
     require_writable(bundle)
-    run = GateRun(bundle, _gate_images(bundle, images, split, count, progress), limits, progress, rule)
+    run = GateRun(bundle, _read(bundle, images, "gate", split, count, progress), limits, progress, rule)
     verdict = run.judge(path, precision, made.images)
     return _calibrated(enter(bundle, Candidate(path, precision, made), verdict), precision, verdict)
 
@@ -182,27 +182,22 @@ def measure_layers(
     Measured on the calibration images; with ``pareto`` mixtures of INT8 and float32 are timed too. The other arguments
     and the errors are those of :func:`calibrate_bundle`.
     """
-    chosen = _calibration_images(bundle, images, split, count, progress, note)
+    chosen = _read(bundle, images, "calibration", split, count, progress, note)
     with prepare(bundle, chosen, method, cache_dir, progress) as source:
         return sensitivity(source, pareto, progress)
 
 
-def _calibration_images(
-    bundle: Bundle, images: Path, split: str, count: int | None, progress: Progress, note: Note
-) -> ImageSet:
+def _read(
+    bundle: Bundle, images: Path, purpose: str, split: str, count: int | None, progress: Progress,
+    note: Note = lambda _: None,
+) -> ImageSet:  # fmt: skip
     chosen = image_set(
-        bundle, images, split=split, count=count, progress=lambda items: progress(items, "reading calibration images")
-    )
+        bundle, images, split=split, count=count, with_boxes=purpose == "gate", purpose=purpose,
+        progress=lambda items: progress(items, f"reading {purpose} images"),
+    )  # fmt: skip
     for warning in chosen.warnings:
         note(f"warning: {warning}")
     return chosen
-
-
-def _gate_images(bundle: Bundle, images: Path, split: str, count: int | None, progress: Progress) -> ImageSet:
-    return image_set(
-        bundle, images, split=split, count=count, with_boxes=True, purpose="gate",
-        progress=lambda items: progress(items, "reading gate images"),
-    )  # fmt: skip
 
 
 def _calibrated(bundle: Bundle, precision: str, verdict: Verdict | None) -> Calibrated:

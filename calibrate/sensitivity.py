@@ -67,7 +67,8 @@ def rank(source: Calibration, locator: Locator, progress: Progress = silent) -> 
     its judge. A layer alone in INT8 shows its own harm; with all the others in INT8 too, their noise hides it, and a
     scale that two neighbours share stays bad whichever of the two is spared.
     """
-    return _ranked(_alone(source, locator, _observed(source, locator, source.graph), progress))
+    alone = _alone(source, locator, _observed(source, locator, source.graph), progress)
+    return sorted(alone.items(), key=lambda row: row[1])
 
 
 def _alone(
@@ -78,10 +79,6 @@ def _alone(
         name: _iou(source, locator, [other for other in names if other != name], float32)
         for name in progress(names, "one layer alone")
     }
-
-
-def _ranked(alone: dict[str, float]) -> list[tuple[str, float]]:
-    return sorted(alone.items(), key=lambda row: row[1])
 
 
 def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = silent) -> Sensitivity:
@@ -100,7 +97,7 @@ def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = s
         LayerCost(name, alone[name], _iou(source, locator, [name], float32))
         for name in progress(names, "all but one layer")
     )
-    ranking = tuple(name for name, _ in _ranked(alone))
+    ranking = tuple(sorted(alone, key=alone.__getitem__))
     points = _pareto(source, locator, ranking, float32, progress) if pareto else ()
     return Sensitivity(len(source.images), _iou(source, locator, (), float32), layers, ranking, points)
 

@@ -193,16 +193,14 @@ def preflight(
     """
     where = bundle.root / path
     entry = next((e for e in bundle.manifest.files if (bundle.root / e.path).resolve() == where.resolve()), None)
+    command = build_command(bundle, host, entry.precision if entry else "fp32", entry, batch)
     if not trust and (entry is None or entry.role != "engine"):
         raise EngineError(
             f"{where} is not listed in the manifest as an engine, so that nothing says what it is. A plan is code: "
-            "pass trust=True only if you know who made it; else build one: "
-            f"{build_command(bundle, host, entry.precision if entry else 'fp32', batch=batch)}"
+            f"pass trust=True only if you know who made it; else build one: {command}"
         )
     if not where.is_file():
-        raise EngineError(
-            f"{where} is missing; copy the whole bundle or build it again: {_rebuild(bundle, entry, host, batch)}"
-        )
+        raise EngineError(f"{where} is missing; copy the whole bundle or build it again: {command}")
     plan = where.read_bytes()
     rows: list[Mismatch] = []
     if entry is not None and entry.role == "engine":
@@ -210,7 +208,7 @@ def preflight(
     if not rows:
         rows = _library_check(plan, host)
     if rows:
-        raise EngineMismatchError(_table(where, rows, _rebuild(bundle, entry, host, batch)))
+        raise EngineMismatchError(_table(where, rows, command))
     if entry is not None and entry.role == "engine":
         bundle.model_file(entry.precision, ungated, rule)
     return plan
@@ -250,10 +248,6 @@ def _options(made: EngineRecord, host: Host) -> list[str]:
     if level != "none" and (host.compute_capability is None or _numbers(host.compute_capability) >= (8, 0)):
         words += ["--hardware-compat", level]
     return words
-
-
-def _rebuild(bundle: Bundle, entry: BundleFile | None, host: Host, batch: int | None) -> str:
-    return build_command(bundle, host, entry.precision if entry else "fp32", entry, batch)
 
 
 def _table(where: Path, rows: list[Mismatch], command: str) -> str:
