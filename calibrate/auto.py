@@ -21,13 +21,9 @@ __all__ = ["search"]
 
 
 def search(
-    source: Calibration,
-    run: GateRun,
-    folder: Path,
-    cache_dir: Path | None,
-    progress: Progress,
+    source: Calibration, run: GateRun, folder: Path, cache_dir: Path | None, progress: Progress,
     note: Callable[[str], None],
-) -> tuple[Candidate, Verdict]:
+) -> tuple[Candidate, Verdict]:  # fmt: skip
     """Keep float32 layers, the most harmful first, until the gate passes; then give back those that were not needed.
 
     All INT8 is tried first and wins where it passes. Layers are ranked on the calibration images; the gate's only

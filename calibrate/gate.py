@@ -100,12 +100,9 @@ class Verdict:
 
 
 def observe(
-    network: Network,
-    locator: Locator,
-    images: ImageSet,
-    reference: Sequence[Observation] | None = None,
+    network: Network, locator: Locator, images: ImageSet, reference: Sequence[Observation] | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
-) -> list[Observation]:
+) -> list[Observation]:  # fmt: skip
     """Every image through one network and the kernel.
 
     Args:
@@ -136,12 +133,9 @@ def observe(
 
 
 def verdict(
-    size: tuple[int, int],
-    images: ImageSet,
-    float32: Sequence[Observation],
-    candidate: Sequence[Observation],
+    size: tuple[int, int], images: ImageSet, float32: Sequence[Observation], candidate: Sequence[Observation],
     limits: Limits,
-) -> Verdict:
+) -> Verdict:  # fmt: skip
     """Compare two networks' observations of the same images, boxes on a map of ``size`` (H, W).
 
     Raises:

@@ -164,14 +164,9 @@ def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None 
 
 
 def preflight(
-    bundle: Bundle,
-    path: Path | str,
-    host: Host,
-    batch: int | None = None,
-    trust: bool = False,
-    ungated: bool = False,
+    bundle: Bundle, path: Path | str, host: Host, batch: int | None = None, trust: bool = False, ungated: bool = False,
     rule: Rule | None = None,
-) -> bytes:
+) -> bytes:  # fmt: skip
     """Check a plan before any of its bytes is deserialised.
 
     Args:
