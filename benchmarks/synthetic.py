@@ -1,9 +1,13 @@
-"""Feature maps like VGG16's, for benchmarks that need no network."""
+"""Feature maps like VGG16's, for benchmarks that need no network, and arrays on a GPU that need no other library."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from wgap.runtime.cuda.driver import LEGACY, Context, Memory, call
 
 Array = NDArray[np.float32]
 
@@ -22,3 +26,46 @@ def synthetic(images: int, channels: int, side: int, classes: int) -> tuple[Arra
     weight = (rng.standard_normal((classes, channels)) * 0.02).astype(np.float32)
     logits = (features.mean(axis=(2, 3)) @ weight.T).astype(np.float32)
     return features, logits, weight
+
+
+class DeviceCopy:
+    """A copy of a host array in the GPU's memory, offered as PyTorch, CuPy and PyCUDA offer theirs.
+
+    Takes what :meth:`wgap.Localizer.batch` or the kernel take, where no such library is at hand; ``with`` frees it.
+
+    Args:
+        array: a NumPy array.
+        stream: the stream that readers have to wait for, 1 for the legacy default stream; None where for none.
+        device: ordinal of the GPU.
+
+    Raises:
+        BackendError: if there is no device, or no room on it.
+    """
+
+    def __init__(self, array: NDArray[Any], stream: int | None = LEGACY, device: int = 0) -> None:
+        array = np.ascontiguousarray(array)
+        self.shape, self.context = array.shape, Context(device)
+        with self.context:
+            self._memory = Memory(self.context, array.nbytes)
+            call("cuMemcpyHtoD", self._memory.pointer, array.ctypes.data, array.nbytes)
+            call("cuStreamSynchronize", LEGACY)  # a copy from pageable memory may return before it has arrived
+        self.pointer = self._memory.pointer
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (self.pointer, False),
+            "version": 3,
+            "stream": stream,
+        }
+
+    def __enter__(self) -> DeviceCopy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free it; nothing may be reading it."""
+        with self.context:
+            self._memory.close()
+        self.context.close()

@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from wgap.errors import CheckFailedError
 
-__all__ = ["Attestation", "attest_int8"]
+__all__ = ["attest_int8"]
 
 _FLOAT = {"Conv", "FusedConv", "NhwcFusedConv"}
 
 
-@dataclass(frozen=True)
-class Attestation:
-    """Convolutions of a Q/DQ file, as written and as run.
-
-    Attributes:
-        meant_int8: convolutions of the file between DequantizeLinear and QuantizeLinear.
-        meant_float: its other convolutions.
-        ran_int8: integer convolutions in the optimised graph.
-        ran_float: float convolutions in it.
-        operators: how often each operator is in the optimised graph.
-        runtime: the library and its version.
-    """
-
-    meant_int8: int
-    meant_float: int
-    ran_int8: int
-    ran_float: int
-    operators: dict[str, int]
-    runtime: str
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ready for JSON."""
-        return asdict(self)
-
-
-def attest_int8(graph: Path, keep_float: int = 0) -> Attestation:
+def attest_int8(graph: Path, keep_float: int = 0) -> dict[str, Any]:
     """Let ONNX Runtime optimise a Q/DQ file for the CPU and count what its convolutions became.
 
     Args:
         graph: the Q/DQ file.
         keep_float: how many convolutions were asked to stay in float32.
+
+    Returns:
+        ``meant_int8`` (convolutions of the file between DequantizeLinear and QuantizeLinear), ``meant_float`` (its
+        others), ``ran_int8`` and ``ran_float`` (integer and float convolutions of the optimised graph), ``operators``
+        (how often each is in it), ``runtime`` (the library and its version).
 
     Raises:
         BackendError: if ONNX Runtime refuses the file.
@@ -63,22 +43,20 @@ def attest_int8(graph: Path, keep_float: int = 0) -> Attestation:
         optimised_path = Path(folder) / "optimised.onnx"
         open_session(graph, None, optimised=optimised_path)
         optimised = onnx.load(str(optimised_path), load_external_data=False).graph
-    operators: dict[str, int] = {}
-    for node in optimised.node:
-        operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    found = Attestation(
-        meant_int8=meant,
-        meant_float=len(convolutions) - meant,
-        ran_int8=operators.get("QLinearConv", 0),
-        ran_float=sum(count for name, count in operators.items() if name in _FLOAT),
-        operators=dict(sorted(operators.items())),
-        runtime=f"onnxruntime {onnxruntime.__version__}",
-    )
-    if found.ran_int8 != len(convolutions) - keep_float or found.ran_float != keep_float:
+    operators = Counter(node.op_type for node in optimised.node)
+    found = {
+        "meant_int8": meant,
+        "meant_float": len(convolutions) - meant,
+        "ran_int8": operators["QLinearConv"],
+        "ran_float": sum(operators[name] for name in _FLOAT),
+        "operators": dict(sorted(operators.items())),
+        "runtime": f"onnxruntime {onnxruntime.__version__}",
+    }
+    if found["ran_int8"] != len(convolutions) - keep_float or found["ran_float"] != keep_float:
         slow = [node.name for node in optimised.node if node.op_type in _FLOAT]
         raise CheckFailedError(
             f"{graph.name}: expected {len(convolutions) - keep_float} of {len(convolutions)} convolutions in INT8, "
-            f"{found.runtime} runs {found.ran_int8}; in float: {', '.join(slow[:8]) or 'none'}. The file would be slow "
-            "and its precision not what it says"
+            f"{found['runtime']} runs {found['ran_int8']}; in float: {', '.join(slow[:8]) or 'none'}. The file would "
+            "be slow and its precision not what it says"
         )
     return found

@@ -21,13 +21,9 @@ __all__ = ["search"]
 
 
 def search(
-    source: Calibration,
-    run: GateRun,
-    folder: Path,
-    cache_dir: Path | None,
-    progress: Progress,
+    source: Calibration, run: GateRun, folder: Path, cache_dir: Path | None, progress: Progress,
     note: Callable[[str], None],
-) -> tuple[Candidate, Verdict]:
+) -> tuple[Candidate, Verdict]:  # fmt: skip
     """Keep float32 layers, the most harmful first, until the gate passes; then give back those that were not needed.
 
     All INT8 is tried first and wins where it passes. Layers are ranked on the calibration images; the gate's only
@@ -110,15 +106,9 @@ class _Log:
         if cache_dir is None:
             return
         identity = [
-            source.bundle.model_file("fp32").sha256,
-            source.images.sha256,
-            source.method,
-            sorted(source.ranges.items()),
-            run.images.sha256,
-            run.locator.rule.to_json(),
-            asdict(run.limits),
-            onnxruntime.__version__,
-        ]
+            source.bundle.model_file("fp32").sha256, source.images.sha256, source.method, sorted(source.ranges.items()),
+            run.images.sha256, run.locator.rule.to_json(), asdict(run.limits), onnxruntime.__version__,
+        ]  # fmt: skip
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         cache_dir.mkdir(parents=True, exist_ok=True)
         self._path = cache_dir / f"auto-{key[:32]}.jsonl"

@@ -10,12 +10,12 @@ from pathlib import Path
 from wgap.atomic import require_new
 from wgap.bundle import Bundle
 from wgap.calibrate.auto import search
-from wgap.calibrate.candidate import GateRun, Progress, calibrate, enter, gate_file, prepare, silent
+from wgap.calibrate.candidate import Candidate, GateRun, Progress, calibrate, enter, prepare, silent
 from wgap.calibrate.gate import Limits, Verdict
 from wgap.calibrate.images import ImageSet, image_set, require_disjoint
 from wgap.calibrate.report import write_report
 from wgap.calibrate.sensitivity import Sensitivity, sensitivity
-from wgap.errors import DataError
+from wgap.errors import CalibrationError, DataError
 from wgap.extend import require_writable
 from wgap.manifest import BundleFile
 from wgap.rule import Rule
@@ -24,10 +24,6 @@ __all__ = ["Calibrated", "calibrate_bundle", "gate_bundle", "measure_layers"]
 
 Note = Callable[[str], None]
 """Called with one line of text: a warning about the images, or a step of the search."""
-
-
-def _quiet(_text: str) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def calibrate_bundle(
     force: bool = False,
     cache_dir: Path | None = None,
     progress: Progress = silent,
-    note: Note = _quiet,
+    note: Note = lambda _: None,
 ) -> Calibrated:
     """Make a lower-precision model, judge it, and enter it into the bundle, usable or rejected.
 
@@ -106,8 +102,8 @@ def calibrate_bundle(
     if report is not None:
         require_new(report, force)
     require_writable(bundle)
-    chosen = _calibration_images(bundle, images, split, count, progress, note)
-    judges = None if gate is None else _gate_images(bundle, gate, gate_split, gate_count, progress)
+    chosen = _read(bundle, images, "calibration", split, count, progress, note)
+    judges = None if gate is None else _read(bundle, gate, "gate", gate_split, gate_count, progress)
     if judges is not None:
         require_disjoint(chosen.listing(), judges)
     with prepare(bundle, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
@@ -149,15 +145,24 @@ def gate_bundle(
         progress: shown while it works.
 
     Raises:
-        CalibrationError: too few images, one that took part in calibration, or the precision is float32.
+        CalibrationError: too few images, one that took part in calibration, or the precision is float32, or the
+            model does not say what calibrated it.
         DataError: ``images`` holds none.
         BundleError: the bundle has no such model, or cannot be written.
     """
-    bundle.model_file(precision, ungated=True)
+    if precision == "fp32":
+        raise CalibrationError("float32 is what the gate measures against; give a lower precision")
+    entry = bundle.model_file(precision, ungated=True)
+    path, made = bundle.root / entry.path, entry.calibration
+    if made is None:
+        raise CalibrationError(
+            f"{path} does not say which images calibrated it, so that no gate can be proven disjoint; make it with "
+            f"`wgap calibrate {bundle.root} --precision {precision}`"
+        )
     require_writable(bundle)
-    run = GateRun(bundle, _gate_images(bundle, images, split, count, progress), limits, progress, rule)
-    verdict, entered = gate_file(bundle, precision, run)
-    return _calibrated(entered, precision, verdict)
+    run = GateRun(bundle, _read(bundle, images, "gate", split, count, progress), limits, progress, rule)
+    verdict = run.judge(path, precision, made.images)
+    return _calibrated(enter(bundle, Candidate(path, precision, made), verdict), precision, verdict)
 
 
 def measure_layers(
@@ -170,42 +175,29 @@ def measure_layers(
     cache_dir: Path | None = None,
     pareto: bool = True,
     progress: Progress = silent,
-    note: Note = _quiet,
+    note: Note = lambda _: None,
 ) -> Sensitivity:
-    """What INT8 costs layer by layer; the bundle stays as it is. Arguments and errors as in :func:`calibrate_bundle`.
+    """What INT8 costs layer by layer; the bundle stays as it is.
 
-    Args:
-        bundle: an opened bundle.
-        images: calibration images, which are also the ones measured on.
-        method: likewise.
-        count: likewise.
-        split: likewise.
-        cache_dir: likewise.
-        pareto: also time mixtures of INT8 and float32.
-        progress: likewise.
-        note: called with each warning about the images.
+    Measured on the calibration images; with ``pareto`` mixtures of INT8 and float32 are timed too. The other arguments
+    and the errors are those of :func:`calibrate_bundle`.
     """
-    chosen = _calibration_images(bundle, images, split, count, progress, note)
+    chosen = _read(bundle, images, "calibration", split, count, progress, note)
     with prepare(bundle, chosen, method, cache_dir, progress) as source:
         return sensitivity(source, pareto, progress)
 
 
-def _calibration_images(
-    bundle: Bundle, images: Path, split: str, count: int | None, progress: Progress, note: Note
-) -> ImageSet:
+def _read(
+    bundle: Bundle, images: Path, purpose: str, split: str, count: int | None, progress: Progress,
+    note: Note = lambda _: None,
+) -> ImageSet:  # fmt: skip
     chosen = image_set(
-        bundle, images, split=split, count=count, progress=lambda items: progress(items, "reading calibration images")
-    )
+        bundle, images, split=split, count=count, with_boxes=purpose == "gate", purpose=purpose,
+        progress=lambda items: progress(items, f"reading {purpose} images"),
+    )  # fmt: skip
     for warning in chosen.warnings:
         note(f"warning: {warning}")
     return chosen
-
-
-def _gate_images(bundle: Bundle, images: Path, split: str, count: int | None, progress: Progress) -> ImageSet:
-    return image_set(
-        bundle, images, split=split, count=count, with_boxes=True, purpose="gate",
-        progress=lambda items: progress(items, "reading gate images"),
-    )  # fmt: skip
 
 
 def _calibrated(bundle: Bundle, precision: str, verdict: Verdict | None) -> Calibrated:

@@ -7,7 +7,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,13 @@ from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scale
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import CalibrationError, DataError
 from wgap.extend import enter_file
-from wgap.manifest import BundleFile, CalibrationRecord, ImageHashes
+from wgap.manifest import BundleFile, CalibrationRecord, GateRecord, ImageHashes
 from wgap.rule import Rule
 from wgap.runtime.locator import open_locator
 from wgap.runtime.networks import open_network
 from wgap.runtime.networks.onnxruntime import file_network
 
-__all__ = [
-    "PRECISIONS",
-    "Calibration",
-    "Candidate",
-    "GateRun",
-    "calibrate",
-    "enter",
-    "gate_file",
-    "prepare",
-]
+__all__ = ["PRECISIONS", "Calibration", "Candidate", "GateRun", "calibrate", "enter", "prepare"]
 
 PRECISIONS = ("int8", *HALVES)
 
@@ -85,11 +76,7 @@ class Candidate:
 
 @contextmanager
 def prepare(
-    bundle: Bundle,
-    images: ImageSet,
-    method: str = "minmax",
-    cache_dir: Path | None = None,
-    progress: Progress = silent,
+    bundle: Bundle, images: ImageSet, method: str = "minmax", cache_dir: Path | None = None, progress: Progress = silent
 ) -> Iterator[Calibration]:
     """Measure ranges once for any number of candidates; the graphs live until the context ends.
 
@@ -134,7 +121,7 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
             "method": source.method,
             "format": "Q/DQ, symmetric int8, weights per channel, activations per tensor",
             "scales": scales(out),
-            "attestation": attest_int8(out, len(kept)).to_json(),
+            "attestation": attest_int8(out, len(kept)),
         }
     elif precision in HALVES:
         if source.method != "minmax":
@@ -143,7 +130,7 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
             )
         if precision == "fp16":
             kept = fp16_graph(source.graph, source.ranges, out, keep_float)
-            tightest = tuple(row.to_json() for row in headroom(source.graph, source.ranges))
+            tightest = tuple(asdict(row) for row in headroom(source.graph, source.ranges))
         else:  # bfloat16 holds whatever float32 holds
             kept = bf16_graph(source.graph, out, keep_float)
     else:
@@ -212,7 +199,10 @@ class GateRun:
         found = verdict(self.locator.size, self.images, self.float32, seen, self.limits)
         float32, candidate = self.bundle.model_file("fp32").sha256, hashlib.sha256(path.read_bytes()).hexdigest()
         ran = f"{network.name} {network.version}" + (f", {precision} emulated" if runs != path else "")
-        return found.of(self.locator.rule, candidate, float32, ran)
+        record = GateRecord(
+            found.passed, found.reasons, self.locator.rule, candidate, float32, ran, asdict(self.limits), found.figures
+        )
+        return replace(found, record=record)
 
 
 def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundle:
@@ -230,36 +220,10 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
     role = "rejected" if judged is not None and not judged.passed else "onnx"
     name = f"model.{candidate.precision}.onnx"
     return enter_file(
-        bundle,
-        candidate.path,
-        f"rejected/{name}" if role == "rejected" else name,
-        role,
-        candidate.precision,
-        lambda entry: _superseded(entry, candidate, role),
-        calibration=candidate.record,
+        bundle, candidate.path, f"rejected/{name}" if role == "rejected" else name, role, candidate.precision,
+        lambda entry: _superseded(entry, candidate, role), calibration=candidate.record,
         gate=judged.record if judged else None,
-    )
-
-
-def gate_file(bundle: Bundle, precision: str, run: GateRun) -> tuple[Verdict, Bundle]:
-    """Judge a file that the bundle already holds, usable or rejected, and enter the verdict.
-
-    Raises:
-        CalibrationError: if a gate image took part in calibration, or the precision is float32.
-        BundleError: if the bundle has no such file or cannot be written.
-    """
-    if precision == "fp32":
-        raise CalibrationError("float32 is what the gate measures against; give a lower precision")
-    entry = bundle.model_file(precision, ungated=True)
-    made = entry.calibration
-    if made is None:
-        raise CalibrationError(
-            f"{bundle.root / entry.path} does not say which images calibrated it, so that no gate can be proven "
-            f"disjoint; make it with `wgap calibrate {bundle.root} --precision {precision}`"
-        )
-    path = bundle.root / entry.path
-    judged = run.judge(path, precision, made.images)
-    return judged, enter(bundle, Candidate(path, precision, made), judged)
+    )  # fmt: skip
 
 
 def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from wgap.calibrate.images import ImageSet
 from wgap.errors import CalibrationError
 from wgap.geometry import RIGHT, Box, best_iou, iou, scaled
 from wgap.manifest import GateRecord
-from wgap.rule import Rule
 from wgap.runtime.locator import Request
 
 if TYPE_CHECKING:
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from wgap.runtime.network import Network
 
 __all__ = ["Drift", "Limits", "Observation", "Verdict", "observe", "verdict"]
+
+BATCH = 8
+"""Images per forward pass."""
 
 RESAMPLES = 10_000
 """Of the paired bootstrap; its seed is fixed, so that a verdict repeats."""
@@ -86,7 +88,7 @@ class Verdict:
     """What the gate found.
 
     ``figures`` are those of :func:`verdict`; ``reasons`` says why it failed; ``record`` is what goes into the manifest,
-    once it is known which files and which rule it holds for.
+    once it is known which files and which rule it holds for (:meth:`wgap.calibrate.candidate.GateRun.judge`).
     """
 
     passed: bool
@@ -96,29 +98,11 @@ class Verdict:
     drifts: tuple[Drift, ...] = field(default=(), compare=False, repr=False)
     record: GateRecord | None = None
 
-    def of(self, rule: Rule, candidate_sha256: str, float32_sha256: str, backend: str) -> Verdict:
-        """The verdict with its record."""
-        record = GateRecord(
-            self.passed,
-            self.reasons,
-            rule,
-            candidate_sha256,
-            float32_sha256,
-            backend,
-            asdict(self.limits),
-            self.figures,
-        )
-        return replace(self, record=record)
-
 
 def observe(
-    network: Network,
-    locator: Locator,
-    images: ImageSet,
-    reference: Sequence[Observation] | None = None,
+    network: Network, locator: Locator, images: ImageSet, reference: Sequence[Observation] | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
-    batch_size: int = 8,
-) -> list[Observation]:
+) -> list[Observation]:  # fmt: skip
     """Every image through one network and the kernel.
 
     Args:
@@ -128,11 +112,10 @@ def observe(
         reference: float32's observations, whose top-1 classes ``Observation.reference`` follows; None: this *is*
             float32.
         progress: wraps the batches, for a progress bar.
-        batch_size: images per forward pass.
     """
     found: list[Observation] = []
-    for start in progress(range(0, len(images), batch_size)):
-        rows = slice(start, start + batch_size)
+    for start in progress(range(0, len(images), BATCH)):
+        rows = slice(start, start + BATCH)
         labels = [picture.label for picture in images.pictures[rows]]
         with network.forward(images.batch(rows)) as outputs:
             own = [row[0] for row in locator.locate(outputs)]
@@ -150,12 +133,9 @@ def observe(
 
 
 def verdict(
-    size: tuple[int, int],
-    images: ImageSet,
-    float32: Sequence[Observation],
-    candidate: Sequence[Observation],
+    size: tuple[int, int], images: ImageSet, float32: Sequence[Observation], candidate: Sequence[Observation],
     limits: Limits,
-) -> Verdict:
+) -> Verdict:  # fmt: skip
     """Compare two networks' observations of the same images, boxes on a map of ``size`` (H, W).
 
     Raises:

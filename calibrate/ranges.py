@@ -95,12 +95,9 @@ def _collect(graph: Path, images: ImageSet, method: str, progress: Callable[[Seq
 
     with tempfile.TemporaryDirectory(prefix="wgap-ranges-") as folder, silence():
         calibrator = create_calibrator(
-            graph,
-            ["Conv", "Relu"],
-            str(Path(folder) / "augmented.onnx"),
-            getattr(CalibrationMethod, METHODS[method]),
+            graph, ["Conv", "Relu"], str(Path(folder) / "augmented.onnx"), getattr(CalibrationMethod, METHODS[method]),
             extra_options={"symmetric": False},
-        )
+        )  # fmt: skip
         for picture in progress(images.pictures):
             calibrator.collect_data(One(picture.pixels))
         found = calibrator.compute_data()

@@ -30,14 +30,9 @@ TILE = 300
 
 
 def write_report(
-    report: Path,
-    bundle: Bundle,
-    source: Calibration,
-    candidate: Candidate,
-    run: GateRun | None,
-    judged: Verdict | None,
-    force: bool,
-) -> None:
+    report: Path, bundle: Bundle, source: Calibration, candidate: Candidate, run: GateRun | None,
+    judged: Verdict | None, force: bool,
+) -> None:  # fmt: skip
     """Write report.json, ranges.png and, where a gate ran, drift.png and worst.png; whole or not at all.
 
     Raises:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.candidate import Calibration, Progress, silent
@@ -18,6 +17,9 @@ from wgap.runtime.locator import Locator, open_locator
 from wgap.runtime.networks.onnxruntime import file_network, open_session
 
 __all__ = ["LayerCost", "Point", "Sensitivity", "rank", "sensitivity", "write_sensitivity"]
+
+ROUNDS = 15
+"""Timed forward passes of each mixture."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,6 @@ class Sensitivity:
     ranking: tuple[str, ...]
     pareto: tuple[Point, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ready for JSON."""
-        return asdict(self)
-
 
 def rank(source: Calibration, locator: Locator, progress: Progress = silent) -> list[tuple[str, float]]:
     """(layer, mean box IoU with only it in INT8), the most harmful layer first.
@@ -69,7 +67,8 @@ def rank(source: Calibration, locator: Locator, progress: Progress = silent) -> 
     its judge. A layer alone in INT8 shows its own harm; with all the others in INT8 too, their noise hides it, and a
     scale that two neighbours share stays bad whichever of the two is spared.
     """
-    return _ranked(_alone(source, locator, _float32(source, locator), progress))
+    alone = _alone(source, locator, _observed(source, locator, source.graph), progress)
+    return sorted(alone.items(), key=lambda row: row[1])
 
 
 def _alone(
@@ -82,11 +81,7 @@ def _alone(
     }
 
 
-def _ranked(alone: dict[str, float]) -> list[tuple[str, float]]:
-    return sorted(alone.items(), key=lambda row: row[1])
-
-
-def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = silent, rounds: int = 15) -> Sensitivity:
+def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = silent) -> Sensitivity:
     """Quantise every convolution alone and all but it, and time what mixtures cost.
 
     Args:
@@ -94,17 +89,16 @@ def sensitivity(source: Calibration, pareto: bool = True, progress: Progress = s
         pareto: also make the k most harmful layers float32, k = 0, 1, ..., and time a forward pass at batch 1 of all
             mixtures and of float32, interleaved, with idle threads asleep.
         progress: shown while it works.
-        rounds: timed forward passes of each mixture.
     """
     names, locator = convolutions(source.graph), open_locator(source.bundle)
-    float32 = _float32(source, locator)
+    float32 = _observed(source, locator, source.graph)
     alone = _alone(source, locator, float32, progress)
     layers = tuple(
         LayerCost(name, alone[name], _iou(source, locator, [name], float32))
         for name in progress(names, "all but one layer")
     )
-    ranking = tuple(name for name, _ in _ranked(alone))
-    points = _pareto(source, locator, ranking, float32, progress, rounds) if pareto else ()
+    ranking = tuple(sorted(alone, key=alone.__getitem__))
+    points = _pareto(source, locator, ranking, float32, progress) if pareto else ()
     return Sensitivity(len(source.images), _iou(source, locator, (), float32), layers, ranking, points)
 
 
@@ -118,7 +112,7 @@ def write_sensitivity(out: Path, found: Sensitivity, force: bool = False) -> Non
     require_new(out, force)
     with atomic_dir(out, overwrite=force) as folder:
         _plot(found, folder)
-        (folder / "report.json").write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
 
 
 def _plot(found: Sensitivity, folder: Path) -> None:
@@ -155,10 +149,6 @@ def _plot(found: Sensitivity, folder: Path) -> None:
     figure.savefig(folder / "pareto.png", dpi=110)
 
 
-def _float32(source: Calibration, locator: Locator) -> list[Observation]:
-    return _observed(source, locator, source.graph)
-
-
 def _iou(source: Calibration, locator: Locator, keep_float: Sequence[str], float32: Sequence[Observation]) -> float:
     if len(keep_float) == len(convolutions(source.graph)):
         return 1.0
@@ -177,12 +167,7 @@ def _observed(
 
 
 def _pareto(
-    source: Calibration,
-    locator: Locator,
-    ranking: Sequence[str],
-    float32: Sequence[Observation],
-    progress: Progress,
-    rounds: int,
+    source: Calibration, locator: Locator, ranking: Sequence[str], float32: Sequence[Observation], progress: Progress
 ) -> tuple[Point, ...]:
     from time import perf_counter
 
@@ -201,7 +186,7 @@ def _pareto(
             shares.append(_iou(source, locator, mixture, float32))
         batch = source.images.batch(slice(0, 1))
         times: list[list[float]] = [[] for _ in kept]
-        for number in progress(range(rounds + 2), "timing"):
+        for number in progress(range(ROUNDS + 2), "timing"):
             for row, session in zip(times, sessions, strict=True):
                 start = perf_counter()
                 session.run(None, {"image": batch})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter_ns
@@ -62,10 +62,6 @@ class LatencyReport:
     machine: dict[str, Any]
     versions: dict[str, str]
     batches: tuple[BatchLatency, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ready for JSON."""
-        return asdict(self)
 
 
 def measure_latency(

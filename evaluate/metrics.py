@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from wgap.geometry import RIGHT
 
@@ -72,7 +71,3 @@ class Summary:
             levels={f"{level / 20:.2f}": levels[level] for level in sorted(levels)},
             degenerate=sum(row.degenerate for row in rows),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ready for JSON."""
-        return dict(vars(self))

@@ -28,7 +28,7 @@ TILE = 240
 """Height and width of one montage tile in pixels."""
 
 
-def montage(localizer: Localizer, images: Sequence[ImageResult], columns: int = 6) -> RgbImage:
+def montage(localizer: Localizer, images: Sequence[ImageResult]) -> RgbImage:
     """Tiles of localized images: heat map of the label's class, predicted box in orange, true boxes in green.
 
     Returns:
@@ -36,7 +36,7 @@ def montage(localizer: Localizer, images: Sequence[ImageResult], columns: int = 
     """
     import numpy as np
 
-    columns = min(columns, len(images))
+    columns = min(6, len(images))
     rows = -(-len(images) // columns)
     sheet = np.full((rows * TILE, columns * TILE, 3), 24, np.uint8)
     for index, image in enumerate(images):

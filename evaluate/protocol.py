@@ -88,7 +88,7 @@ class Evaluation:
         rule = self.rules[0]
         centred = [image.centred_iou for image in self.images]
         report = {
-            **self.summary().to_json(),
+            **vars(self.summary()),
             "map": rule.map,
             "threshold": str(rule),
             "oracle": {**self.oracle(rule.map), "uses_ground_truth": True},
@@ -97,7 +97,7 @@ class Evaluation:
         }
         if len(self.rules) > 1:
             report["ablation"] = [
-                {"map": rule.map, "threshold": str(rule), **self.summary(index).to_json()}
+                {"map": rule.map, "threshold": str(rule), **vars(self.summary(index))}
                 for index, rule in enumerate(self.rules)
                 if index > 0
             ]
@@ -178,12 +178,9 @@ def _load(path: Path, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
 
 
 def _score_batch(
-    localizer: Localizer,
-    rules: Sequence[Rule],
-    readable: list[tuple[Path, int, list[Box]]],
-    pixels: list[Any],
+    localizer: Localizer, rules: Sequence[Rule], readable: list[tuple[Path, int, list[Box]]], pixels: list[Any],
     sizes: list[tuple[int, int]],
-) -> Iterator[ImageResult]:
+) -> Iterator[ImageResult]:  # fmt: skip
     import numpy as np
 
     size, known = localizer.locator.size, [label for _, label, _ in readable]

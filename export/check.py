@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +69,7 @@ class ParityReport:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, ready for JSON."""
-        return {
-            "ok": self.ok,
-            "images": self.images,
-            "stages": [vars(stage) for stage in self.stages],
-            "differing": list(self.differing),
-        }
+        return {"ok": self.ok, **asdict(self)}
 
 
 def check_localizer(

@@ -135,20 +135,12 @@ def engine_from_bundle(
         attestation["engine_inspector"] = _inspected(library, log, plan, architecture, here)
     path = f"engines/model.{precision}.{flavor}-{library.__version__}{_suffix(architecture, options)}.plan"
     built = EngineRecord(
-        flavor=flavor,
-        version=str(library.__version__),
-        architecture=architecture,
-        platform=Host(flavor, "").platform,
-        profile=Profile(*options.batch),
-        onnx_sha256=source.sha256,
-        options=_options_json(options),
-        gpu=here.name if here else None,
-        driver=here.driver if here else None,
-        cuda=here.cuda if here else None,
-        calibration_sha256=source.calibration.images_sha256 if source.calibration else None,
-        attestation=attestation,
+        flavor=flavor, version=str(library.__version__), architecture=architecture, platform=Host(flavor, "").platform,
+        profile=Profile(*options.batch), onnx_sha256=source.sha256, options=_options_json(options),
+        gpu=here.name if here else None, driver=here.driver if here else None, cuda=here.cuda if here else None,
+        calibration_sha256=source.calibration.images_sha256 if source.calibration else None, attestation=attestation,
         tools={"wgap": __version__, "python": platform.python_version()},
-    )
+    )  # fmt: skip
     bundle = enter_file(bundle, plan, path, "engine", precision, lambda _: False, engine=built)
     return bundle, next(entry for entry in bundle.manifest.files if entry.path == path)
 
@@ -231,15 +223,9 @@ def _tensors(network: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _plan(
-    library: Any,
-    log: Any,
-    builder: Any,
-    network: Any,
-    size: tuple[int, int],
-    options: BuildOptions,
-    phases: Phases | None,
-    gpu: Gpu | None,
-) -> bytes:
+    library: Any, log: Any, builder: Any, network: Any, size: tuple[int, int], options: BuildOptions,
+    phases: Phases | None, gpu: Gpu | None,
+) -> bytes:  # fmt: skip
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     profile.set_shape("image", *((batch, *size, 3) for batch in options.batch))
@@ -312,27 +298,22 @@ def _monitor(library: Any, phases: Phases | None) -> Any:
             library.IProgressMonitor.__init__(self)
             self.interrupted = False
 
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+        def tell(self, event: str, *arguments: Any) -> None:
             try:
                 if phases:
-                    phases.start(phase, parent, steps)
+                    getattr(phases, event)(*arguments)
             except KeyboardInterrupt:
                 self.interrupted = True
 
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.tell("start", phase, parent, steps)
+
         def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                if phases:
-                    phases.step(phase, step)
-            except KeyboardInterrupt:
-                self.interrupted = True
+            self.tell("step", phase, step)
             return not self.interrupted
 
         def phase_finish(self, phase: str) -> None:
-            try:
-                if phases:
-                    phases.finish(phase)
-            except KeyboardInterrupt:
-                self.interrupted = True
+            self.tell("finish", phase)
 
     return Monitor()
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap import __version__
-from wgap.atomic import atomic_dir
+from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, golden_case, sha256_of, write_manifest
-from wgap.errors import CheckFailedError, CheckpointError, MissingDependencyError, OutputExistsError
+from wgap.errors import CheckFailedError, CheckpointError, MissingDependencyError
 from wgap.manifest import Architecture, Manifest, ModelInfo, TrainingRecord
 from wgap.preprocessing import preprocessing as preprocessing_named
 from wgap.rule import Rule
@@ -69,10 +69,7 @@ def bundle_from_checkpoint(
     from wgap.train.checkpoint import load_model
 
     out = Path(out)
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out} already exists; choose another place or pass --force to replace it")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise OutputExistsError(f"{out} exists and is not a bundle (no {MANIFEST}); refusing to replace it")
+    require_new(out, force, MANIFEST, "bundle")
     rule = rule or Rule()
     names = None if classes is None else read_classes(Path(classes))
     loaded = load_model(Path(checkpoint), names, preprocessing, stride=stride, pooling=pooling, input_size=input_size)
@@ -88,13 +85,7 @@ def bundle_from_checkpoint(
         ]
         write_manifest(
             folder,
-            Manifest(
-                _model_info(loaded),
-                preprocessing_named(loaded.preprocessing),
-                rule,
-                tuple(files),
-                __version__,
-            ),
+            Manifest(_model_info(loaded), preprocessing_named(loaded.preprocessing), rule, tuple(files), __version__),
         )
         _compare_with_golden(folder / "model.onnx", cases)
     return Bundle.open(out)

@@ -112,7 +112,7 @@ def fits(architecture: str, compute_capability: str) -> bool:
     return compute_capability in architecture.split(",")
 
 
-def engine_file(bundle: Bundle, host: Host, precision: str, batch: int | None = None) -> BundleFile:
+def engine_file(bundle: Bundle, host: Host, precision: str) -> BundleFile:
     """The engine to use: of the host's flavor and that precision, the one with the fewest mismatches.
 
     One that has its weights goes before one that was stripped of them.
@@ -125,15 +125,9 @@ def engine_file(bundle: Bundle, host: Host, precision: str, batch: int | None = 
         have = ", ".join(f"{about(e).flavor} {e.precision}" for e in engines(bundle)) or "none"
         raise EngineError(
             f"{bundle.root} holds no {host.flavor} engine of precision {precision}; its engines: {have}. Build one: "
-            f"{build_command(bundle, host, precision, batch=batch)}"
+            f"{build_command(bundle, host, precision)}"
         )
-    return min(
-        found,
-        key=lambda entry: (
-            len(mismatches(bundle, entry, host, batch)),
-            bool(about(entry).options.get("strip_weights")),
-        ),
-    )
+    return min(found, key=lambda e: (len(mismatches(bundle, e, host)), bool(about(e).options.get("strip_weights"))))
 
 
 def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None = None) -> list[Mismatch]:
@@ -170,14 +164,9 @@ def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None 
 
 
 def preflight(
-    bundle: Bundle,
-    path: Path | str,
-    host: Host,
-    batch: int | None = None,
-    trust: bool = False,
-    ungated: bool = False,
+    bundle: Bundle, path: Path | str, host: Host, batch: int | None = None, trust: bool = False, ungated: bool = False,
     rule: Rule | None = None,
-) -> bytes:
+) -> bytes:  # fmt: skip
     """Check a plan before any of its bytes is deserialised.
 
     Args:
@@ -199,16 +188,14 @@ def preflight(
     """
     where = bundle.root / path
     entry = next((e for e in bundle.manifest.files if (bundle.root / e.path).resolve() == where.resolve()), None)
+    command = build_command(bundle, host, entry.precision if entry else "fp32", entry, batch)
     if not trust and (entry is None or entry.role != "engine"):
         raise EngineError(
             f"{where} is not listed in the manifest as an engine, so that nothing says what it is. A plan is code: "
-            "pass trust=True only if you know who made it; else build one: "
-            f"{build_command(bundle, host, entry.precision if entry else 'fp32', batch=batch)}"
+            f"pass trust=True only if you know who made it; else build one: {command}"
         )
     if not where.is_file():
-        raise EngineError(
-            f"{where} is missing; copy the whole bundle or build it again: {_rebuild(bundle, entry, host, batch)}"
-        )
+        raise EngineError(f"{where} is missing; copy the whole bundle or build it again: {command}")
     plan = where.read_bytes()
     rows: list[Mismatch] = []
     if entry is not None and entry.role == "engine":
@@ -216,7 +203,7 @@ def preflight(
     if not rows:
         rows = _library_check(plan, host)
     if rows:
-        raise EngineMismatchError(_table(where, rows, _rebuild(bundle, entry, host, batch)))
+        raise EngineMismatchError(_table(where, rows, command))
     if entry is not None and entry.role == "engine":
         bundle.model_file(entry.precision, ungated, rule)
     return plan
@@ -256,10 +243,6 @@ def _options(made: EngineRecord, host: Host) -> list[str]:
     if level != "none" and (host.compute_capability is None or _numbers(host.compute_capability) >= (8, 0)):
         words += ["--hardware-compat", level]
     return words
-
-
-def _rebuild(bundle: Bundle, entry: BundleFile | None, host: Host, batch: int | None) -> str:
-    return build_command(bundle, host, entry.precision if entry else "fp32", entry, batch)
 
 
 def _table(where: Path, rows: list[Mismatch], command: str) -> str:

@@ -60,14 +60,8 @@ class Localization:
         return overlay(image, self, truth, heatmap)
 
     def _own_json(self) -> dict[str, Any]:
-        return {
-            "class_id": self.class_id,
-            "class_name": self.class_name,
-            "score": self.score,
-            "box": list(self.box),
-            "threshold": self.threshold,
-            "degenerate": self.degenerate,
-        }
+        names = ("class_id", "class_name", "score", "box", "threshold", "degenerate")
+        return {**{name: getattr(self, name) for name in names}, "box": list(self.box)}
 
 
 @dataclass(frozen=True)

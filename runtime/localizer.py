@@ -18,7 +18,7 @@ from wgap.images import decode, resize
 from wgap.rule import Map, Rule
 from wgap.runtime.localization import Failure, Localization
 from wgap.runtime.locator import Locator, Request, open_locator
-from wgap.runtime.network import CallableNetwork, Network, Outputs
+from wgap.runtime.network import CallableNetwork, Network, Outputs, no_device
 from wgap.runtime.networks import NetworkOptions, open_network
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ __all__ = ["Failure", "Localization", "Localizer", "chosen_rule"]
 
 Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
 """A path, the bytes of an image file, or a decoded image uint8[H, W, 3] RGB (any object NumPy can view as one)."""
+
+Images: TypeAlias = "Image | Iterable[Image]"
+Classes: TypeAlias = "int | str | Iterable[int | str] | None"
 
 
 class _Prepared(NamedTuple):
@@ -175,29 +178,14 @@ class Localizer:
 
     @overload
     def __call__(
-        self,
-        images: Image | Iterable[Image],
-        classes: int | str | Iterable[int | str] | None = ...,
-        heatmap: bool = ...,
-        *,
-        on_error: Literal["raise"] = ...,
+        self, images: Images, classes: Classes = ..., heatmap: bool = ..., *, on_error: Literal["raise"] = ...
     ) -> Iterator[Localization]: ...
     @overload
     def __call__(
-        self,
-        images: Image | Iterable[Image],
-        classes: int | str | Iterable[int | str] | None = ...,
-        heatmap: bool = ...,
-        *,
-        on_error: Literal["yield"],
+        self, images: Images, classes: Classes = ..., heatmap: bool = ..., *, on_error: Literal["yield"]
     ) -> Iterator[Localization | Failure]: ...
     def __call__(
-        self,
-        images: Image | Iterable[Image],
-        classes: int | str | Iterable[int | str] | None = None,
-        heatmap: bool = False,
-        *,
-        on_error: Literal["raise", "yield"] = "raise",
+        self, images: Images, classes: Classes = None, heatmap: bool = False, *, on_error: str = "raise"
     ) -> Iterator[Localization | Failure]:
         """Localize images, lazily: one result per image, in order.
 
@@ -222,10 +210,7 @@ class Localizer:
     def one(self, image: Image, class_: int | str | None = None, heatmap: bool = False) -> Localization:
         """Localize one image; arguments and errors as in :meth:`__call__`."""
         item = self._prepare(0, image, None if class_ is None else self._class_id(class_))
-        found = self._localize([item], heatmap)[0]
-        if isinstance(found, Failure):
-            raise found.error
-        return found
+        return _raised(self._localize([item], heatmap)[0])
 
     def _results(
         self, images: Iterator[Image], class_ids: Iterator[int | None], heatmap: bool, raising: bool
@@ -234,9 +219,7 @@ class Localizer:
         while batch := list(islice(numbered, self.batch_size)):
             items = [self._prepare(index, image, _following(class_ids, index)) for index, image in batch]
             for result in self._localize(items, heatmap):
-                if raising and isinstance(result, Failure):
-                    raise result.error
-                yield result
+                yield _raised(result) if raising else result
 
     def _prepare(self, index: int, image: Image, class_id: int | None) -> _Prepared:
         """Decode and resize one image; the only work outside the graph before it."""
@@ -260,43 +243,23 @@ class Localizer:
         if good:
             batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
             given = [item.class_id for item in good if item.class_id is not None]
-            found = iter(self._records(batch, given or None, heatmap))
+            found = iter(self.network.locate(batch, self.locator, Request(given or None, self.top_k, heatmap)))
         return [Failure(item.image, item.error) if item.error else self._result(item, next(found)) for item in items]
 
-    def _records(
-        self, batch: Any, classes: Sequence[int] | None, heatmap: bool, stream: int | None = None
-    ) -> list[list[BoxRecord]]:
-        return self.network.locate(batch, self.locator, Request(classes, self.top_k, heatmap), stream)
-
     @overload
     def batch(
-        self,
-        images: Any,
-        classes: int | str | Iterable[int | str] | None = ...,
-        heatmap: bool = ...,
-        stream: int | None = ...,
-        *,
+        self, images: Any, classes: Classes = ..., heatmap: bool = ..., stream: int | None = ..., *,
         on_error: Literal["raise"] = ...,
-    ) -> list[Localization]: ...
+    ) -> list[Localization]: ...  # fmt: skip
     @overload
     def batch(
-        self,
-        images: Any,
-        classes: int | str | Iterable[int | str] | None = ...,
-        heatmap: bool = ...,
-        stream: int | None = ...,
-        *,
+        self, images: Any, classes: Classes = ..., heatmap: bool = ..., stream: int | None = ..., *,
         on_error: Literal["yield"],
-    ) -> list[Localization | Failure]: ...
+    ) -> list[Localization | Failure]: ...  # fmt: skip
     def batch(
-        self,
-        images: Any,
-        classes: int | str | Iterable[int | str] | None = None,
-        heatmap: bool = False,
-        stream: int | None = None,
-        *,
-        on_error: Literal["raise", "yield"] = "raise",
-    ) -> list[Any]:
+        self, images: Any, classes: Classes = None, heatmap: bool = False, stream: int | None = None, *,
+        on_error: str = "raise",
+    ) -> list[Any]:  # fmt: skip
         """Localize images that already lie on the GPU, without a copy to the host.
 
         Args:
@@ -318,22 +281,15 @@ class Localizer:
         """
         _require_known(on_error)
         if self.network.device is None:
-            raise DataError(
-                f"images on the GPU need a backend that is there too; {self.network.name} takes images in host memory"
-            )
+            raise no_device(self.network)
         class_ids = self._each_class(classes)
-        count = int(images.shape[0])
-        ids = [_following(class_ids, n) for n in range(count)]
-        given = None if classes is None else cast("list[int]", ids)
+        ids = [_following(class_ids, n) for n in range(int(images.shape[0]))]
+        request = Request(None if classes is None else cast("list[int]", ids), self.top_k, heatmap)
         found = [
             self._result(_Prepared(None, f"image {n}", self._input_size, None, None, None), records)
-            for n, records in enumerate(self._records(images, given, heatmap, stream))
+            for n, records in enumerate(self.network.locate(images, self.locator, request, stream))
         ]
-        if on_error == "raise":
-            for result in found:
-                if isinstance(result, Failure):
-                    raise result.error
-        return found
+        return [_raised(result) for result in found] if on_error == "raise" else found
 
     def _result(self, item: _Prepared, records: Sequence[BoxRecord]) -> Localization | Failure:
         """Records as a result; an image with NaN or infinity fails alone."""
@@ -346,18 +302,13 @@ class Localizer:
         import numpy as np
 
         return Localization(
-            class_id=record.class_id,
-            class_name=self.classes[record.class_id],
-            score=record.score,
-            box=scaled(record.box, self._input_size, item.size),
-            threshold=record.threshold,
-            level=record.level,
-            degenerate=record.degenerate,
-            heatmap=None if record.heatmap is None else np.asarray(record.heatmap),
+            class_id=record.class_id, class_name=self.classes[record.class_id], score=record.score,
+            box=scaled(record.box, self._input_size, item.size), threshold=record.threshold, level=record.level,
+            degenerate=record.degenerate, heatmap=None if record.heatmap is None else np.asarray(record.heatmap),
             image=item.image,
-        )
+        )  # fmt: skip
 
-    def _each_class(self, classes: int | str | Iterable[int | str] | None) -> Iterator[int | None]:
+    def _each_class(self, classes: Classes) -> Iterator[int | None]:
         if classes is None:
             return repeat(None)
         if isinstance(classes, str) or not isinstance(classes, Iterable):
@@ -375,7 +326,7 @@ class Localizer:
         raise DataError(f"no class {given!r}; expected a name ({names}) or an id of 0..{len(self.classes) - 1}")
 
 
-def _each(images: Image | Iterable[Image]) -> Iterator[Image]:
+def _each(images: Images) -> Iterator[Image]:
     """One image, a batch or an iterable as an iterator of images."""
     if isinstance(images, str | os.PathLike | bytes | bytearray):
         return iter((images,))
@@ -418,6 +369,13 @@ def _following(class_ids: Iterator[int | None], index: int) -> int | None:
         raise DataError(f"expected one class per image, got {index} classes and more images than that") from None
 
 
+def _raised(result: Localization | Failure) -> Localization:
+    """The result of an image that could be localized; the error of another is raised."""
+    if isinstance(result, Failure):
+        raise result.error
+    return result
+
+
 def _require_known(on_error: str) -> None:
     if on_error not in ("raise", "yield"):
         raise DataError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
@@ -425,8 +383,7 @@ def _require_known(on_error: str) -> None:
 
 def _reopened(root: Path, backend: str, options: NetworkOptions, top_k: int, batch_size: int) -> Localizer:
     """A pickled localizer on the other side; the bundle was verified on this one."""
-    given = vars(options)
-    return Localizer(root, backend, top_k=top_k, batch_size=batch_size, verify=False, **given)
+    return Localizer(root, backend, top_k=top_k, batch_size=batch_size, verify=False, **vars(options))
 
 
 def chosen_rule(bundle: Bundle, rule: Rule | str | None = None, map: str | None = None) -> Rule:  # noqa: A002

@@ -166,6 +166,11 @@ def require_batch(images: Any, extents: tuple[int, ...]) -> Any:
     return given
 
 
+def no_device(network: Network) -> DataError:
+    """What to say where images on a GPU are given to a network that is not there."""
+    return DataError(f"images on the GPU need a backend that is there too; {network.name} takes images in host memory")
+
+
 def require_host(network: Network, images: Any, stream: int | None) -> None:
     """Refuse images on a GPU.
 
@@ -173,6 +178,4 @@ def require_host(network: Network, images: Any, stream: int | None) -> None:
         DataError: they are there, or a stream was given.
     """
     if stream is not None or on_device(images):
-        raise DataError(
-            f"images on the GPU need a backend that is there too; {network.name} takes images in host memory"
-        )
+        raise no_device(network)

@@ -27,11 +27,7 @@ READABLE_SIDE = 320
 
 
 def overlay(
-    image: RgbImage,
-    localization: Localization,
-    truth: Iterable[Box] = (),
-    heatmap: bool = True,
-    opacity: float = 0.45,
+    image: RgbImage, localization: Localization, truth: Iterable[Box] = (), heatmap: bool = True, opacity: float = 0.45
 ) -> RgbImage:
     """Draw a localization on its image.
 

@@ -57,18 +57,9 @@ def postprocess(
         ValueError: an option is not as above.
     """
     found = localize(
-        logits,
-        features,
-        classifier,
-        size=size,
-        rule=rule,
-        classes=classes,
-        top_k=top_k,
-        heatmaps=heatmaps,
-        edge_means=edge_means,
-        threads=threads,
-        target=target,
-    )
+        logits, features, classifier, size=size, rule=rule, classes=classes, top_k=top_k, heatmaps=heatmaps,
+        edge_means=edge_means, threads=threads, target=target,
+    )  # fmt: skip
     return require_finite(found)
 
 

@@ -68,13 +68,7 @@ class SelftestReport:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, ready for JSON."""
-        return {
-            "ok": self.ok,
-            "backend": self.backend,
-            "backend_version": self.backend_version,
-            "warnings": list(self.warnings),
-            "checks": [{**vars(check), "ok": check.ok} for check in self.checks],
-        }
+        return {"ok": self.ok, **vars(self), "checks": [{**vars(check), "ok": check.ok} for check in self.checks]}
 
 
 def selftest(localizer: Localizer) -> SelftestReport:

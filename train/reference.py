@@ -163,11 +163,7 @@ def largest_component(mask: Tensor) -> tuple[int, int, int, int]:
 
 
 def box_from_features(
-    features: Tensor,
-    weight: Tensor,
-    size: tuple[int, int],
-    kind: str = "recombined",
-    threshold: float | None = None,
+    features: Tensor, weight: Tensor, size: tuple[int, int], kind: str = "recombined", threshold: float | None = None
 ) -> ReferenceBox:
     """Feature maps of one image and one class's weights to a box: Sec. 4.2 and 4.3 in full.
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from benchmarks.gpu_check import SHAPE, SIZE
 from benchmarks.gpu_check.timing import between_events, quartiles
-from benchmarks.synthetic import synthetic
+from benchmarks.synthetic import DeviceCopy, synthetic
 
 from wgap import _native
 from wgap.rule import Rule
-from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.cuda.driver import Context, Memory, call, driver
 from wgap.runtime.cuda.postprocess import CudaPostprocess, Launch
 from wgap.runtime.locator import Request

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from benchmarks.gpu_check import SIZE, AbsentError
 from benchmarks.gpu_check.timing import timed
+from benchmarks.synthetic import DeviceCopy
 
 from wgap import Bundle, Localizer
 from wgap.errors import BackendError, EngineError, GateError, MissingDependencyError
-from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.networks import BACKENDS
 
 

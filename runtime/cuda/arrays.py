@@ -5,15 +5,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wgap.errors import FeatureError
-from wgap.runtime.cuda.driver import LEGACY, Context, Memory, call
+from wgap.runtime.cuda.driver import call
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-__all__ = ["DeviceArray", "DeviceCopy", "device_array", "on_device", "to_host"]
+__all__ = ["DeviceArray", "device_array", "on_device", "to_host"]
 
 _TYPES = {"<f4": "float32", "|u1": "uint8", "<i8": "int64"}
 _SIZES = {"float32": 4, "uint8": 1, "int64": 8}
@@ -59,51 +56,6 @@ def to_host(value: Any) -> Any:
     with value.context or nullcontext():
         call("cuMemcpyDtoH", copy.ctypes.data, value.pointer, copy.nbytes)
     return copy
-
-
-class DeviceCopy:
-    """A copy of a host array in the GPU's memory, offered as PyTorch, CuPy and PyCUDA offer theirs.
-
-    Takes what :meth:`wgap.Localizer.batch` or the kernel take, where no such library is at hand; ``with`` frees it.
-
-    Args:
-        array: a NumPy array.
-        stream: the stream that readers have to wait for, 1 for the legacy default stream; None where for none.
-        device: ordinal of the GPU.
-
-    Raises:
-        BackendError: if there is no device, or no room on it.
-    """
-
-    def __init__(self, array: NDArray[Any], stream: int | None = LEGACY, device: int = 0) -> None:
-        import numpy as np
-
-        array = np.ascontiguousarray(array)
-        self.shape, self.context = array.shape, Context(device)
-        with self.context:
-            self._memory = Memory(self.context, array.nbytes)
-            call("cuMemcpyHtoD", self._memory.pointer, array.ctypes.data, array.nbytes)
-            call("cuStreamSynchronize", LEGACY)  # a copy from pageable memory may return before it has arrived
-        self.pointer = self._memory.pointer
-        self.__cuda_array_interface__ = {
-            "shape": array.shape,
-            "typestr": array.dtype.str,
-            "data": (self.pointer, False),
-            "version": 3,
-            "stream": stream,
-        }
-
-    def __enter__(self) -> DeviceCopy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free it; nothing may be reading it."""
-        with self.context:
-            self._memory.close()
-        self.context.close()
 
 
 def on_device(value: Any) -> bool:

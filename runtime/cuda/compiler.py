@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wgap.atomic import atomic_file
 from wgap.errors import BackendError, MissingDependencyError
 
-__all__ = ["ARCHITECTURES", "SYMBOL", "Compiled", "Resources", "cache_folder", "compile_kernel"]
+__all__ = ["ARCHITECTURES", "SYMBOL", "Compiled", "cache_folder", "compile_kernel"]
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 """What the kernel is known to compile for without spills; others are tried all the same."""
@@ -26,54 +24,11 @@ _INCLUDE = Path(__file__).resolve().parents[1] / "include"
 _SOURCE = '#include "wgap/kernel/cuda_kernel.h"\n'
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What ptxas reports of one kernel.
-
-    Attributes:
-        registers: of a thread.
-        stack: bytes of local memory of a thread.
-        spilled: bytes that spilling stores and loads.
-        shared: bytes of static shared memory of a block.
-    """
-
-    registers: int
-    stack: int
-    spilled: int
-    shared: int
-
-
-@dataclass(frozen=True)
-class Compiled:
+class Compiled(NamedTuple):
     """A CUBIN; ``log`` is the compiler's, empty where the file came from the cache."""
 
     cubin: bytes
-    arch: str
     log: str
-
-    def resources(self) -> Resources:
-        """Read from the log.
-
-        Raises:
-            BackendError: if the log holds no report, since it came from the cache.
-        """
-        patterns = {
-            "registers": r"Used (\d+) registers",
-            "stack": r"(\d+) bytes stack frame",
-            "spilled": r"(\d+) bytes spill stores",
-            "loads": r"(\d+) bytes spill loads",
-        }
-        found = {name: re.search(pattern, self.log) for name, pattern in patterns.items()}
-        if missing := [name for name, match in found.items() if match is None]:
-            raise BackendError(f"the compiler's log has no {', '.join(missing)}; compile with cache=None")
-        values = {name: int(match[1]) for name, match in found.items() if match}
-        shared = re.search(r"(\d+) bytes smem", self.log)
-        return Resources(
-            values["registers"],
-            values["stack"],
-            values["spilled"] + values["loads"],
-            int(shared[1]) if shared else 0,
-        )
 
 
 def cache_folder() -> Path:
@@ -125,7 +80,7 @@ def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS,
     ]  # fmt: skip
     path = None if cache is None else cache / f"{_key(options, version)}.cubin"
     if path is not None and (cubin := _read(path)) is not None:
-        return Compiled(cubin, arch, "")
+        return Compiled(cubin, "")
     name = f"NVRTC {version}"
     program = _checked(name, nvrtc.nvrtcCreateProgram(_SOURCE.encode(), b"wgap.cu", 0, [], []))
     try:
@@ -142,7 +97,7 @@ def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS,
     if path is not None:
         with atomic_file(path) as temporary:
             temporary.write_bytes(hashlib.sha256(cubin).digest() + cubin)
-    return Compiled(cubin, arch, text)
+    return Compiled(cubin, text)
 
 
 def _checked(name: str, answer: tuple[Any, ...]) -> Any:

@@ -12,17 +12,7 @@ from wgap.errors import BackendError, MissingDependencyError
 if TYPE_CHECKING:
     from wgap.runtime.cuda.arrays import DeviceArray
 
-__all__ = [
-    "LEGACY",
-    "READY",
-    "Context",
-    "Memory",
-    "attribute",
-    "call",
-    "capture_lock",
-    "driver",
-    "wait_for",
-]
+__all__ = ["LEGACY", "READY", "Context", "Memory", "attribute", "call", "capture_lock", "driver", "wait_for"]
 
 
 def driver() -> Any:

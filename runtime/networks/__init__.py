@@ -17,12 +17,12 @@ __all__ = ["BACKENDS", "NetworkOptions", "open_network"]
 
 BACKENDS = {
     "onnxruntime": "wgap.runtime.networks.onnxruntime:open_bundle",
-    "onnxruntime_cuda": "wgap.runtime.networks.onnxruntime_gpu:open_cuda",
-    "onnxruntime_tensorrt": "wgap.runtime.networks.onnxruntime_gpu:open_tensorrt",
-    "tensorrt": "wgap.runtime.networks.tensorrt:open_bundle",
-    "tensorrt_rtx": "wgap.runtime.networks.tensorrt:open_rtx",
+    "onnxruntime_cuda": "wgap.runtime.networks.onnxruntime_gpu:OnnxRuntimeGpuNetwork",
+    "onnxruntime_tensorrt": "wgap.runtime.networks.onnxruntime_gpu:OnnxRuntimeGpuNetwork",
+    "tensorrt": "wgap.runtime.networks.tensorrt:TensorRtNetwork",
+    "tensorrt_rtx": "wgap.runtime.networks.tensorrt:TensorRtNetwork",
 }
-"""Name of each backend, and the module and function that opens it; modules load on first use."""
+"""Name of each backend, and what opens it, called with (bundle, name, options); modules load on first use."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,6 @@ def open_network(name: str, bundle: Bundle, options: NetworkOptions | None = Non
     """
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; expected one of: {', '.join(sorted(BACKENDS))}")
-    module, _, function = BACKENDS[name].partition(":")
-    network: Network = getattr(importlib.import_module(module), function)(bundle, options or NetworkOptions())
+    module, _, opener = BACKENDS[name].partition(":")
+    network: Network = getattr(importlib.import_module(module), opener)(bundle, name, options or NetworkOptions())
     return network

@@ -58,7 +58,7 @@ class OnnxRuntimeNetwork(Network):
             ) from error
 
 
-def open_bundle(bundle: Bundle, options: NetworkOptions) -> OnnxRuntimeNetwork:
+def open_bundle(bundle: Bundle, name: str, options: NetworkOptions) -> OnnxRuntimeNetwork:
     """Open the bundle's ONNX file of that precision on the CPU.
 
     Raises:
@@ -68,7 +68,7 @@ def open_bundle(bundle: Bundle, options: NetworkOptions) -> OnnxRuntimeNetwork:
         DataError: if an option names a GPU.
         MissingDependencyError: if ONNX Runtime is not installed.
     """
-    options.require_only("onnxruntime", "threads")
+    options.require_only(name, "threads")
     path = bundle.root / bundle.model_file(options.precision, options.ungated, options.rule).path
     if options.precision == "bf16":
         raise BackendError(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wgap.runtime.network import Outputs
     from wgap.runtime.networks import NetworkOptions
 
-__all__ = ["OnnxRuntimeGpuNetwork", "open_cuda", "open_tensorrt"]
+__all__ = ["OnnxRuntimeGpuNetwork"]
 
 _PROVIDERS = {"onnxruntime_cuda": "CUDAExecutionProvider", "onnxruntime_tensorrt": "TensorrtExecutionProvider"}
 
@@ -114,13 +114,3 @@ def _providers(name: str, device: int, limit: int) -> list[Any]:
     if name == "onnxruntime_tensorrt":
         providers.insert(0, (_PROVIDERS[name], {"device_id": device, "trt_max_workspace_size": limit}))
     return providers
-
-
-def open_cuda(bundle: Bundle, options: NetworkOptions) -> OnnxRuntimeGpuNetwork:
-    """The bundle's model on ONNX Runtime's CUDA provider."""
-    return OnnxRuntimeGpuNetwork(bundle, "onnxruntime_cuda", options)
-
-
-def open_tensorrt(bundle: Bundle, options: NetworkOptions) -> OnnxRuntimeGpuNetwork:
-    """The bundle's model on ONNX Runtime's TensorRT provider, the rest on CUDA."""
-    return OnnxRuntimeGpuNetwork(bundle, "onnxruntime_tensorrt", options)

@@ -18,7 +18,7 @@ from wgap.manifest import require_signature
 from wgap.runtime.cuda.arrays import DeviceArray
 from wgap.runtime.cuda.driver import READY, Context, Memory, call, capture_lock, driver, wait_for
 from wgap.runtime.cuda.postprocess import CudaLocator, Launch
-from wgap.runtime.engine import Host, engine_file, preflight
+from wgap.runtime.engine import Host, about, engine_file, preflight
 from wgap.runtime.library import dtype_name, gpu, library_log
 from wgap.runtime.network import Network, Outputs, require_batch
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from wgap.runtime.locator import Locator, Request
     from wgap.runtime.networks import NetworkOptions
 
-__all__ = ["TensorRtNetwork", "open_bundle", "open_rtx"]
+__all__ = ["TensorRtNetwork"]
 
 SLOTS = 4
 """Calls on the GPU at the same time, by default."""
@@ -60,7 +60,6 @@ class TensorRtNetwork(Network):
         bundle: the bundle.
         flavor: ``tensorrt`` or ``tensorrt_rtx``.
         options: precision, device and slots.
-        graphs: capture CUDA graphs; None: with TensorRT, not with TensorRT-RTX, which compiles kernels as it runs.
 
     Raises:
         EngineError, EngineMismatchError, GateError: see :func:`wgap.runtime.engine.preflight`.
@@ -71,16 +70,15 @@ class TensorRtNetwork(Network):
 
     context: Context
 
-    def __init__(self, bundle: Bundle, flavor: str, options: NetworkOptions, graphs: bool | None = None) -> None:
+    def __init__(self, bundle: Bundle, flavor: str, options: NetworkOptions) -> None:
         options.require_only(flavor, "device", "slots")
         host = Host.here(flavor, options.device)
         entry = engine_file(bundle, host, options.precision)
         self.device = gpu(options.device).ordinal
-        assert entry.engine is not None
-        about = entry.engine
+        made = about(entry)
         self.name, self.precision, self.version = flavor, options.precision, host.version
-        self.largest = about.profile.max
-        self.graphs = flavor == "tensorrt" if graphs is None else graphs
+        self.largest = made.profile.max
+        self.graphs = flavor == "tensorrt"  # TensorRT-RTX compiles kernels as it runs
         self.failures = 0
         model = bundle.manifest.model
         self.shapes = {name: tensor.extents for name, tensor in model.signature().items()}
@@ -94,12 +92,12 @@ class TensorRtNetwork(Network):
             plan = preflight(bundle, entry.path, host, ungated=options.ungated, rule=options.rule)
             self._plan_bytes = len(plan)
             self._runtime = host.library.Runtime(self._log)
-            if about.options.get("version_compatible"):
+            if made.options.get("version_compatible"):
                 self._runtime.engine_host_code_allowed = True  # such a plan brings the runtime it needs
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise BackendError(f"{flavor} {host.version} refuses {bundle.root / entry.path}: {self.reason()}")
-            if about.options.get("strip_weights"):
+            if made.options.get("strip_weights"):
                 self._refit(bundle.root / bundle.model_file(options.precision, ungated=True).path)
             require_signature(model, _tensors(self._engine), str(bundle.root / entry.path))
 
@@ -239,14 +237,9 @@ class _Slot:
     ) -> list[list[BoxRecord]]:
         """The batch that was taken through network and kernel."""
         key: _Key = (
-            staged,
-            count,
-            locator.kernel,
-            locator.size,
-            locator.rule,
-            replace(request, classes=None),
+            staged, count, locator.kernel, locator.size, locator.rule, replace(request, classes=None),
             request.classes is None,
-        )
+        )  # fmt: skip
         self._context(count)  # may drop the launches of another batch size
         launch = self._launch(key, locator, request)
         launch.choose(request.classes)
@@ -359,13 +352,3 @@ def _tensors(engine: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name to dtype and shape of an engine's inputs and outputs."""
     names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
     return {n: (dtype_name(engine.get_tensor_dtype(n)), tuple(engine.get_tensor_shape(n))) for n in names}
-
-
-def open_bundle(bundle: Bundle, options: NetworkOptions) -> TensorRtNetwork:
-    """The bundle's TensorRT engine of that precision."""
-    return TensorRtNetwork(bundle, "tensorrt", options)
-
-
-def open_rtx(bundle: Bundle, options: NetworkOptions) -> TensorRtNetwork:
-    """Likewise its TensorRT-RTX engine."""
-    return TensorRtNetwork(bundle, "tensorrt_rtx", options)

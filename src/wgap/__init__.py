@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "Localization", "Localizer", "__version__", "errors"]
 
-_HOMES = {
-    "Bundle": "wgap.bundle",
-    "Localization": "wgap.runtime.localizer",
-    "Localizer": "wgap.runtime.localizer",
-}
+_HOMES = {"Bundle": "wgap.bundle", "Localization": "wgap.runtime.localizer", "Localizer": "wgap.runtime.localizer"}
 
 
 def __getattr__(name: str) -> object:

@@ -52,19 +52,10 @@ def parse_rule(text: str, map: str = "recombined") -> tuple[str, float | None]: 
 
 def resize(src: Any, height: int, width: int, out: Any = None) -> Any: ...
 def localize(
-    logits: Any,
-    features: Any,
-    classifier: Classifier,
-    *,
-    size: tuple[int, int],
-    rule: Rule | None = None,
-    classes: int | Iterable[int] | None = None,
-    top_k: int = 1,
-    heatmaps: bool = False,
-    edge_means: bool = False,
-    threads: int = 1,
-    target: str = "",
-) -> list[list[BoxRecord]]:
+    logits: Any, features: Any, classifier: Classifier, *, size: tuple[int, int], rule: Rule | None = None,
+    classes: int | Iterable[int] | None = None, top_k: int = 1, heatmaps: bool = False, edge_means: bool = False,
+    threads: int = 1, target: str = "",
+) -> list[list[BoxRecord]]:  # fmt: skip
     """As wgap.runtime.postprocess.postprocess, but an image that fails says so in its records."""
 
 def cpu_targets() -> list[str]:
@@ -79,24 +70,14 @@ def _cuda_class_ids(classes: int | Iterable[int], images: int, known: int) -> by
     """int64[images], every one of 0..known - 1."""
 
 def _cuda_layout(
-    classifier: Classifier,
-    logits: Sequence[int],
-    features: Sequence[int],
-    size: tuple[int, int],
-    top_k: int,
-    room: int,
+    classifier: Classifier, logits: Sequence[int], features: Sequence[int], size: tuple[int, int], top_k: int, room: int
 ) -> tuple[list[int], int, int]:
     """Judges the shapes; (shape, shared, scratch): C, h, w, H, W, K, and the bytes that a block of the kernel needs."""
 
 def _cuda_task(
-    shape: Sequence[int],
-    images: int,
-    per_image: int,
-    rule: Rule | None,
-    shared: int,
-    scratch: int,
+    shape: Sequence[int], images: int, per_image: int, rule: Rule | None, shared: int, scratch: int,
     addresses: Mapping[str, int],
-) -> bytes:
+) -> bytes:  # fmt: skip
     """The argument of a launch.
 
     Addresses: logits, features, weight, class_ids, heatmaps, edge_means, records, scratch.

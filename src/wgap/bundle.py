@@ -41,13 +41,9 @@ def sha256_of(path: Path) -> str:
 def describe_file(root: Path, path: Path, role: str, precision: str = "", **records: Any) -> BundleFile:
     """The manifest entry of a file already written below ``root``; ``records`` are those of :class:`BundleFile`."""
     return BundleFile(
-        path=path.relative_to(root).as_posix(),
-        role=role,
-        precision=precision,
-        sha256=sha256_of(path),
-        size=path.stat().st_size,
-        **records,
-    )
+        path=path.relative_to(root).as_posix(), role=role, precision=precision, sha256=sha256_of(path),
+        size=path.stat().st_size, **records,
+    )  # fmt: skip
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:

@@ -26,24 +26,10 @@ Each message says what was expected, what came, and what to do.
 from __future__ import annotations
 
 __all__ = [
-    "BackendError",
-    "BundleError",
-    "CalibrationError",
-    "CheckFailedError",
-    "CheckpointError",
-    "DataError",
-    "EngineError",
-    "EngineMismatchError",
-    "FeatureError",
-    "GateError",
-    "HashMismatchError",
-    "ImageError",
-    "ManifestError",
-    "MissingDependencyError",
-    "OutputExistsError",
-    "RuleError",
-    "WgapError",
-]
+    "BackendError", "BundleError", "CalibrationError", "CheckFailedError", "CheckpointError", "DataError",
+    "EngineError", "EngineMismatchError", "FeatureError", "GateError", "HashMismatchError", "ImageError",
+    "ManifestError", "MissingDependencyError", "OutputExistsError", "RuleError", "WgapError",
+]  # fmt: skip
 
 
 class WgapError(Exception):

@@ -21,14 +21,9 @@ _ORDER = {"onnx": 0, "rejected": 0, "engine": 2}
 
 
 def enter_file(
-    bundle: Bundle,
-    source: Path | bytes,
-    path: str,
-    role: str,
-    precision: str,
-    superseded: Callable[[BundleFile], bool],
-    **records: Any,
-) -> Bundle:
+    bundle: Bundle, source: Path | bytes, path: str, role: str, precision: str,
+    superseded: Callable[[BundleFile], bool], **records: Any,
+) -> Bundle:  # fmt: skip
     """Put a file into the bundle and its entry into the manifest, in place of the entries it supersedes.
 
     File and new manifest are written under temporary names first; then the superseded entries leave the manifest, and

@@ -285,11 +285,6 @@ class BundleFile:
     gate: GateRecord | None = None
     engine: EngineRecord | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
-        plain = {name: to_plain(value) for name, value in vars(self).items()}
-        return {name: value for name, value in plain.items() if value is not None}
-
 
 @dataclass(frozen=True)
 class Manifest:

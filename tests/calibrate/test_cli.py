@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -257,7 +258,7 @@ def in_small_filesystem(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["unshare", "-rm", "sh", "-ec", script], text=True, capture_output=True, check=False)
 
 
-COMMAND = f"{sys.executable} -c 'from wgap.cli import main; main()'"
+COMMAND = shlex.join(PROGRAM)
 
 
 def test_a_full_disk_leaves_the_bundle_as_it_was(own: Path, shapes: Path, tmp_path: Path) -> None:
@@ -290,8 +291,11 @@ def test_an_interrupted_run_leaves_the_bundle_as_it_was(
     own: Path, shapes: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     before = content(own)
+    listening = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job ignores it
+    )
     run = subprocess.Popen(
-        [*PROGRAM, "calibrate", str(own), "--images", str(shapes), "--count", "16", "--method", "entropy"],
+        [*PROGRAM[:2], listening + PROGRAM[2], "calibrate", str(own), "--images", str(shapes), "--count", "16", "--method", "entropy"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -376,7 +377,7 @@ def in_small_filesystem(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["unshare", "-rm", "sh", "-ec", script], text=True, capture_output=True, check=False)
 
 
-COMMAND = f"{sys.executable} -c 'from wgap.cli import main; main()'"
+COMMAND = shlex.join(PROGRAM)
 
 
 @pytest.mark.parametrize("earlier", [False, True])

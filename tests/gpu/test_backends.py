@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.synthetic import DeviceCopy as OnDevice
 from tests.gpu.conftest import EMULATED, emulated, enter_plan, free_memory
 
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.errors import BackendError, BundleError, FeatureError, WgapError
-from wgap.runtime.cuda.arrays import DeviceCopy as OnDevice
 from wgap.runtime.cuda.driver import call
 from wgap.runtime.localizer import Failure
 from wgap.runtime.locator import CpuLocator, Request, open_locator

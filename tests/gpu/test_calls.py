@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.synthetic import DeviceCopy
 from tests.gpu.conftest import EMULATED, emulated
 
 from wgap import Localizer
-from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.cuda.postprocess import CudaPostprocess
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="the emulated driver counts its calls")

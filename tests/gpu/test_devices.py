@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.synthetic import DeviceCopy
 from tests.gpu.conftest import EMULATED, free_memory, same
 from typer.testing import CliRunner
 
@@ -18,7 +19,6 @@ from wgap.bundle import Bundle
 from wgap.cli import app
 from wgap.errors import BackendError, EngineError, FeatureError
 from wgap.runtime.cuda import driver
-from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.cuda.postprocess import CudaPostprocess
 from wgap.runtime.engine import Host
 from wgap.runtime.library import gpu, gpus

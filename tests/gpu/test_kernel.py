@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.synthetic import DeviceCopy as OnDevice
 from tests.gpu.conftest import EMULATED, free_memory, same
 
 from wgap.errors import BackendError, FeatureError
 from wgap.rule import MAPS, Rule
-from wgap.runtime.cuda.arrays import DeviceCopy as OnDevice
 from wgap.runtime.cuda.driver import Context, call, driver
 from wgap.runtime.cuda.postprocess import CudaPostprocess
 from wgap.runtime.postprocess import Classifier, postprocess

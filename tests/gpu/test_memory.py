@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.synthetic import DeviceCopy
 from tests.gpu.conftest import EMULATED, free_memory
 from tests.gpu.conftest import emulated as count_of
 from typer.testing import CliRunner
@@ -16,7 +17,6 @@ from typer.testing import CliRunner
 from wgap import Localizer
 from wgap.cli import app
 from wgap.rule import Rule
-from wgap.runtime.cuda.arrays import DeviceCopy
 from wgap.runtime.cuda.driver import Context
 from wgap.runtime.cuda.postprocess import MOST_IDLE, CudaPostprocess
 from wgap.runtime.locator import Request

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from wgap import Localizer, _native
 from wgap.bundle import MANIFEST, Bundle, describe_file
 from wgap.cli import app
+from wgap.plain import to_plain
 from wgap.rule import Rule
 from wgap.runtime.cuda.postprocess import Launch
 from wgap.runtime.selftest import selftest
@@ -117,7 +118,7 @@ def test_golden_cases_of_wgap_0_1_are_tested_under_its_only_rule(
         if entry["role"] == "golden":
             path = root / entry["path"]
             save_file(load_file(path), path)  # without the rule
-            manifest["files"][number] = describe_file(root, path, "golden").to_json()
+            manifest["files"][number] = to_plain(describe_file(root, path, "golden"))
     (root / MANIFEST).write_text(json.dumps(manifest))
     with Localizer(root, backend) as localizer:
         assert str(localizer.rule) == "fixed:0.5"

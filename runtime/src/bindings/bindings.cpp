@@ -98,21 +98,22 @@ struct Classifier {
   Classifier& operator=(const Classifier&) = delete;
 };
 
-// A wgap.rule.Rule, or None for the adaptive one.
-wgap_rule rule_of(nb::handle given) {
+wgap_rule rule_named(const std::string& text, const std::string& map) {
   wgap_rule rule = WGAP_RULE_INIT;
-  if (given.is_none()) return rule;
-  const std::string map = nb::cast<std::string>(given.attr("map")), text = nb::cast<std::string>(nb::str(given));
   wgap_error error = WGAP_ERROR_INIT;
   check(wgap_rule_parse(text.c_str(), map.c_str(), &rule, &error), error, "RuleError");
   return rule;
 }
 
+// A wgap.rule.Rule, or None for the adaptive one.
+wgap_rule rule_of(nb::handle given) {
+  if (given.is_none()) return WGAP_RULE_INIT;
+  return rule_named(nb::cast<std::string>(nb::str(given)), nb::cast<std::string>(given.attr("map")));
+}
+
 // (kind, eta) of a rule's text; eta is None where the kind has none.
 nb::tuple parse_rule(const std::string& text, const std::string& map) {
-  wgap_rule rule = WGAP_RULE_INIT;
-  wgap_error error = WGAP_ERROR_INIT;
-  check(wgap_rule_parse(text.c_str(), map.c_str(), &rule, &error), error, "RuleError");
+  const wgap_rule rule = rule_named(text, map);
   if (rule.kind == WGAP_RULE_FIXED) return nb::make_tuple("fixed", rule.parameters[0]);
   return nb::make_tuple("adaptive", nb::none());
 }
@@ -224,7 +225,7 @@ nb::list localize(const Array& logits, const Array& features, const Classifier& 
   wgap_status status = lease.status;
   if (status == WGAP_OK) {
     const nb::gil_scoped_release released;
-    status = wgap_localize(lease.entry.workspace, classifier.handle, &input, &options, &output, &error);
+    status = wgap_localize(lease.workspace, classifier.handle, &input, &options, &output, &error);
   }
   // Single images that fail say so in their records.
   if (status != WGAP_FEATURES_NOT_FINITE && status != WGAP_LOGITS_NOT_FINITE) check(status, error, "FeatureError");
@@ -413,6 +414,6 @@ NB_MODULE(_native, m) {
     wgap_error error = WGAP_ERROR_INIT;
     const wgap::Lease lease(1, "", &error);
     check(lease.status, error, "BackendError");
-    return std::string(wgap_workspace_target(lease.entry.workspace));
+    return std::string(wgap_workspace_target(lease.workspace));
   });
 }

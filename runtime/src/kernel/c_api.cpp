@@ -57,12 +57,11 @@ struct wgap_workspace {
 
 namespace {
 
+using wgap::aligned;
 using wgap::check_buffer;
+using wgap::check_size;
 using wgap::fail;
 using wgap::product_within;
-
-using wgap::aligned;
-using wgap::check_size;
 
 // The size of each struct in the first version of this minor number: an older one never was.
 #define WGAP_FIRST_SIZE(type, last) (offsetof(type, last) + sizeof(type::last))
@@ -75,8 +74,7 @@ constexpr std::size_t kFirstImage = WGAP_FIRST_SIZE(wgap_image, bytes);
 // The error, and a pointer that a call cannot do without.
 template <class T>
 wgap_status check_pointer(const char* name, const T* pointer, wgap_error* error) {
-  const wgap_status status = wgap::check_error(error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(wgap::check_error(error));
   if (pointer == nullptr || !aligned(pointer))
     return fail(error, WGAP_INVALID_ARGUMENT, "%s: expected an aligned pointer, got %p", name,
                 static_cast<const void*>(pointer));
@@ -86,10 +84,10 @@ wgap_status check_pointer(const char* name, const T* pointer, wgap_error* error)
 // A struct of this version or an older one, over the defaults that are in `own`.
 template <class T>
 wgap_status adopt(const char* name, const T* given, std::size_t first, T* own, wgap_error* error) {
-  wgap_status status = check_pointer(name, given, error);
-  if (status == WGAP_OK) status = check_size(name, given->struct_size, first, sizeof(T), error);
-  if (status == WGAP_OK) std::memcpy(own, given, given->struct_size);
-  return status;
+  WGAP_CHECK(check_pointer(name, given, error));
+  WGAP_CHECK(check_size(name, given->struct_size, first, sizeof(T), error));
+  std::memcpy(own, given, given->struct_size);
+  return WGAP_OK;
 }
 
 // Everything a task needs; task i is image i / per_image, rank i % per_image.
@@ -133,23 +131,20 @@ wgap_status check_buffers(const Call& call, wgap_error* error) {
   const wgap_output& output = call.output;
   // Products of three or more numbers: the last pair is checked with the buffer.
   const std::int64_t cells = static_cast<std::int64_t>(input.height) * input.width;  // at most 2^20, by check_sizes
-  wgap_status status = check_buffer("logits", input.logits, input.logits_bytes, input.images, input.classes, error);
-  if (status == WGAP_OK)
-    status =
-        check_buffer("features", input.features, input.features_bytes, input.images, cells * input.channels, error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(check_buffer("logits", input.logits, input.logits_bytes, input.images, input.classes, error));
+  WGAP_CHECK(
+      check_buffer("features", input.features, input.features_bytes, input.images, cells * input.channels, error));
   const std::int64_t records = input.images * call.per_image;  // at most images * classes, by the logits' check
   if (output.records == nullptr || !aligned(output.records))
     return fail(error, WGAP_INVALID_ARGUMENT, "records: expected a pointer aligned to %zu bytes, got %p",
                 alignof(wgap_record), static_cast<const void*>(output.records));
-  status = check_buffer("records", reinterpret_cast<const unsigned char*>(output.records), output.records_bytes,
-                        records, output.record_size, error);
+  WGAP_CHECK(check_buffer("records", reinterpret_cast<const unsigned char*>(output.records), output.records_bytes,
+                          records, output.record_size, error));
   const std::int64_t pixels = static_cast<std::int64_t>(call.shape.map_height) * call.shape.map_width;
-  if (status == WGAP_OK && output.heatmaps != nullptr)
-    status = check_buffer("heatmaps", output.heatmaps, output.heatmaps_bytes, records, pixels, error);
-  if (status == WGAP_OK && output.edge_means != nullptr)
-    status = check_buffer("edge_means", output.edge_means, output.edge_means_bytes, records, WGAP_LEVELS + 1, error);
-  return status;
+  if (output.heatmaps != nullptr)
+    WGAP_CHECK(check_buffer("heatmaps", output.heatmaps, output.heatmaps_bytes, records, pixels, error));
+  if (output.edge_means == nullptr) return WGAP_OK;
+  return check_buffer("edge_means", output.edge_means, output.edge_means_bytes, records, WGAP_LEVELS + 1, error);
 }
 
 // Pixels that a row stride and a byte count must reach.
@@ -253,13 +248,11 @@ const char* const* wgap_targets(void) { return wgap::supported_names(); }
 
 wgap_status wgap_classifier_create(const float* weight, uint64_t weight_bytes, int32_t classes, int32_t channels,
                                    wgap_classifier** classifier, wgap_error* error) {
-  wgap_status status = check_pointer("classifier", classifier, error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(check_pointer("classifier", classifier, error));
   if (classes < 1 || channels < 1)
     return fail(error, WGAP_SHAPE_MISMATCH, "classifier weight: expected at least one class and channel, got %d x %d",
                 classes, channels);
-  status = check_buffer("classifier weight", weight, weight_bytes, classes, channels, error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(check_buffer("classifier weight", weight, weight_bytes, classes, channels, error));
   const std::size_t count = static_cast<std::size_t>(classes) * channels;
   for (std::size_t i = 0; i < count; ++i)
     if (!std::isfinite(weight[i]))
@@ -278,8 +271,7 @@ wgap_status wgap_classifier_create(const float* weight, uint64_t weight_bytes, i
 void wgap_classifier_destroy(wgap_classifier* classifier) { delete classifier; }
 
 wgap_status wgap_workspace_create(int32_t threads, const char* target, wgap_workspace** workspace, wgap_error* error) {
-  const wgap_status status = check_pointer("workspace", workspace, error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(check_pointer("workspace", workspace, error));
   if (threads < 1 || threads > WGAP_MOST_THREADS)
     return fail(error, WGAP_INVALID_ARGUMENT, "threads: expected 1..%d, got %d", WGAP_MOST_THREADS, threads);
   const wgap::Target* const chosen = target_or_fail(target, error);
@@ -300,38 +292,35 @@ const char* wgap_workspace_target(const wgap_workspace* workspace) {
 
 wgap_status wgap_localize(wgap_workspace* workspace, const wgap_classifier* classifier, const wgap_input* given_input,
                           const wgap_options* given_options, const wgap_output* given_output, wgap_error* error) {
-  wgap_status status = check_pointer("workspace", workspace, error);
-  if (status == WGAP_OK) status = check_pointer("classifier", classifier, error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(check_pointer("workspace", workspace, error));
+  WGAP_CHECK(check_pointer("classifier", classifier, error));
   const wgap::DefaultArithmetic arithmetic;
   Call call{};
   wgap_options options = WGAP_OPTIONS_INIT;
-  status = adopt("wgap_input", given_input, kFirstInput, &call.input, error);
-  if (status == WGAP_OK) status = adopt("wgap_options", given_options, kFirstOptions, &options, error);
-  if (status == WGAP_OK) status = adopt("wgap_output", given_output, kFirstOutput, &call.output, error);
-  if (status == WGAP_OK)
-    status = check_size("wgap_record", call.output.record_size, kFirstRecord, sizeof(wgap_record), error);
-  if (status == WGAP_OK && call.output.record_size % alignof(wgap_record) != 0)
+  WGAP_CHECK(adopt("wgap_input", given_input, kFirstInput, &call.input, error));
+  WGAP_CHECK(adopt("wgap_options", given_options, kFirstOptions, &options, error));
+  WGAP_CHECK(adopt("wgap_output", given_output, kFirstOutput, &call.output, error));
+  WGAP_CHECK(check_size("wgap_record", call.output.record_size, kFirstRecord, sizeof(wgap_record), error));
+  if (call.output.record_size % alignof(wgap_record) != 0)
     return fail(error, WGAP_INVALID_ARGUMENT, "record_size: expected a multiple of %zu, got %u", alignof(wgap_record),
                 call.output.record_size);
-  if (status == WGAP_OK) status = wgap::kernel_rule(options.rule, &call.rule, error);
+  WGAP_CHECK(wgap::kernel_rule(options.rule, &call.rule, error));
   const wgap_input& input = call.input;
-  if (status == WGAP_OK) status = wgap::check_sizes(input, classifier->classes, classifier->channels, options, error);
-  if (status == WGAP_OK) status = wgap::check_classes(input, options, error);
-  if (status != WGAP_OK || input.images == 0) return status;
+  WGAP_CHECK(wgap::check_sizes(input, classifier->classes, classifier->channels, options, error));
+  WGAP_CHECK(wgap::check_classes(input, options, error));
+  if (input.images == 0) return WGAP_OK;
   call.shape = {input.channels, input.height, input.width, options.map_height, options.map_width, classifier->classes};
   call.per_image = input.class_ids != nullptr ? 1 : options.top_k;
-  status = check_buffers(call, error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(check_buffers(call, error));
   const Use use(workspace, error);
-  if (use.status() != WGAP_OK) return use.status();
+  WGAP_CHECK(use.status());
   if (!workspace->engine->prepare(call.shape)) return out_of_memory("a map of this size", error);
   call.target = &workspace->target;
   call.weight = classifier->weight.get();
   const std::int64_t tasks = input.images * call.per_image;
   workspace->engine->run(tasks, run_task, &call);
   for (std::int64_t i = 0; i < tasks; ++i) {
-    status = static_cast<wgap_status>(record_at(call.output, i)->status);
+    const auto status = static_cast<wgap_status>(record_at(call.output, i)->status);
     if (status != WGAP_OK)
       return fail(error, status, "image %lld of the batch: %s", static_cast<long long>(i / call.per_image),
                   wgap_status_string(status));
@@ -341,12 +330,10 @@ wgap_status wgap_localize(wgap_workspace* workspace, const wgap_classifier* clas
 
 wgap_status wgap_resize(const wgap_image* given_source, const wgap_image* given_destination, wgap_error* error) {
   wgap_image source = WGAP_IMAGE_INIT, destination = WGAP_IMAGE_INIT;
-  wgap_status status = adopt("source (wgap_image)", given_source, kFirstImage, &source, error);
-  if (status == WGAP_OK)
-    status = adopt("destination (wgap_image)", given_destination, kFirstImage, &destination, error);
-  if (status == WGAP_OK) status = check_image("source", source, error);
-  if (status == WGAP_OK) status = check_image("destination", destination, error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(adopt("source (wgap_image)", given_source, kFirstImage, &source, error));
+  WGAP_CHECK(adopt("destination (wgap_image)", given_destination, kFirstImage, &destination, error));
+  WGAP_CHECK(check_image("source", source, error));
+  WGAP_CHECK(check_image("destination", destination, error));
   if (source.channels != destination.channels)
     return fail(error, WGAP_SHAPE_MISMATCH, "destination: expected %d channels as the source has, got %d",
                 source.channels, destination.channels);

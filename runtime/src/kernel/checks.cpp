@@ -68,8 +68,7 @@ wgap_status check_classes(const wgap_input& input, const wgap_options& options, 
     if (options.top_k >= 1 && options.top_k <= input.classes) return WGAP_OK;
     return fail(error, WGAP_CLASS_OUT_OF_RANGE, "top_k: expected 1..%d, got %d", input.classes, options.top_k);
   }
-  const wgap_status status = check_buffer("class_ids", input.class_ids, input.class_ids_bytes, input.images, 1, error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(check_buffer("class_ids", input.class_ids, input.class_ids_bytes, input.images, 1, error));
   for (std::int64_t i = 0; i < input.images; ++i)
     if (input.class_ids[i] < 0 || input.class_ids[i] >= input.classes)
       return fail(error, WGAP_CLASS_OUT_OF_RANGE, "classes[%lld] is %lld, expected 0..%d", static_cast<long long>(i),

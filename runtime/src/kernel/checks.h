@@ -7,6 +7,10 @@
 
 #include "wgap/wgap.h"
 
+// Leaves the function with the call's status unless that is WGAP_OK.
+#define WGAP_CHECK(call) \
+  if (const wgap_status failed = (call); failed != WGAP_OK) return failed
+
 namespace wgap {
 
 // Writes a sentence, printf's way, where `error` is not null; returns the status.

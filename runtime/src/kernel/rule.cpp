@@ -32,8 +32,7 @@ bool known(double eta) { return eta >= 0.0 && eta <= kLargestEta; }
 }  // namespace
 
 wgap_status kernel_rule(const wgap_rule& given, Rule* rule, wgap_error* error) {
-  const wgap_status status = check_size("wgap_rule", given.struct_size, sizeof(wgap_rule), sizeof(wgap_rule), error);
-  if (status != WGAP_OK) return status;
+  WGAP_CHECK(check_size("wgap_rule", given.struct_size, sizeof(wgap_rule), sizeof(wgap_rule), error));
   if (given.reserved != 0)
     return fail(error, WGAP_INVALID_ARGUMENT, "wgap_rule: expected reserved 0, got %d", given.reserved);
   if (given.map < WGAP_MAP_RECOMBINED || given.map > WGAP_MAP_SIGNED)
@@ -55,15 +54,12 @@ wgap_status kernel_rule(const wgap_rule& given, Rule* rule, wgap_error* error) {
 
 extern "C" wgap_status wgap_rule_parse(const char* text, const char* map, wgap_rule* rule, wgap_error* error) {
   using wgap::fail;
-  const wgap_status usable = wgap::check_error(error);
-  if (usable != WGAP_OK) return usable;
+  WGAP_CHECK(wgap::check_error(error));
   if (text == nullptr || map == nullptr || rule == nullptr || !wgap::aligned(rule))
     return fail(error, WGAP_INVALID_ARGUMENT,
                 "wgap_rule_parse: expected text, map and an aligned rule, got %p, %p and %p",
                 static_cast<const void*>(text), static_cast<const void*>(map), static_cast<void*>(rule));
-  const wgap_status size =
-      wgap::check_size("wgap_rule", rule->struct_size, sizeof(wgap_rule), sizeof(wgap_rule), error);
-  if (size != WGAP_OK) return size;
+  WGAP_CHECK(wgap::check_size("wgap_rule", rule->struct_size, sizeof(wgap_rule), sizeof(wgap_rule), error));
   const wgap::DefaultArithmetic arithmetic;  // the number's bits, too, must not depend on the caller's rounding
   wgap_rule parsed = WGAP_RULE_INIT;
   const auto* const name = std::find_if(std::begin(wgap::kMaps), std::end(wgap::kMaps),

@@ -31,20 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo,
-    train,
-    export,
-    calibrate,
-    gate,
-    sensitivity,
-    build,
-    check,
-    selftest,
-    localize,
-    evaluate,
-    bench,
-    inspect,
-):
+    demo, train, export, calibrate, gate, sensitivity, build, check, selftest, localize, evaluate, bench, inspect,
+):  # fmt: skip
     app.command()(verb)
 
 

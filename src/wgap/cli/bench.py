@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
+from wgap.cli.options import BundleFolder, open_localizer, show_progress, with_network, with_rule
 from wgap.errors import DataError
 
 
@@ -25,7 +26,6 @@ def bench(
 ) -> None:
     """Time decoding, resizing, forward pass, postprocessing and the whole of it for BUNDLE."""
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
     from wgap.evaluate.latency import measure_latency
@@ -34,17 +34,13 @@ def bench(
         batches = [int(size) for size in batch.split(",")]
     except ValueError:
         raise DataError(f"--batch expects whole numbers separated by commas, such as 1,8; got {batch!r}") from None
-    errors = Console(stderr=True)
+    bar = show_progress()
     report = measure_latency(
-        open_localizer(ctx.params),
-        image,
-        batches=batches,
-        iterations=iterations,
-        warmup=warmup,
-        progress=lambda rounds: track(rounds, "timing", console=errors, transient=True, disable=not errors.is_terminal),
-    )
+        open_localizer(ctx.params), image, batches=batches, iterations=iterations, warmup=warmup,
+        progress=lambda rounds: bar(rounds, "timing"),
+    )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps({"bundle": str(bundle), **report.to_json()}))
+        typer.echo(json.dumps({"bundle": str(bundle), **asdict(report)}))
         return
     settings, machine = report.settings, report.machine
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())

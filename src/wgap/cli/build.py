@@ -54,18 +54,14 @@ def build(
     """Build an engine from one of BUNDLE's models and enter it there, in place of an older one of its kind."""
     from wgap.bundle import Bundle
     from wgap.export.engine import BuildOptions, engine_from_bundle
+    from wgap.plain import to_plain
     from wgap.runtime.engine import about
 
     options = BuildOptions(
-        batch=_batch(batch),
-        timing_cache=timing_cache,
-        hardware_compat=hardware_compat,
-        compute_capabilities=_capabilities(compute_capability),
-        version_compatible=version_compatible,
-        strip_weights=strip_weights,
-        refit=refit,
-        tf32=tf32,
-    )
+        batch=_batch(batch), timing_cache=timing_cache, hardware_compat=hardware_compat,
+        compute_capabilities=_capabilities(compute_capability), version_compatible=version_compatible,
+        strip_weights=strip_weights, refit=refit, tf32=tf32,
+    )  # fmt: skip
     opened = Bundle.open(bundle)
     with _bars() as phases:
         opened, entry = engine_from_bundle(
@@ -73,7 +69,7 @@ def build(
         )
     made = about(entry)
     if as_json:
-        typer.echo(json.dumps({"bundle": str(opened.root), **entry.to_json()}))
+        typer.echo(json.dumps({"bundle": str(opened.root), **to_plain(entry)}))
         return
     counted = ", ".join(f"{count} in {name}" for name, count in made.attestation["convolutions"].items())
     inspected = made.attestation["engine_inspector"]

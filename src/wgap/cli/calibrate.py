@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, chosen, with_rule
+from wgap.cli.options import BundleFolder, chosen, note, show_progress, warn, with_rule
+from wgap.plain import to_plain
 
 if TYPE_CHECKING:
     from wgap.calibrate.bundle import Calibrated
@@ -59,25 +59,11 @@ def calibrate(
 
     opened = Bundle.open(bundle)
     done = calibrate_bundle(
-        opened,
-        images,
-        precision,
-        method=method,
-        count=count,
-        split=split,
-        keep_float=keep_float or (),
-        auto=auto,
-        gate=gate_images,
-        gate_count=gate_count,
-        gate_split=gate_split,
-        limits=Limits(max_drop, min_iou, min_agreement),
-        rule=chosen(opened, ctx.params),
-        report=report,
-        force=force,
-        cache_dir=cache_dir,
-        progress=show_progress(),
+        opened, images, precision, method=method, count=count, split=split, keep_float=keep_float or (), auto=auto,
+        gate=gate_images, gate_count=gate_count, gate_split=gate_split, limits=Limits(max_drop, min_iou, min_agreement),
+        rule=chosen(opened, ctx.params), report=report, force=force, cache_dir=cache_dir, progress=show_progress(),
         note=note,
-    )
+    )  # fmt: skip
     _finish(done, as_json)
 
 
@@ -101,38 +87,18 @@ def gate(
 
     opened = Bundle.open(bundle)
     done = gate_bundle(
-        opened,
-        images,
-        precision,
-        count=count,
-        split=split,
-        limits=Limits(max_drop, min_iou, min_agreement),
-        rule=chosen(opened, ctx.params),
-        progress=show_progress(),
-    )
+        opened, images, precision, count=count, split=split, limits=Limits(max_drop, min_iou, min_agreement),
+        rule=chosen(opened, ctx.params), progress=show_progress(),
+    )  # fmt: skip
     _finish(done, as_json)
-
-
-def show_progress() -> Callable[[Sequence[Any], str], Iterable[Any]]:
-    """A bar on standard error where that is a terminal, else nothing."""
-    from rich.console import Console
-    from rich.progress import track
-
-    errors = Console(stderr=True)
-    return lambda items, what: track(items, what, console=errors, transient=True, disable=not errors.is_terminal)
-
-
-def note(text: str) -> None:
-    """One line on standard error."""
-    typer.echo(text, err=True)
 
 
 def _finish(done: Calibrated, as_json: bool) -> None:
     """Say what was entered; exit code 3 where the gate refused it."""
     for warning in done.verdict.figures["warnings"] if done.verdict else ():
-        note(f"warning: {warning}")
+        warn(warning)
     if as_json:
-        typer.echo(json.dumps({"bundle": str(done.bundle.root), "usable": done.usable, **done.entry.to_json()}))
+        typer.echo(json.dumps({"bundle": str(done.bundle.root), "usable": done.usable, **to_plain(done.entry)}))
     else:
         _print(done)
     if done.verdict is not None and not done.usable:
@@ -169,11 +135,7 @@ def _print(done: Calibrated) -> None:
     for name, title in (("gt_known", "GT-known"), ("top1_loc", "Top-1 loc")):
         if row := figures[name]:
             low, high = row["interval"]
-            table.add_row(
-                title,
-                f"{row['float32']:.3f}",
-                f"{row['candidate']:.3f} ({row['change']:+.3f}, 95 % {low:+.3f} to {high:+.3f})",
-                f">= -{limits.max_drop:g}",
-            )
+            measured = f"{row['candidate']:.3f} ({row['change']:+.3f}, 95 % {low:+.3f} to {high:+.3f})"
+            table.add_row(title, f"{row['float32']:.3f}", measured, f">= -{limits.max_drop:g}")
     Console().print(table)
     typer.echo("passed" if judged.passed else f"refused, kept aside in {entry.path}: {'; '.join(judged.reasons)}")

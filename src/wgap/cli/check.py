@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
+from wgap.cli.options import BundleFolder, open_localizer, show_progress, with_network, with_rule
 
 NAMED = 10
 """At most so many images are named in the table's text."""
@@ -26,32 +26,22 @@ def check(
 ) -> None:
     """Compare features, logits, map, level and box with PyTorch; exit code 1 if a stage is beyond its limit."""
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
     from wgap.export.check import check_localizer
     from wgap.images import find_images
 
-    errors = Console(stderr=True)
+    bar = show_progress(transient=False)
     with open_localizer(ctx.params) as localizer:
-        report = check_localizer(
-            localizer,
-            None if images is None else find_images([images]),
-            progress=lambda cases: track(cases, "comparing", console=errors, disable=not errors.is_terminal),
-        )
+        chosen = None if images is None else find_images([images])
+        report = check_localizer(localizer, chosen, progress=lambda cases: bar(cases, "comparing"))
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:
         table = Table("stage", "measured", "limit", "", "what", title=f"parity on {report.images} images")
         for stage in report.stages:
-            table.add_row(
-                stage.name,
-                f"{stage.measured:.3g}",
-                f"{stage.limit:.3g}",
-                "ok" if stage.ok else "FAILED",
-                stage.note,
-                style="" if stage.ok else "bold red",
-            )
+            verdict, style = ("ok", "") if stage.ok else ("FAILED", "bold red")
+            table.add_row(stage.name, f"{stage.measured:.3g}", f"{stage.limit:.3g}", verdict, stage.note, style=style)
         Console().print(table)
         for name in report.differing[:NAMED]:
             typer.echo(f"box differs end to end: {name}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
+from wgap.cli.options import BundleFolder, note, open_localizer, show_progress, with_network, with_rule
 from wgap.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Score BUNDLE on DATA: Top-1 classification, GT-known and Top-1 localization (IoU >= 0.5)."""
-    from rich.console import Console
-    from rich.progress import track
-
     from wgap.atomic import require_new
     from wgap.datasets import open_dataset
     from wgap.evaluate.protocol import ablation_rules, evaluate_localizer
@@ -48,18 +45,14 @@ def evaluate(
         raise DataError("--plot writes pictures: say where with --out DIR")
     if out is not None:
         require_new(out, force)
-    errors = Console(stderr=True)
+    bar = show_progress(transient=False)
     localizer = open_localizer(ctx.params)
     report = evaluate_localizer(
-        localizer,
-        open_dataset(data, split=split, layout=layout),
-        ablation_rules() if ablation else (),
-        batch_size=batch_size,
-        max_bad=max_bad,
-        progress=lambda batches: track(batches, "evaluating", console=errors, disable=not errors.is_terminal),
-    )
+        localizer, open_dataset(data, split=split, layout=layout), ablation_rules() if ablation else (),
+        batch_size=batch_size, max_bad=max_bad, progress=lambda batches: bar(batches, "evaluating"),
+    )  # fmt: skip
     for path, reason in report.skipped:
-        typer.echo(f"skipped {path}: {reason}", err=True)
+        note(f"skipped {path}: {reason}")
     if out is not None:
         write_report(out, report, localizer, plot or ("random",), force)
     if as_json:
@@ -80,23 +73,15 @@ def _print(report: Evaluation) -> None:
     for row in [data, *data.get("ablation", [])]:
         figures = (f"{row[key]:.3f}" for key in ("top1_cls", "gt_known_loc", "top1_loc", "mean_iou"))
         table.add_row(row["map"], row["threshold"], *figures)
-    for name, note in (("centred_box", "centred box"), ("oracle", "oracle (uses the true box)")):
-        table.add_row(
-            "", note, "", f"{data[name]['gt_known_loc']:.3f}", "", f"{data[name]['mean_iou']:.3f}", style="dim"
-        )
+    for key, name in (("centred_box", "centred box"), ("oracle", "oracle (uses the true box)")):
+        known, mean = (f"{data[key][figure]:.3f}" for figure in ("gt_known_loc", "mean_iou"))
+        table.add_row("", name, "", known, "", mean, style="dim")
     for bound in data.get("upper_bounds", []):
         best = bound["best_fixed"]
-        note = f"best fixed, {best['eta']:.2f} (tuned on the true boxes)"
-        table.add_row(bound["map"], note, "", f"{best['gt_known_loc']:.3f}", "", "", style="dim")
-        table.add_row(
-            bound["map"],
-            "oracle (uses the true box)",
-            "",
-            f"{bound['oracle']['gt_known_loc']:.3f}",
-            "",
-            "",
-            style="dim",
-        )
+        name = f"best fixed, {best['eta']:.2f} (tuned on the true boxes)"
+        table.add_row(bound["map"], name, "", f"{best['gt_known_loc']:.3f}", "", "", style="dim")
+        oracle = f"{bound['oracle']['gt_known_loc']:.3f}"
+        table.add_row(bound["map"], "oracle (uses the true box)", "", oracle, "", "", style="dim")
     console.print(table)
     if data["levels"]:
         chosen = ", ".join(f"{eta}: {count}" for eta, count in data["levels"].items())

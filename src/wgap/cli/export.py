@@ -36,16 +36,9 @@ def export(
 
     text = rule_text(ctx.params)
     bundle = bundle_from_checkpoint(
-        checkpoint,
-        out,
-        classes=classes,
-        preprocessing=preprocessing,
-        stride=stride,
-        pooling=pooling,
-        input_size=input_size,
-        rule=Rule.parse("adaptive" if text is None else text, map_),
-        force=force,
-    )
+        checkpoint, out, classes=classes, preprocessing=preprocessing, stride=stride, pooling=pooling,
+        input_size=input_size, rule=Rule.parse("adaptive" if text is None else text, map_), force=force,
+    )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({"bundle": str(bundle.root), **json.loads(bundle.manifest.to_json())}))
     else:

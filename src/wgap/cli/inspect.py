@@ -19,8 +19,7 @@ def inspect(
     ctx: typer.Context,
     bundle: BundleFolder,
     memory: Annotated[
-        bool,
-        typer.Option("--memory", help="Localize one image on --backend and show what the session holds."),
+        bool, typer.Option("--memory", help="Localize one image on --backend and show what the session holds.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest as JSON, and which engines are stale.")

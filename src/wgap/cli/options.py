@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from wgap.rule import Rule
     from wgap.runtime.localizer import Localizer
 
-__all__ = ["BundleFolder", "chosen", "device_of", "open_localizer", "warn", "with_network", "with_rule"]
+__all__ = [
+    "BundleFolder", "chosen", "device_of", "note", "open_localizer", "rule_text", "show_progress", "warn",
+    "with_network", "with_rule",
+]  # fmt: skip
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
 
@@ -76,9 +79,23 @@ with_rule = functools.partial(_with, _rule)
 """Decorator: the verb takes ``--rule`` and ``--map``."""
 
 
-def warn(text: str) -> None:
+def note(text: str) -> None:
     """One line on standard error."""
-    typer.echo(f"warning: {text}", err=True)
+    typer.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A warning, as :func:`note` writes it."""
+    note(f"warning: {text}")
+
+
+def show_progress(transient: bool = True) -> Callable[[Any, str], Any]:
+    """A bar on standard error where that is a terminal, else nothing; for a list and what is done with it."""
+    from rich.console import Console
+    from rich.progress import track
+
+    errors = Console(stderr=True)
+    return lambda items, what: track(items, what, console=errors, transient=transient, disable=not errors.is_terminal)
 
 
 def device_of(text: str | None) -> int | str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -29,25 +30,18 @@ def sensitivity(
     from wgap.bundle import Bundle
     from wgap.calibrate.bundle import measure_layers
     from wgap.calibrate.sensitivity import write_sensitivity
-    from wgap.cli.calibrate import note, show_progress
+    from wgap.cli.options import note, show_progress
 
     if out is not None:
         require_new(out, force)
     found = measure_layers(
-        Bundle.open(bundle),
-        images,
-        method=method,
-        count=count,
-        split=split,
-        cache_dir=cache_dir,
-        pareto=pareto,
-        progress=show_progress(),
-        note=note,
-    )
+        Bundle.open(bundle), images, method=method, count=count, split=split, cache_dir=cache_dir, pareto=pareto,
+        progress=show_progress(), note=note,
+    )  # fmt: skip
     if out is not None:
         write_sensitivity(out, found, force)
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        typer.echo(json.dumps(asdict(found)))
         return
     table = Table(
         "layer", "only it in INT8", "all but it in INT8", title=f"mean box IoU, all INT8: {found.all_int8:.4f}"

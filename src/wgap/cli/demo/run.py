@@ -190,11 +190,8 @@ def _make_room(out: Path, force: bool) -> None:
 
 def _say_epoch(say: Callable[[str], None], metrics: dict[str, Any]) -> None:
     if metrics["epoch"] % 5 == 0 or metrics["epoch"] == SETTINGS["epochs"]:
-        say(f"{'':<9} epoch {metrics['epoch']}: " + ", ".join(f"{k} {v:.3g}" for k, v in _figures(metrics).items()))
-
-
-def _figures(metrics: dict[str, Any]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if isinstance(v, float) and k in ("loss", "accuracy", "seconds")}
+        figures = {k: v for k, v in metrics.items() if isinstance(v, float) and k in ("loss", "accuracy", "seconds")}
+        say(f"{'':<9} epoch {metrics['epoch']}: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
 
 
 def _localize(localizer: Localizer, paths: list[Path], out: Path) -> None:
