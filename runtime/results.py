@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from wgap.atomic import atomic_file
 from wgap.errors import OutputExistsError
@@ -56,10 +55,8 @@ class ResultFolder:
         self._lines: TextIO = self._open.enter_context(temporary.open("w", encoding="utf-8"))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
 
     def add(self, path: Path, result: Localization | Failure) -> None:
         """Write one image's line, and its picture.
