@@ -294,8 +294,9 @@ def test_an_interrupted_run_leaves_the_bundle_as_it_was(
     listening = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job ignores it
     )
+    call = ["calibrate", str(own), "--images", str(shapes), "--count", "16", "--method", "entropy"]
     run = subprocess.Popen(
-        [*PROGRAM[:2], listening + PROGRAM[2], "calibrate", str(own), "--images", str(shapes), "--count", "16", "--method", "entropy"],
+        [*PROGRAM[:2], listening + PROGRAM[2], *call],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
