@@ -291,12 +291,10 @@ def test_an_interrupted_run_leaves_the_bundle_as_it_was(
     own: Path, shapes: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     before = content(own)
-    listening = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a background job ignores it
-    )
-    call = ["calibrate", str(own), "--images", str(shapes), "--count", "16", "--method", "entropy"]
+    python, option, program = PROGRAM  # that heeds SIGINT even where the tests run in the background
+    program = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {program}"
     run = subprocess.Popen(
-        [*PROGRAM[:2], listening + PROGRAM[2], *call],
+        [python, option, program, "calibrate", str(own), "--images", str(shapes), "--count=16", "--method=entropy"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
