@@ -10,23 +10,13 @@ from typing import TYPE_CHECKING, Any
 from wgap.bundle import Bundle
 from wgap.errors import BundleError, CheckFailedError
 from wgap.geometry import iou
+from wgap.runtime.selftest import FEATURE_TOLERANCE, LOWER_AGREEMENT, MAP_TOLERANCE
 
 if TYPE_CHECKING:
     from wgap.runtime.localizer import Localizer
 
-FEATURE_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": 0.25}
-"""Largest difference of features and logits, relative to their largest magnitude: float32 sums in another order, the
-rounding of thirteen float16 layers, or single cells that INT8 moves while the box stays (the gate judges those)."""
-
-MAP_TOLERANCE = 1e-6
-"""Largest difference of the normalised map, whose maximum is 1, for the same features."""
-
 BOX_AGREEMENT = 0.995
 """Share of images whose box must be identical end to end, where the backend's features differ in the last bits."""
-
-LOWER_AGREEMENT = 0.8
-"""At lower precision: share of equal top-1 classes, and mean IoU of the boxes. A sanity check; ``wgap gate`` is the
-measurement."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def decode(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name
     import numpy as np
 
     try:
-        with _quiet(cv2, header.kind):
+        with _opencv_log_off(cv2, header.kind):
             image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         raise ImageError(f"{name}: the {header.kind} decoder refused it ({error}); is the file corrupt?") from error
@@ -317,12 +317,12 @@ def _webp_header(data: Any) -> _Header:
     return _Header("WebP", width & 0x3FFF, height & 0x3FFF, None)
 
 
-_quiet_lock = threading.Lock()
-_quiet_state = {"inside": 0, "level": 0}
+_log_lock = threading.Lock()
+_log_state = {"inside": 0, "level": 0}
 
 
 @contextmanager
-def _quiet(cv2: Any, kind: str) -> Iterator[None]:
+def _opencv_log_off(cv2: Any, kind: str) -> Iterator[None]:
     """Keep OpenCV from printing about a file that we report ourselves. The level is global: the last out restores it.
 
     JPEG and PNG files have been checked to their end by now and need none of this.
@@ -331,14 +331,14 @@ def _quiet(cv2: Any, kind: str) -> Iterator[None]:
         yield
         return
     logging = cv2.utils.logging
-    with _quiet_lock:
-        if not _quiet_state["inside"]:
-            _quiet_state["level"] = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-        _quiet_state["inside"] += 1
+    with _log_lock:
+        if not _log_state["inside"]:
+            _log_state["level"] = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+        _log_state["inside"] += 1
     try:
         yield
     finally:
-        with _quiet_lock:
-            _quiet_state["inside"] -= 1
-            if not _quiet_state["inside"]:
-                logging.setLogLevel(_quiet_state["level"])
+        with _log_lock:
+            _log_state["inside"] -= 1
+            if not _log_state["inside"]:
+                logging.setLogLevel(_log_state["level"])

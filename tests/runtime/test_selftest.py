@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 
 from wgap import Localizer
 from wgap.errors import BundleError
+from wgap.runtime.network import CallableNetwork
 from wgap.runtime.selftest import selftest
 
 Rewrite = Callable[..., None]
@@ -31,6 +32,30 @@ def test_a_sound_bundle_passes_every_stage(tiny_bundle: Path) -> None:
     assert whole <= stages[0]
     assert stages[-1] < stages[0], "the degenerate case has no image, so the kernel alone is tested"
     assert report.to_json()["ok"] is True
+
+
+def test_a_lower_precision_is_held_to_its_rounding(tiny_bundle: Path) -> None:
+    """The golden network is float32: INT8's features differ from it by more than a sum in another order does."""
+    exact = Localizer(tiny_bundle).network
+
+    def through(change: Callable[[np.ndarray], np.ndarray], precision: str) -> set[str]:
+        def run(images: np.ndarray) -> dict[str, np.ndarray]:
+            outputs = exact.run(images)
+            return {**outputs, "features": np.ascontiguousarray(change(outputs["features"]))}
+
+        with Localizer(tiny_bundle, network=CallableNetwork(run, precision=precision)) as made:
+            return {check.stage for check in selftest(made).checks if not check.ok}
+
+    def corner(features: np.ndarray) -> np.ndarray:
+        return np.where(np.indices(features.shape)[2:].sum(0) == 0, features, np.float32(0))
+
+    def rounded(features: np.ndarray) -> np.ndarray:
+        return features * np.float32(1.02)
+
+    assert through(rounded, "int8") == set()
+    assert "features" in through(rounded, "fp32")
+    assert "features" in through(rounded, "a name of one's own"), "the strictest where the precision is not known"
+    assert {"features", "end to end box, 1 - IoU"} <= through(corner, "int8")
 
 
 @pytest.mark.parametrize(

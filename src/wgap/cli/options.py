@@ -33,7 +33,9 @@ def _network(
     ungated: Annotated[
         bool, typer.Option("--ungated", help="Run a lower-precision file that no gate has passed under this rule.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the forward pass; default: every core.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; default: every core for the network, one for the kernel.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="GPU, by ordinal or UUID (nvidia-smi -L); default: the first.")
     ] = None,
