@@ -58,6 +58,9 @@ class DeviceCopy:
             "stream": stream,
         }
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self.context.device  # kDLCUDA
+
     def __enter__(self) -> DeviceCopy:
         return self
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wgap.bundle import Bundle
 from wgap.errors import BundleError, CheckFailedError
 from wgap.geometry import iou
-from wgap.runtime.selftest import FEATURE_TOLERANCE, LOWER_AGREEMENT, MAP_TOLERANCE
+from wgap.runtime.selftest import EXACT, FEATURE_TOLERANCE, LOWER_AGREEMENT, MAP_TOLERANCE
 
 if TYPE_CHECKING:
     from wgap.runtime.localizer import Localizer
@@ -140,7 +140,8 @@ def check_localizer(
 
     count = len(cases)
     precision = localizer.network.precision
-    tolerance, exact = FEATURE_TOLERANCE[precision], precision == "fp32"
+    tolerance = FEATURE_TOLERANCE.get(precision, EXACT)
+    exact = tolerance == EXACT
     agreement = BOX_AGREEMENT if exact else LOWER_AGREEMENT
     table = [_difference(stage, worst[stage], tolerance) for stage in ("features", "logits")]
     table += [_share("class", same["class"], count, agreement, "top-1 of backend and PyTorch")]

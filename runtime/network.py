@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wgap.errors import BackendError, DataError, FeatureError
 from wgap.manifest import ModelInfo, require_signature
-from wgap.runtime.cuda.arrays import device_array, on_device, to_host
+from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device, require_gpu, to_host
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,16 +153,18 @@ class CallableNetwork(Network):
         yield outputs
 
 
-def require_batch(images: Any, extents: tuple[int, ...]) -> Any:
+def require_batch(images: Any, extents: tuple[int, ...], device: int) -> Any:
     """Images for a network on a GPU, on the host or there, then as :class:`wgap.runtime.cuda.arrays.DeviceArray`.
 
     Raises:
-        FeatureError: they are not uint8 of these extents.
+        FeatureError: they are not uint8 of these extents, or lie on another GPU.
     """
     given = device_array(images, "uint8", "NHWC", "images") if on_device(images) else images
     shape = tuple(given.shape)
     if str(given.dtype) != "uint8" or len(shape) != 4 or shape[1:] != extents:
         raise FeatureError(f"images: expected uint8{['N', *extents]}, got {given.dtype}{list(shape)}")
+    if isinstance(given, DeviceArray):
+        require_gpu(given, device, "images", "network")
     return given
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from wgap.errors import FeatureError
 from wgap.runtime.cuda.driver import call
 
-__all__ = ["DeviceArray", "device_array", "on_device", "to_host"]
+__all__ = ["DeviceArray", "device_array", "on_device", "require_gpu", "to_host"]
 
 _TYPES = {"<f4": "float32", "|u1": "uint8", "<i8": "int64"}
 _SIZES = {"float32": 4, "uint8": 1, "int64": 8}
@@ -27,6 +27,7 @@ class DeviceArray:
         owner: keeps the memory alive.
         dtype: ``float32``, ``uint8`` or ``int64``.
         context: in which the address is valid; None for the current one.
+        device: ordinal of the GPU, as ``__dlpack_device__`` tells it; None where the producer has no such method.
     """
 
     pointer: int
@@ -35,6 +36,7 @@ class DeviceArray:
     owner: Any
     dtype: str = "float32"
     context: Any = None
+    device: int | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -67,6 +69,13 @@ def on_device(value: Any) -> bool:
     return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) == 2  # kDLCUDA
 
 
+def require_gpu(array: DeviceArray, device: int, name: str, reader: str) -> None:
+    """Raise FeatureError if it lies on another GPU than its reader, where it says on which."""
+    lies = array.device if array.context is None else array.context.device
+    if lies not in (None, device):
+        raise FeatureError(f"{name} are on GPU {lies}, and this {reader} runs on GPU {device}")
+
+
 def device_array(value: Any, dtype: str, axes: str, name: str) -> DeviceArray:
     """View ``__cuda_array_interface__`` (PyTorch, CuPy, PyCUDA, Numba) or DLPack memory.
 
@@ -95,7 +104,7 @@ def device_array(value: Any, dtype: str, axes: str, name: str) -> DeviceArray:
         raise FeatureError(f"{name}: expected {wanted}, got {got}{list(shape)}")
     size = int(interface["typestr"][2:])
     _require_contiguous(shape, interface.get("strides"), size, name)
-    return DeviceArray(int(interface["data"][0]), shape, interface.get("stream"), value, dtype)
+    return DeviceArray(int(interface["data"][0]), shape, interface.get("stream"), value, dtype, device=_gpu_of(value))
 
 
 def _from_dlpack(value: Any, dtype: str, wanted: str, name: str) -> DeviceArray:
@@ -107,7 +116,12 @@ def _from_dlpack(value: Any, dtype: str, wanted: str, name: str) -> DeviceArray:
         raise FeatureError(f"{name}: expected {wanted}, got {view.dtype}{list(shape)}")
     strides = None if view.strides is None else [n * view.dtype.itemsize for n in view.strides]
     _require_contiguous(shape, strides, view.dtype.itemsize, name)
-    return DeviceArray(int(view.ptr), shape, 1, view, dtype)
+    return DeviceArray(int(view.ptr), shape, 1, view, dtype, device=_gpu_of(value))
+
+
+def _gpu_of(value: Any) -> int | None:
+    told = getattr(value, "__dlpack_device__", None)
+    return None if told is None else int(told()[1])
 
 
 def _require_contiguous(shape: tuple[int, ...], strides: Any, size: int, name: str) -> None:

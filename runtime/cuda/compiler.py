@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,9 @@ def nvrtc_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS, profile: bool = False) -> Compiled:
+def compile_kernel(
+    arch: str, cache: Path | None = None, threads: int = THREADS, macros: Sequence[str] = ()
+) -> Compiled:
     """Compile the kernel, or take it from the cache.
 
     The cache names a file by the hash of every header, the options, the architecture and NVRTC's version; a file that
@@ -65,7 +68,7 @@ def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS,
         arch: such as ``sm_89``.
         cache: a folder, see :func:`cache_folder`; None compiles anew.
         threads: of a block, a multiple of 32.
-        profile: with a clock at every stage.
+        macros: to define.
 
     Raises:
         BackendError: if NVRTC does not know the architecture, or refuses the source; with its log.
@@ -76,7 +79,7 @@ def compile_kernel(arch: str, cache: Path | None = None, threads: int = THREADS,
 
     options = [
         f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v",
-        f"--define-macro=WGAP_CUDA_THREADS={threads}", *(["--define-macro=WGAP_CUDA_PROFILE"] if profile else []),
+        *(f"--define-macro={macro}" for macro in (f"WGAP_CUDA_THREADS={threads}", *macros)),
     ]  # fmt: skip
     path = None if cache is None else cache / f"{_key(options, version)}.cubin"
     if path is not None and (cubin := _read(path)) is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from wgap import _native
 from wgap.errors import BackendError, FeatureError
 from wgap.rule import Rule
-from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device
+from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device, require_gpu
 from wgap.runtime.cuda.compiler import SYMBOL, THREADS, cache_folder, compile_kernel, nvrtc_version
 from wgap.runtime.cuda.driver import LEGACY, READY, Context, Memory, attribute, call, driver, wait_for
 from wgap.runtime.library import gpu
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from wgap.runtime.network import Outputs
 
 __all__ = ["CudaLocator", "CudaPostprocess", "Launch"]
-
-STAGES = ("class", "recombine", "upsample_columns", "quantise", "edges", "level", "component", "heatmap")
-"""``wgap::Stage``."""
 
 MOST_IDLE = 8
 """Launches whose memory is kept for the next call of their shape, the last used ones; a further one is freed."""
@@ -49,7 +46,6 @@ class CudaPostprocess:
         device: a GPU's ordinal, or its UUID as ``nvidia-smi -L`` prints it.
         threads: of a CUDA block, a multiple of 32 up to 512.
         cache: folder for the compiled kernel; None takes :func:`wgap.runtime.cuda.compiler.cache_folder`.
-        profile: count clock ticks by stage, see :meth:`ticks`; slower.
         context: to work in, shared with its owner; None for the caller's own if that is current and on this device,
             else the device's primary one.
 
@@ -59,13 +55,14 @@ class CudaPostprocess:
         MissingDependencyError: if cuda-core is not installed.
     """
 
+    macros: tuple[str, ...] = ()  # that the kernel is compiled with
+
     def __init__(
         self,
         weight: Any,
         device: int | str = 0,
         threads: int = THREADS,
         cache: Path | None = None,
-        profile: bool = False,
         context: Context | None = None,
     ) -> None:
         self.classifier, self.threads = _native.Classifier(weight), threads
@@ -73,7 +70,7 @@ class CudaPostprocess:
         self.device, self.arch = found.ordinal, found.compute_capability
         require_driver()
         sm = f"sm_{self.arch.replace('.', '')}"
-        cubin = compile_kernel(sm, cache or cache_folder(), threads, profile).cubin
+        cubin = compile_kernel(sm, cache or cache_folder(), threads, self.macros).cubin
         self._lock = threading.Lock()
         self._idle: list[tuple[tuple[Any, ...], Launch]] = []  # the last used one last
         self.weight: Memory | None = None
@@ -166,10 +163,7 @@ class CudaPostprocess:
         value = outputs[name]
         if on_device(value):
             there = device_array(value, "float32", axes, name)
-            if there.context is not None and there.context.device != self.device:
-                raise FeatureError(
-                    f"{name} are on GPU {there.context.device}, and this kernel runs on GPU {self.device}"
-                )
+            require_gpu(there, self.device, name, "kernel")
             return there
         import numpy as np
 
@@ -205,15 +199,6 @@ class CudaPostprocess:
                 excess = self._idle.pop(0)[1] if len(self._idle) > MOST_IDLE else None
             if excess is not None:
                 excess.close()
-
-    def ticks(self) -> dict[str, int]:
-        """Clock ticks of each block's first thread, by stage, since the last call; of a profiling kernel alone."""
-        with self.context:
-            pointer, size = call("cuModuleGetGlobal", self._module, b"wgap_cuda_ticks")
-            ticks = (ctypes.c_uint64 * (int(size) // 8))()
-            call("cuMemcpyDtoH", ctypes.addressof(ticks), pointer, int(size))
-            call("cuMemsetD8", pointer, 0, int(size))
-        return dict(zip(STAGES, ticks, strict=True))
 
     def close(self) -> None:
         """Free everything on the device; no call may be under way."""

@@ -75,7 +75,7 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
 
         if self.session is None:
             raise BackendError(f"this {self.name} session was closed; open another")
-        binding, given = self.session.io_binding(), require_batch(images, self._extents)
+        binding, given = self.session.io_binding(), require_batch(images, self._extents, self.context.device)
         if isinstance(given, DeviceArray):
             with self.context:
                 wait_for(given) if stream is None else call("cuStreamSynchronize", stream)

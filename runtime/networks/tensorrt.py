@@ -143,7 +143,7 @@ class TensorRtNetwork(Network):
     @contextmanager
     def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
         """See :meth:`wgap.runtime.network.Network.forward`."""
-        given = require_batch(images, self.shapes["image"])
+        given = require_batch(images, self.shapes["image"], self.context.device)
         with self._slot(stream) as slot:
             slot.take(given, stream)
             yield slot.forward(int(given.shape[0]), not isinstance(given, DeviceArray), stream)
@@ -152,7 +152,7 @@ class TensorRtNetwork(Network):
         """Network and kernel on one stream; only the records come back."""
         if not isinstance(locator, CudaLocator) or locator.kernel.context is not self.context:
             return super().locate_part(images, locator, request, stream)
-        given = require_batch(images, self.shapes["image"])
+        given = require_batch(images, self.shapes["image"], self.context.device)
         with self._slot(stream) as slot:
             slot.take(given, stream)
             return slot.records(int(given.shape[0]), not isinstance(given, DeviceArray), locator, request, stream)

@@ -18,6 +18,7 @@ from wgap.cli import app
 from wgap.datasets import open_dataset
 from wgap.errors import BundleError, CheckFailedError
 from wgap.export.check import check_localizer
+from wgap.runtime.network import CallableNetwork
 
 STAGES = ["features", "logits", "class", "map", "level", "box", "end to end"]
 
@@ -34,6 +35,8 @@ def rewritten(bundle: Bundle, path: Path) -> Bundle:
 
 def test_a_fresh_bundle_agrees_on_its_golden_images(tiny_bundle: Path) -> None:
     report = check_localizer(Localizer(tiny_bundle))
+    own = CallableNetwork(Localizer(tiny_bundle).network.run, precision="a name of one's own")
+    assert check_localizer(Localizer(tiny_bundle, network=own)) == report, "the strictest limits"
     assert [stage.name for stage in report.stages] == STAGES
     assert report.ok, report
     assert report.images == 3

@@ -54,9 +54,8 @@ def test_the_kernel_runs_on_the_gpu_that_is_named(two_gpus: None, by: str) -> No
         postprocess(logits, features, Classifier(weight), size=(60, 60)), found, strict=True
     ):
         assert same(expected, record)
-    if EMULATED:  # on real GPUs the address may be mapped, or the context is lost
-        with pytest.raises(BackendError, match="invalid argument"):
-            kernel(*[DeviceCopy(array) for array in (logits, features)], size=(60, 60))
+    with pytest.raises(FeatureError, match="logits are on GPU 0, and this kernel runs on GPU 1"):
+        kernel(*[DeviceCopy(array) for array in (logits, features)], size=(60, 60))
     for array in arrays:
         array.close()
     kernel.close()
@@ -78,6 +77,11 @@ def test_a_session_lies_on_the_gpu_that_is_named(engine_bundle: Path, images: An
         assert list(localizer(images)) == expected
     guest = DeviceCopy(images, device=1)
     assert [r.box for r in localizer.batch(guest)] == [r.box for r in expected]
+    with (
+        DeviceCopy(images) as elsewhere,
+        pytest.raises(FeatureError, match="images are on GPU 0, and this network runs on GPU 1"),
+    ):
+        localizer.batch(elsewhere)
     guest.close()
     assert (free_memory(0), free_memory(1) < second) == (first, True)
     localizer.close()

@@ -129,3 +129,5 @@ def test_inspect_shows_the_memory_of_a_session(engine_bundle: Path) -> None:
     assert f"device: {told['memory']['device']} bytes" in done.stdout
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert "nothing on a GPU" in done.stdout
+    done = CliRunner().invoke(app, [*words[:2], "--device", "1"])
+    assert (done.exit_code, "--device says on what --memory measures" in str(done.exception)) == (1, True)

@@ -130,9 +130,9 @@ def test_the_argument_of_a_launch_is_the_kernel_s() -> None:
     addresses = {name: 64 * (n + 1) for n, name in enumerate(names)}
     task = _native._cuda_task(shape, 3, 2, Rule.parse("fixed:0.5", "signed"), 4096, 8192, addresses)
     shared, scratch = 4096, 8192
-    # CudaTask: shape; rule {kind, map, bound, eta}; tasks, per_image; pointers, scores and pictures null; sizes
-    assert struct.unpack("6i3i4xd2i4Q2i6Q2Q", task) == (
-        *shape, 1, 2, 10 << 19, 0.5, 6, 2, 64, 128, 192, 0, 0, 0, 0, 256, 320, 384, 448, 512, scratch, shared,
+    # CudaTask: shape; rule {kind, map, bound, eta}; tasks, per_image, max_boxes; pointers, two null; sizes
+    assert struct.unpack("6i3i4xd3i4x4Q2i6Q2Q", task) == (
+        *shape, 1, 2, 10 << 19, 0.5, 6, 2, 1, 64, 128, 192, 0, 0, 0, 0, 256, 320, 384, 448, 512, scratch, shared,
     )  # fmt: skip
     adaptive = _native._cuda_task(shape, 3, 2, None, 4096, 8192, addresses | {"class_ids": 0})
     assert struct.unpack_from("3i4xd", adaptive, 24) == (0, 0, 0, 0.0)

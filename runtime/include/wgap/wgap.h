@@ -3,8 +3,9 @@
  *   wgap_error error = WGAP_ERROR_INIT;
  *   wgap_classifier *classifier = NULL;
  *   wgap_workspace *workspace = NULL;
- *   wgap_classifier_create(weight, sizeof weight, 200, 512, &classifier, &error);  // float32 [classes][channels], copied
- *   wgap_workspace_create(1, NULL, &workspace, &error);                            // threads, instruction set (best)
+ *   if (wgap_classifier_create(weight, sizeof weight, 200, 512, &classifier, &error) != WGAP_OK  // [classes][channels]
+ *       || wgap_workspace_create(1, NULL, &workspace, &error) != WGAP_OK)  // threads, instruction set (the best)
+ *     return fprintf(stderr, "%s\n", error.text), 1;
  *
  *   wgap_input input = WGAP_INPUT_INIT;                                            // one image of 512x14x14
  *   input.images = 1, input.classes = 200, input.channels = 512, input.height = input.width = 14;

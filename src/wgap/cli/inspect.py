@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgap.cli.options import BundleFolder, open_localizer, with_network
+from wgap.cli.options import BundleFolder, changed_network_options, open_localizer, with_network
+from wgap.errors import DataError
 
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
@@ -32,6 +33,8 @@ def inspect(
     from wgap.bundle import Bundle
     from wgap.runtime.engine import engines, stale
 
+    if not memory and (given := changed_network_options(ctx.params)):
+        raise DataError(f"{given[0]} says on what --memory measures; add --memory, or leave it out")
     opened = Bundle.open(bundle, verify=False)
     held = _memory(opened, ctx.params) if memory else None
     if as_json:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from wgap.runtime.localizer import Localizer
 
 __all__ = [
-    "BundleFolder", "chosen", "device_of", "note", "open_localizer", "rule_text", "show_progress", "warn",
-    "with_network", "with_rule",
+    "BundleFolder", "changed_network_options", "chosen", "device_of", "note", "open_localizer", "rule_text",
+    "show_progress", "warn", "with_network", "with_rule",
 ]  # fmt: skip
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
@@ -79,6 +79,12 @@ with_network = functools.partial(_with, _network)
 
 with_rule = functools.partial(_with, _rule)
 """Decorator: the verb takes ``--rule`` and ``--map``."""
+
+
+def changed_network_options(options: Mapping[str, Any]) -> list[str]:
+    """Those options of :data:`with_network` that are not as they are by default."""
+    parameters = inspect.signature(_network).parameters.items()
+    return [f"--{name.replace('_', '-')}" for name, one in parameters if options[name] != one.default]
 
 
 def note(text: str) -> None:

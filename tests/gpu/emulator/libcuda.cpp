@@ -136,7 +136,8 @@ int run(const Device& device, const wgap::CudaTask& task, int blocks, unsigned s
     EmulatedBlock block;
     wgap::prepare_block(block, s, scratch);
     for (int i = b; i < task.tasks; i += blocks)
-      wgap::localize_block(block, wgap::cuda_problem(task, i), scratch, task.records + i);
+      wgap::localize_block(block, wgap::cuda_problem(task, i), scratch,
+                           task.records + static_cast<wgap::i64>(i) * task.max_boxes);
   }
   std::free(shared);
   return error;

@@ -25,6 +25,7 @@ struct CudaTask {
   Shape shape;
   Rule rule;
   int tasks, per_image;   // task i is image i / per_image, rank i % per_image
+  int max_boxes = 1;      // records of a task
   const float* logits;    // [images, classes], float32, in memory that the device reaches, as everything here
   const float* features;  // [images, channels, height, width]
   const float* weight;    // [classes, channels]
@@ -33,7 +34,7 @@ struct CudaTask {
   const i64* class_ids;   // [images] or null: the per_image classes by logit
   float* heatmaps;        // [tasks, map_height, map_width] or null
   double* edge_means;     // [tasks, kLevels + 1] or null
-  Record* records;        // [tasks]
+  Record* records;        // [tasks, max_boxes]
   u8* scratch;            // gridDim.x times scratch_bytes
   u64 scratch_bytes, shared_bytes;
 };
@@ -59,6 +60,7 @@ WGAP_HD Problem cuda_problem(const CudaTask& task, int i) {
   problem.weight = task.weight;
   problem.class_id = task.class_ids ? static_cast<int>(task.class_ids[image]) : -1;
   problem.class_rank = i % task.per_image;
+  problem.max_boxes = task.max_boxes;
   problem.heatmap = task.heatmaps ? task.heatmaps + static_cast<i64>(i) * shape.map_height * shape.map_width : nullptr;
   problem.edge_means = task.edge_means ? task.edge_means + static_cast<i64>(i) * (kLevels + 1) : nullptr;
   return problem;
@@ -186,7 +188,8 @@ static  // in every file that includes it
   block.sync();
   wgap::prepare_block(block, task.shape, scratch);
   for (int i = static_cast<int>(blockIdx.x); i < task.tasks; i += static_cast<int>(gridDim.x)) {
-    wgap::localize_block(block, wgap::cuda_problem(task, i), scratch, task.records + i);
+    wgap::localize_block(block, wgap::cuda_problem(task, i), scratch,
+                         task.records + static_cast<wgap::i64>(i) * task.max_boxes);
     block.sync();
   }
 }

@@ -71,6 +71,7 @@ struct Problem {
   const u8* picture;   // [map_height, map_width, 3], for rules that read it; or null
   int class_id;        // the class to localize, or -1: the one of rank class_rank by logit
   int class_rank;      // 0 is the top class; equal logits: lower index first
+  int max_boxes = 1;   // records that there is room for; the kinds of this version write one
   float* heatmap;      // [map_height, map_width] or null: receives u
   double* edge_means;  // [kLevels + 1] or null: receives V_l in units of u; NaN where the edge set is empty
 };
