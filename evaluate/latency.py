@@ -106,6 +106,8 @@ def measure_latency(
         times = _times(sized, [encoded] * batch, progress(range(warmup + iterations)))
         stages = {stage: _summary([row[n] for row in times[warmup:]]) for n, stage in enumerate(STAGES)}
         results.append(BatchLatency(batch, stages, 1000 * batch / stages["total"].p50_ms))
+    gpu = localizer.locator.device
+    target = active_target() if gpu is None else f"CUDA on GPU {gpu}"
     return LatencyReport(
         image={"source": source, "bytes": len(encoded), "width": int(width), "height": int(height)},
         settings={
@@ -117,7 +119,7 @@ def measure_latency(
             "warmup": warmup,
             "iterations": iterations,
         },
-        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": active_target()},
+        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": target},
         versions=_versions(network),
         batches=tuple(results),
     )

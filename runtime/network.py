@@ -119,6 +119,9 @@ class CallableNetwork(Network):
         name: what messages and reports call it.
         precision: likewise.
         version: likewise.
+
+    Raises:
+        DataError: if ``function`` cannot be called.
     """
 
     def __init__(
@@ -129,6 +132,8 @@ class CallableNetwork(Network):
         precision: str = "fp32",
         version: str = "",
     ) -> None:
+        if not callable(function):
+            raise DataError(f"network: expected a Network or a function of images, got {type(function).__name__}")
         self.name, self.precision, self.version = name, precision, version
         self._function, self._model = function, model
 

@@ -66,6 +66,7 @@ def test_every_verb_uses_the_device_s_kernel(engine_bundle: Path, shapes: Path) 
     [told] = ran("bench", engine_bundle, "--batch", "1,6", "--iterations", 2, "--warmup", 1, *on)
     assert (told["settings"]["backend"], told["settings"]["device"]) == ("tensorrt", 0)
     assert told["settings"]["rule"] == Rule.parse("fixed:0.7").to_json()
+    assert told["machine"]["kernel_target"] == "CUDA on GPU 0"
     assert [row["batch"] for row in told["batches"]] == [1, 6]
     [told] = ran("evaluate", engine_bundle, shapes, "--ablation", *on)
     assert (told["images"], len(told["ablation"])) == (6, 9)

@@ -108,6 +108,8 @@ def test_what_a_function_must_not_give_is_refused_by_name(
     with pytest.raises(error, match=f"callable.*{message}") as refused:
         list(localizer(blots))
     assert "export" not in str(refused.value), "it is the function that is wrong, not the bundle"
+    with pytest.raises(DataError, match="expected a Network or a function of images, got int"):
+        Localizer(glass_bundle, network=3)  # type: ignore[arg-type]
     with pytest.raises(error, match=message):
         localizer.network.run(blots)
 
