@@ -18,6 +18,7 @@ from wgap.calibrate.images import ImageSet
 from wgap.datasets import open_dataset
 from wgap.errors import GateError
 from wgap.evaluate.protocol import evaluate_localizer
+from wgap.runtime.selftest import selftest
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
 
@@ -61,7 +62,9 @@ def test_the_manifest_says_what_was_done_and_found(
     assert made.images_sha256 == cub10_calibration.sha256
     attested = made.quantisation["attestation"]
     assert (attested["meant_int8"], attested["ran_int8"], attested["ran_float"]) == (13, 13, 0)
-    assert Localizer(root, precision="int8").network.precision == "int8"
+    with Localizer(root, precision="int8") as localizer:
+        assert localizer.network.precision == "int8"
+        assert selftest(localizer).ok, "a model that the gate admits passes"
 
 
 def test_fp16_does_not_overflow_and_its_rounding_is_judged(
