@@ -69,7 +69,7 @@ def test_python_refuses_another_rule_and_names_both(own: Path) -> None:
     assert open_network("onnxruntime", bundle, NetworkOptions("int8", ungated=True, rule=OTHER)).precision == "int8"
 
 
-def test_a_manifest_whose_rule_was_edited_is_refused_too(edited: Path) -> None:
+def test_a_manifest_whose_rule_was_edited_is_refused_too(edited: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(edited)
     for way in (
         lambda: bundle.model_file("int8"),
@@ -79,6 +79,8 @@ def test_a_manifest_whose_rule_was_edited_is_refused_too(edited: Path) -> None:
         with pytest.raises(GateError, match=BOTH):
             way()
     assert Localizer(edited, precision="int8", rule=JUDGED).rule == JUDGED  # the rule that was judged still may
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "passed under adaptive recombined" in wgap("inspect", edited).stdout
 
 
 @pytest.mark.parametrize("verb", ["localize", "evaluate", "bench", "check", "selftest"])

@@ -13,6 +13,7 @@ from wgap.errors import DataError
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
     from wgap.manifest import BundleFile
+    from wgap.rule import Rule
 
 
 @with_network
@@ -53,7 +54,8 @@ def inspect(
         )
         table = Table("file", "role", "precision", "gate", "bytes", "sha256")
         for entry in opened.manifest.files:
-            table.add_row(entry.path, entry.role, entry.precision, _gate(entry), str(entry.size), entry.sha256[:12])
+            gate = _gate(entry, rule)
+            table.add_row(entry.path, entry.role, entry.precision, gate, str(entry.size), entry.sha256[:12])
         Console(markup=False).print(table)
         _print_engines(opened)
         if held is not None:
@@ -73,11 +75,14 @@ def _memory(bundle: Bundle, options: dict[str, Any]) -> dict[str, int]:
         return localizer.memory()
 
 
-def _gate(entry: BundleFile) -> str:
-    """What the gate said of a lower-precision model; empty for every other file."""
+def _gate(entry: BundleFile, rule: Rule) -> str:
+    """What the gate said of a lower-precision model, and under which rule where it is another than the bundle's."""
     if entry.precision == "fp32" or entry.role not in ("onnx", "rejected"):
         return ""
-    return "never ran" if entry.gate is None else "passed" if entry.gate.passed else "refused"
+    if (gate := entry.gate) is None:
+        return "never ran"
+    under = "" if gate.rule == rule else f" under {gate.rule} {gate.rule.map}"
+    return ("passed" if gate.passed else "refused") + under
 
 
 def _print_engines(bundle: Bundle) -> None:
