@@ -282,6 +282,8 @@ class Localizer:
         _require_known(on_error)
         if self.network.device is None:
             raise no_device(self.network)
+        if not hasattr(images, "shape"):
+            raise FeatureError(f"images: expected an array uint8[N, H, W, 3], got {type(images).__name__}")
         class_ids = self._each_class(classes)
         ids = [_following(class_ids, n) for n in range(int(images.shape[0]))]
         request = Request(None if classes is None else cast("list[int]", ids), self.top_k, heatmap)

@@ -146,6 +146,8 @@ def test_a_batch_on_the_device_gives_boxes_in_its_own_pixels(pair: tuple[Localiz
         device.batch(exact, classes=[1, 0])
     with pytest.raises(DataError, match="on_error must be 'raise' or 'yield'"):
         device.batch(exact, on_error="skip")
+    with pytest.raises(FeatureError, match=r"expected an array .* got list"):
+        device.batch(list(exact))
     with pytest.raises(DataError, match="onnxruntime takes images in host memory"):
         plain.batch(exact)
     device.close()
