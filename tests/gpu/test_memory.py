@@ -20,6 +20,7 @@ from wgap.rule import Rule
 from wgap.runtime.cuda.driver import Context
 from wgap.runtime.cuda.postprocess import MOST_IDLE, CudaPostprocess
 from wgap.runtime.locator import Request
+from wgap.runtime.networks.onnxruntime_gpu import MEMORY_LIMIT
 from wgap.runtime.networks.tensorrt import MOST_BATCHES, MOST_LAUNCHES
 
 emulated = pytest.mark.skipif(not EMULATED, reason="needs the stand-in for TensorRT")
@@ -33,6 +34,10 @@ def held_by(*owners: Any) -> dict[str, int]:
         for one in memory.values():
             sizes[one._kind] += one.size
     return sizes
+
+
+def test_the_bounds_are_the_documented_ones() -> None:
+    assert (MOST_IDLE, MOST_LAUNCHES, MOST_BATCHES, MEMORY_LIMIT) == (8, 8, 4, 4 << 30), "docs/gpu.md"
 
 
 def test_a_hundred_shapes_through_one_kernel_stay_bounded() -> None:
