@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wgap import __version__
-from wgap.bundle import Bundle
+from wgap.bundle import Bundle, sha256_of
 from wgap.calibrate.attest import attest_int8
 from wgap.calibrate.gate import Limits, Observation, Verdict, observe, verdict
 from wgap.calibrate.half import HALVES, bf16_graph, fp16_graph, headroom, judgeable
@@ -197,7 +196,7 @@ class GateRun:
                 lambda items: self._progress(items, f"gate, {precision}"),
             )  # fmt: skip
         found = verdict(self.locator.size, self.images, self.float32, seen, self.limits)
-        float32, candidate = self.bundle.model_file("fp32").sha256, hashlib.sha256(path.read_bytes()).hexdigest()
+        float32, candidate = self.bundle.model_file("fp32").sha256, sha256_of(path)
         ran = f"{network.name} {network.version}" + (f", {precision} emulated" if runs != path else "")
         record = GateRecord(
             found.passed, found.reasons, self.locator.rule, candidate, float32, ran, asdict(self.limits), found.figures
@@ -232,4 +231,4 @@ def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:
         return False
     if role in ("onnx", entry.role):
         return True
-    return entry.sha256 == hashlib.sha256(candidate.path.read_bytes()).hexdigest()
+    return entry.sha256 == sha256_of(candidate.path)

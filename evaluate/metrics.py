@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from wgap._native import LEVELS
 from wgap.geometry import RIGHT
 
 
@@ -68,6 +69,6 @@ class Summary:
             gt_known_loc=sum(row.gt_iou >= RIGHT for row in rows) / count,
             top1_loc=sum(row.correct and row.top1_iou >= RIGHT for row in rows) / count,
             mean_iou=sum(row.gt_iou for row in rows) / count,
-            levels={f"{level / 20:.2f}": levels[level] for level in sorted(levels)},
+            levels={f"{level / LEVELS:.2f}": levels[level] for level in sorted(levels)},
             degenerate=sum(row.degenerate for row in rows),
         )

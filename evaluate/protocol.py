@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wgap._native import LEVELS
 from wgap.bundle import Bundle
 from wgap.datasets import Dataset
 from wgap.errors import DataError, ImageError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from wgap.runtime.localizer import Localizer
 
 ABLATION_RULES = ("fixed:0.15", "fixed:0.2", "adaptive")
-LEVELS = 20
 
 
 @dataclass(frozen=True)

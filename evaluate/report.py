@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wgap._native import LEVELS
 from wgap.atomic import atomic_dir, require_new
 from wgap.errors import DataError
 from wgap.evaluate.pictures import montage, plot_levels
@@ -62,7 +63,7 @@ def _record(image: ImageResult, classes: tuple[str, ...]) -> dict[str, Any]:
         "truth": [list(box) for box in image.truth],
         "gt_iou": score.gt_iou,
         "top1_iou": score.top1_iou,
-        "threshold": score.level / 20 if score.level >= 0 else None,
+        "threshold": score.level / LEVELS if score.level >= 0 else None,
         "degenerate": score.degenerate,
         "oracle_iou": max(next(iter(image.level_ious.values()))),
     }

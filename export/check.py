@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wgap.bundle import Bundle
 from wgap.errors import BundleError, CheckFailedError
 from wgap.geometry import iou
-from wgap.runtime.selftest import EXACT, FEATURE_TOLERANCE, MAP_TOLERANCE
+from wgap.runtime.selftest import EXACT, MAP_TOLERANCE, feature_tolerance
 
 if TYPE_CHECKING:
     from wgap.runtime.localizer import Localizer
@@ -144,7 +144,7 @@ def check_localizer(
 
     count = len(cases)
     precision = localizer.network.precision
-    tolerance = FEATURE_TOLERANCE.get(precision, EXACT)
+    tolerance = feature_tolerance(precision)
     exact = tolerance == EXACT
     agreement = BOX_AGREEMENT if exact else LOWER_AGREEMENT
     table = [_difference(stage, worst[stage], tolerance) for stage in ("features", "logits")]

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "SelftestReport", "selftest"]
 
-FEATURE_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": 0.25}
+_FEATURE_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2, "int8": 0.25}
 """Largest difference of features and logits, relative to their largest magnitude: float32 sums in another order, the
 rounding of thirteen float16 layers, or single cells that INT8 moves while the box stays (the gate judges those)."""
 
-EXACT = FEATURE_TOLERANCE["fp32"]
+EXACT = _FEATURE_TOLERANCE["fp32"]
 
 MAP_TOLERANCE = 1e-6
 """Largest difference of the normalised map, whose maximum is 1, for the same features."""
@@ -115,6 +115,11 @@ def selftest(localizer: Localizer) -> SelftestReport:
     return SelftestReport(tuple(checks), localizer.network.name, localizer.network.version, tuple(warnings))
 
 
+def feature_tolerance(precision: str) -> float:
+    """What features and logits may differ by at that precision; at one that is not known, what float32 may."""
+    return _FEATURE_TOLERANCE.get(precision, EXACT)
+
+
 def _network(number: int, golden: dict[str, Any], network: Network) -> list[Check]:
     import numpy as np
 
@@ -123,7 +128,7 @@ def _network(number: int, golden: dict[str, Any], network: Network) -> list[Chec
     for stage in ("logits", "features"):
         expected = golden[stage]
         difference = float(np.abs(outputs[stage][0] - expected).max()) / max(float(np.abs(expected).max()), 1e-30)
-        checks.append(Check(number, stage, difference, FEATURE_TOLERANCE.get(network.precision, EXACT)))
+        checks.append(Check(number, stage, difference, feature_tolerance(network.precision)))
     return checks
 
 
@@ -144,7 +149,7 @@ def _kernel(number: int, golden: dict[str, Any], locator: Locator) -> list[Check
 
 
 def _end_to_end(number: int, golden: dict[str, Any], network: Network, locator: Locator) -> list[Check]:
-    lower = FEATURE_TOLERANCE.get(network.precision, EXACT) > EXACT
+    lower = feature_tolerance(network.precision) > EXACT
     request = Request([int(golden["class_id"][0])] if lower else None)
     [[found]] = require_finite(network.locate(golden["image"][None], locator, request))
     if lower:
