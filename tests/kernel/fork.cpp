@@ -64,7 +64,8 @@ int main() {
     Batch other(6, 5, 24, 10, 10);
     other.want(2, 200, 200);
     while (!stop) {
-      EXPECT(other.localize(busy) == WGAP_OK);
+      const wgap_status status = other.localize(busy);
+      EXPECT(status == WGAP_OK || status == WGAP_BUSY);  // the main thread may come in between two calls
       ++rounds;
     }
   });
