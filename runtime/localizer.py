@@ -397,7 +397,8 @@ def chosen_rule(bundle: Bundle, rule: Rule | str | None = None, map: str | None 
     own = bundle.manifest.rule
     if isinstance(rule, Rule):
         return rule if map is None else replace(rule, map=cast("Map", map))
-    return Rule.parse(str(own) if rule is None else rule, map or own.map)
+    asked = Rule.parse(str(own) if rule is None else rule, map)
+    return replace(asked, map=own.map) if map is None and asked.on_scores == own.on_scores else asked
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> int:

@@ -33,26 +33,46 @@ FLATTEST = 2.0**-60
 
 MAPS = ("recombined", "positive", "signed")
 
+SCORE_SHIFT = 16
+"""Scores are whole multiples of 2**-16 from here on."""
+
+MOST = 1 << 20
+"""Magnitude at which scores are clamped, in those units: 16."""
+
+BINS = 512
+"""Colours that the colour step tells apart: the top three bits of each channel."""
+
+SHARE = 10
+"""A further component counts if its weight is at least that of the heaviest divided by this."""
+
+Box = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True)
 class ReferenceBox:
     """What the method says of one image and one class.
 
     Attributes:
-        map: float[H, W], the normalised map u in [0, 1].
-        level: index l of the chosen threshold, 0..20; -1 for a fixed threshold or a degenerate map.
-        threshold: eta in [0, 0.999]; 0 for a degenerate map.
-        box: half-open pixel box (x0, y0, x1, y1) on the H x W map.
-        degenerate: True when the map is flat at zero and the box is the whole image.
+        map: float[H, W], the normalised map u in [0, 1]; of a foreground rule what of the scores is above 0, divided by
+            its maximum.
+        level: index l of the chosen threshold, 0..20; -1 for other rules than the adaptive one and a degenerate map.
+        threshold: eta in [0, 0.999]; 0 for a foreground rule and a degenerate map.
+        boxes: half-open pixel boxes (x0, y0, x1, y1) on the H x W map, of the best component first.
+        degenerate: True when the mask is empty and the box is the whole image.
         edge_mean: float64[21], V_l; NaN where the edge set is empty. None when no threshold was searched.
     """
 
     map: Tensor
     level: int
     threshold: float
-    box: tuple[int, int, int, int]
+    boxes: tuple[Box, ...]
     degenerate: bool
-    edge_mean: Tensor | None
+    edge_mean: Tensor | None = None
+
+    @property
+    def box(self) -> Box:
+        """The first of the boxes."""
+        return self.boxes[0]
 
 
 def recombine(features: Tensor, weight: Tensor, kind: str = "recombined") -> Tensor:
@@ -135,11 +155,10 @@ def choose_level(edge_mean: Tensor) -> int:
     return next((i + 1 for i, x in enumerate(d) if x > mean), FALLBACK_LEVEL)
 
 
-def largest_component(mask: Tensor) -> tuple[int, int, int, int]:
-    """Half-open box of the largest 8-connected component; ties go to the one that comes first in raster order.
+def components(mask: Tensor) -> Tensor:
+    """int64[H, W]: of every pixel of bool[H, W] the raster index of its 8-connected component's first; else H * W.
 
-    Every pixel repeatedly takes the smallest label around it, then its label's label, until nothing changes; a
-    component's label is then the raster index of its first pixel.
+    Every pixel repeatedly takes the smallest label around it, then its label's label, until nothing changes.
     """
     height, width = mask.shape
     nothing = height * width
@@ -154,17 +173,43 @@ def largest_component(mask: Tensor) -> tuple[int, int, int, int]:
         jump = torch.cat([smallest.flatten(), torch.tensor([nothing])])
         following = torch.where(mask, jump[smallest], nothing)
         if torch.equal(following, label):
-            break
+            return label
         label = following
-    sizes = torch.bincount(label[mask], minlength=nothing)
-    first = int((sizes == sizes.max()).nonzero()[0])
-    ys, xs = (label == first).nonzero(as_tuple=True)
-    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+def heaviest(mask: Tensor, weight: Tensor, most: int = 1, class_map: Tensor | None = None) -> tuple[Box, ...]:
+    """Half-open boxes of the heaviest 8-connected components; ties go to the one that comes first in raster order.
+
+    Args:
+        mask: bool[H, W], not empty.
+        weight: int64[H, W], not negative: a component weighs the sum of its pixels'.
+        most: at most so many components, each of at least a tenth of the heaviest's weight.
+        class_map: int64[H, W]: of those heavy enough, the ones with the largest sum of this come first.
+    """
+    label = components(mask)
+
+    def total(values: Tensor) -> list[int]:
+        sums = torch.zeros(mask.numel() + 1, dtype=torch.int64)
+        found: list[int] = sums.index_add(0, label.flatten(), values.flatten()).tolist()
+        return found
+
+    weights = total(weight)
+    firsts = sorted(set(label[mask].tolist()), key=lambda first: (-weights[first], first))
+    firsts = [first for first in firsts if SHARE * weights[first] >= weights[firsts[0]]]
+    if class_map is not None:
+        masses = total(class_map)
+        firsts.sort(key=lambda first: (-masses[first], first))
+    boxes = []
+    for first in firsts[:most]:
+        ys, xs = (label == first).nonzero(as_tuple=True)
+        boxes.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
+    return tuple(boxes)
 
 
 def box_from_features(
-    features: Tensor, weight: Tensor, size: tuple[int, int], kind: str = "recombined", threshold: float | None = None
-) -> ReferenceBox:
+    features: Tensor, weight: Tensor, size: tuple[int, int], kind: str = "recombined", threshold: float | None = None,
+    most: int = 1,
+) -> ReferenceBox:  # fmt: skip
     """Feature maps of one image and one class's weights to a box: Sec. 4.2 and 4.3 in full.
 
     Args:
@@ -173,6 +218,7 @@ def box_from_features(
         size: (H, W) of the map, normally the network's input.
         kind: as in :func:`recombine`; ``signed`` is min-max normalised, the others max-normalised.
         threshold: a fixed eta in [0, 0.999], or None for the adaptive two-stage rule.
+        most: boxes at most, see :func:`heaviest`; a component weighs as much as it has pixels.
 
     Raises:
         ValueError: if features or weights hold NaN or infinity, or the recombined map exceeds ``LARGEST``.
@@ -185,7 +231,7 @@ def box_from_features(
     base = big.min() if kind == "signed" else torch.zeros((), dtype=big.dtype)
     span = big.max() - base
     if float(span) < FLATTEST:
-        return ReferenceBox(torch.zeros_like(big), -1, 0.0, (0, 0, width, height), True, None)
+        return ReferenceBox(torch.zeros_like(big), -1, 0.0, ((0, 0, width, height),), True)
     u = ((big - base) / span).clamp(min=0)
     exact = features.dtype == torch.float64
     decisive, one = (u, 1.0) if exact else (quantise(big - base, span), float(ONE))
@@ -197,4 +243,102 @@ def box_from_features(
     else:
         means, level, eta = None, -1, threshold
         mask = decisive > (threshold if exact else round(threshold * one))
-    return ReferenceBox(u, level, eta, largest_component(mask), False, means)
+    return ReferenceBox(u, level, eta, heaviest(mask, mask.long(), most), False, means)
+
+
+def foreground_scores(coarse: Tensor, fine: Tensor | None, head: dict[str, Tensor]) -> Tensor:
+    """The score map S = up2(A) + B, above 0 on the object: what the graph's output ``foreground`` holds.
+
+    Args:
+        coarse: float[C, h, w], the features.
+        fine: float[D, 2h, 2w], the activation of twice that resolution; None where the network has none: S is A then.
+        head: ``A.weight`` [C], ``A.bias`` [1] and, with ``fine``, ``B.weight`` [D], ``B.bias`` [1].
+    """
+    a = torch.einsum("c,chw->hw", head["A.weight"].to(coarse.dtype), coarse) + head["A.bias"].to(coarse.dtype)
+    if fine is None:
+        return a
+    b = torch.einsum("c,chw->hw", head["B.weight"].to(fine.dtype), fine) + head["B.bias"].to(fine.dtype)
+    return upsample(a, *fine.shape[1:]) + b
+
+
+def _exact_taps(size_in: int, size_out: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """As :func:`_taps`, with whole numbers for blends: of the returned unit, the smallest that does."""
+    common = math.gcd(size_in, size_out)
+    unit = 2 * size_out // common
+    centre = ((2 * torch.arange(size_out) + 1) * size_in - size_out).clamp(min=0) // common
+    lower = (centre // unit).clamp(max=size_in - 1)
+    return lower, (lower + 1).clamp(max=size_in - 1), centre % unit, unit
+
+
+def exact_upsample(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, int]:
+    """float[h, w] to int64[H, W], bilinear and without any rounding, and what a score of 2**-16 is in it."""
+    q = torch.round(scores * 2.0**SCORE_SHIFT).clamp(-MOST, MOST).to(torch.int64)
+    y0, y1, ty, rows = _exact_taps(scores.shape[0], size[0])
+    x0, x1, tx, columns = _exact_taps(scores.shape[1], size[1])
+    wide = q[:, x0] * (columns - tx) + q[:, x1] * tx
+    return wide[y0] * (rows - ty)[:, None] + wide[y1] * ty[:, None], rows * columns
+
+
+def colour_evidence(mask: Tensor, picture: Tensor) -> Tensor:
+    """int64[512]: how much each colour speaks for the object, in units of 2**-16, weighted by how well colours predict.
+
+    Args:
+        mask: bool[H, W], some of it true and some not.
+        picture: uint8[H, W, 3] RGB.
+    """
+    height, width = mask.shape
+    log = [0, *(round(2**SCORE_SHIFT * math.log(n)) for n in range(1, height * width + BINS + 1))]
+    red, green, blue = (picture[..., channel].long() >> 5 for channel in range(3))
+    colour = red * 64 + green * 8 + blue
+    lower, right = 2 * torch.arange(height) >= height, 2 * torch.arange(width) >= width
+    quadrant = 2 * lower.long()[:, None] + right.long()
+    a = [torch.bincount(colour[mask & (quadrant == j)], minlength=BINS).tolist() for j in range(4)]
+    b = [torch.bincount(colour[~mask & (quadrant == j)], minlength=BINS).tolist() for j in range(4)]
+
+    def ratio(ours: list[int], theirs: list[int]) -> list[int]:
+        n, m = sum(ours), sum(theirs)
+        return [log[x + 1] - log[n + BINS] - log[y + 1] + log[m + BINS] for x, y in zip(ours, theirs, strict=True)]
+
+    every_a, every_b = [sum(x) for x in zip(*a, strict=True)], [sum(x) for x in zip(*b, strict=True)]
+    inside, outside = sum(every_a), sum(every_b)
+    right_inside = right_outside = 0
+    for ours, theirs in zip(a, b, strict=True):
+        others = ratio(
+            [x - y for x, y in zip(every_a, ours, strict=True)], [x - y for x, y in zip(every_b, theirs, strict=True)]
+        )
+        right_inside += sum(x for x, r in zip(ours, others, strict=True) if r > 0)
+        right_outside += sum(x for x, r in zip(theirs, others, strict=True) if r <= 0)
+    skill = right_inside * outside + right_outside * inside - inside * outside
+    weight = 256 * max(0, skill) // (inside * outside)
+    return torch.tensor([weight * r >> 8 for r in ratio(every_a, every_b)])
+
+
+def box_from_scores(
+    scores: Tensor, size: tuple[int, int], picture: Tensor | None = None, most: int = 1,
+    class_map: Tensor | None = None,
+) -> ReferenceBox:  # fmt: skip
+    """A score map to boxes: the rule ``foreground``, or with a picture ``foreground+colour``. Exact from S on.
+
+    Args:
+        scores: float32[h, w], above 0 on the object.
+        size: (H, W) of the map.
+        picture: uint8[H, W, 3] RGB, the network's input.
+        most: boxes at most, see :func:`heaviest`; a pixel weighs what its score is above 0.
+        class_map: int64[H, W]: components with most of it come first.
+
+    Raises:
+        ValueError: if a score is NaN or infinite.
+    """
+    if not bool(scores.isfinite().all()):
+        raise ValueError("scores are not finite")
+    height, width = size
+    u, unit = exact_upsample(scores, size)
+    mask = u > 0
+    if picture is not None and bool(mask.any()) and not bool(mask.all()):
+        red, green, blue = (picture[..., channel].long() >> 5 for channel in range(3))
+        mask = u + unit * colour_evidence(mask, picture)[red * 64 + green * 8 + blue] > 0
+    above = u.clamp(min=0)
+    heat = above.float() / max(int(above.max()), 1)
+    if not bool(mask.any()):
+        return ReferenceBox(heat, -1, 0.0, ((0, 0, width, height),), True)
+    return ReferenceBox(heat, -1, 0.0, heaviest(mask, above, most, class_map), False)

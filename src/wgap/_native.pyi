@@ -47,8 +47,8 @@ class BoxRecord:
     def edge_means(self) -> tuple[float, ...] | None:
         """V_l for l = 0..20, where asked for and searched; NaN where the edge set is empty."""
 
-def parse_rule(text: str, map: str = "recombined") -> tuple[str, float | None]:  # noqa: A002
-    """(kind, eta) of a rule's text; RuleError where it names none."""
+def parse_rule(text: str, map: str | None = None) -> tuple[str, str, float | None]:  # noqa: A002
+    """(kind, map, eta) of a rule's text, the map None being the kind's own; RuleError where it names none."""
 
 def resize(src: Any, height: int, width: int, out: Any = None) -> Any: ...
 def localize(

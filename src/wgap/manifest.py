@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -72,7 +72,8 @@ class ModelInfo:
         architecture: name and parameters.
         classes: class names; the index is the class id.
         inputs: ``image`` uint8 [N, H, W, 3] RGB.
-        outputs: ``logits`` float32 [N, K] and ``features`` float32 [N, C, h, w].
+        outputs: ``logits`` float32 [N, K], ``features`` float32 [N, C, h, w] and, once ``wgap foreground`` added it,
+            ``foreground`` float32 [N, 1, h', w'], above 0 on the object.
     """
 
     architecture: Architecture
@@ -102,6 +103,11 @@ class ModelInfo:
         """Every input and output of the graph by name, inputs first."""
         return {tensor.name: tensor for tensor in (*self.inputs, *self.outputs)}
 
+    def with_foreground(self, size: tuple[int, int]) -> ModelInfo:
+        """The same network with a score map of that size (h', w'), in place of an earlier one."""
+        kept = tuple(tensor for tensor in self.outputs if tensor.name != "foreground")
+        return replace(self, outputs=(*kept, Tensor("foreground", "float32", ("N", 1, *size), "NCHW")))
+
     @property
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the network input in pixels."""
@@ -120,6 +126,7 @@ def require_signature(
     found: Mapping[str, tuple[str, Sequence[Any]]],
     where: str,
     advice: str = "export the bundle again",
+    outputs: Collection[str] | None = None,
 ) -> None:
     """Compare the inputs and outputs of a graph, a session or an engine with the manifest's.
 
@@ -128,11 +135,15 @@ def require_signature(
         found: name to dtype (``uint8``, ``float32``, ...) and shape; an extent that is no number above 0 is free.
         where: what messages call it.
         advice: what messages end with.
+        outputs: that are needed; None for all that the manifest promises.
 
     Raises:
         BundleError: a tensor is missing, of another type or shape, or its batch is not free.
     """
+    inputs = {tensor.name for tensor in model.inputs}
     for name, promised in model.signature().items():
+        if outputs is not None and name not in outputs and name not in inputs:
+            continue
         dtype, shape = found.get(name, ("no such tensor", ()))
         extents = ["N" if not isinstance(n, int) or n <= 0 else n for n in shape]
         if (dtype, extents) != (promised.dtype, list(promised.shape)):
@@ -338,6 +349,8 @@ def _check(manifest: Manifest) -> None:
     model = manifest.model
     signature = model.signature()
     expected = {"image": ("NHWC", 3), "logits": ("NK", len(model.classes)), "features": ("NCHW", None)}
+    if "foreground" in signature or manifest.rule.on_scores:
+        expected["foreground"] = ("NCHW", None)
     for name, (layout, last) in expected.items():
         tensor = signature.get(name)
         if tensor is None:
@@ -350,6 +363,8 @@ def _check(manifest: Manifest) -> None:
             )
         if last is not None and tensor.shape[-1] != last:
             raise PlainError(f"model: {name} is {tensor}, but the last extent must be {last}")
+        if name == "foreground" and tensor.shape[1] != 1:
+            raise PlainError(f"model: foreground is {tensor}; expected one channel")
     for number, entry in enumerate(manifest.files):
         pure = PurePosixPath(entry.path)
         if pure.is_absolute() or ".." in pure.parts:

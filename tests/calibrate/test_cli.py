@@ -185,7 +185,10 @@ def test_a_verdict_holds_for_the_file_it_was_measured_on_alone(
         (["--images", "{shapes}", "--keep-float", "conv9"], "no convolution is called 'conv9'"),
         (["--images", "{shapes}", "--keep-float", "conv9", "--precision", "fp16"], "no convolution is called 'conv9'"),
         (["--images", "{shapes}", "--keep-float", "conv9", "--precision", "bf16"], "no convolution is called 'conv9'"),
-        (["--images", "{shapes}", "--rule", "otsu"], "rule: expected 'adaptive' or 'fixed:ETA'"),
+        (
+            ["--images", "{shapes}", "--rule", "otsu"],
+            "rule: expected 'adaptive', 'foreground'",
+        ),
         (["--images", "{shapes}", "--map", "cam"], "expected 'recombined', 'positive' or 'signed', got 'cam'"),
         (["--images", "{shapes}", "--auto"], "give --gate"),
         (["--images", "{shapes}", "--gate", "{shapes}", "--min-iou", "98"], "min_iou is a share of 0..1, got 98"),

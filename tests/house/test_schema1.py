@@ -194,7 +194,7 @@ MADE = ("files", 1, "provenance")
         (drop("postprocessing"), "postprocessing: missing"),
         (put("postprocessing", value=0.5), "postprocessing: expected an object, got 0.5"),
         (put("postprocessing", "threshold", value=0.5), "postprocessing.threshold: expected text, got 0.5"),
-        (put("postprocessing", "threshold", value="otsu"), "postprocessing: rule: expected 'adaptive' or 'fixed:ETA'"),
+        (put("postprocessing", "threshold", value="otsu"), "postprocessing: rule: expected 'adaptive', 'foreground'"),
         (put("postprocessing", "map", value="cam"), "postprocessing: map: expected 'recombined', 'positive' or"),
         (put("preprocessing", "mean", value=[0.5]), "preprocessing.mean: expected 3 values, got [0.5]"),
         (put("files", value={}), "files: expected a list, got {}"),

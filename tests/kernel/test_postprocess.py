@@ -148,7 +148,7 @@ def test_wrong_options_are_refused(option: dict[str, Any], message: str) -> None
     ("rule", "map", "message"),
     [
         ("adaptive", "cam", "map: expected 'recombined', 'positive' or 'signed', got 'cam'"),
-        ("otsu", "signed", "rule: expected 'adaptive' or 'fixed:ETA' .* got 'otsu'"),
+        ("otsu", "signed", "rule: expected 'adaptive', 'foreground', .* got 'otsu'"),
         ("fixed:", "signed", "rule: expected .* got 'fixed:'"),
         ("fixed:1.0", "signed", r"ETA in \[0, 0.999\], got 'fixed:1.0'"),
         ("fixed:nan", "signed", r"ETA in \[0, 0.999\], got 'fixed:nan'"),

@@ -124,7 +124,10 @@ def test_threshold_is_the_old_name_of_rule(glass_bundle: Path, tiny_bundle: Path
         (["*.gif"], "the pattern matches no file"),
         (["pictures", "--class", "purple"], "no class 'purple'; expected a name"),
         (["pictures", "--map", "cam"], "map: expected 'recombined', 'positive' or 'signed', got 'cam'"),
-        (["pictures", "--rule", "otsu"], "rule: expected 'adaptive' or 'fixed:ETA' with ETA in [0, 0.999], got 'otsu'"),
+        (
+            ["pictures", "--rule", "otsu"],
+            "rule: expected 'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in [0, 0.999], got 'otsu'",
+        ),
         (["pictures", "--rule", "fixed:1"], "got 'fixed:1'"),
         (["pictures", "--rule", ""], "got ''"),
         (["pictures", "--backend", "tpu"], "unknown backend 'tpu'"),

@@ -56,7 +56,7 @@ extern "C" {
  * is 0, a new minor number is a new interface. */
 #define WGAP_VERSION_MAJOR 0
 #define WGAP_VERSION_MINOR 2
-#define WGAP_VERSION_PATCH 1
+#define WGAP_VERSION_PATCH 2
 
 #define WGAP_LEVELS 20 /* threshold steps: eta_l = l / WGAP_LEVELS for l = 0..WGAP_LEVELS */
 #define WGAP_MOST_THREADS 1024
@@ -90,12 +90,16 @@ typedef struct wgap_error {
 typedef enum wgap_map {
   WGAP_MAP_RECOMBINED = 0, /* sum of |w_c| F_c, divided by its maximum */
   WGAP_MAP_POSITIVE = 1,   /* sum of max(w_c, 0) F_c, divided by its maximum */
-  WGAP_MAP_SIGNED = 2      /* sum of w_c F_c, min-max normalised: plain CAM */
+  WGAP_MAP_SIGNED = 2,     /* sum of w_c F_c, min-max normalised: plain CAM */
+  WGAP_MAP_NONE = 3        /* foreground rules only: features are not read, components rank by their weight alone */
 } wgap_map;
 
 typedef enum wgap_rule_kind {
   WGAP_RULE_ADAPTIVE = 0, /* the two-stage rule chooses a level for each map */
-  WGAP_RULE_FIXED = 1     /* parameters[0]: eta in [0, 0.999] */
+  WGAP_RULE_FIXED = 1,    /* parameters[0]: eta in [0, 0.999] */
+  /* of wgap_input.scores: what is above 0. With a map, the component with most of the class's map is the first box. */
+  WGAP_RULE_FOREGROUND = 2,
+  WGAP_RULE_FOREGROUND_COLOUR = 3 /* the same, moved to where the colours of wgap_input.pictures change */
 } wgap_rule_kind;
 
 /* How a mask is made: of which map, and where it is cut. A new kind needs no other layout. */
@@ -200,8 +204,9 @@ WGAP_API const char* wgap_version(void);
 /* Names of the instruction sets this machine runs, slowest first; ends with null. */
 WGAP_API const char* const* wgap_targets(void);
 
-/* "adaptive" or "fixed:ETA", and the map's name ("recombined", "positive", "signed"), to a rule, which begins as
- * WGAP_RULE_INIT. The decimal point is a point in every locale. */
+/* "adaptive", "fixed:ETA", "foreground" or "foreground+colour", and the map's name ("recombined", "positive", "signed"
+ * or, of the last two, "none"; null for the kind's own: recombined, none) to a rule, which begins as WGAP_RULE_INIT. The
+ * decimal point is a point in every locale. */
 WGAP_API wgap_status wgap_rule_parse(const char* text, const char* map, wgap_rule* rule, wgap_error* error);
 
 /* Copies float32 [classes][channels] weights. WGAP_WEIGHTS_NOT_FINITE if one is NaN or infinite. */

@@ -1,6 +1,7 @@
 // Python's way to the C interface: reads buffers, releases the interpreter lock, turns statuses into errors.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -98,24 +100,26 @@ struct Classifier {
   Classifier& operator=(const Classifier&) = delete;
 };
 
-wgap_rule rule_named(const std::string& text, const std::string& map) {
+wgap_rule rule_named(const std::string& text, const char* map) {
   wgap_rule rule = WGAP_RULE_INIT;
   wgap_error error = WGAP_ERROR_INIT;
-  check(wgap_rule_parse(text.c_str(), map.c_str(), &rule, &error), error, "RuleError");
+  check(wgap_rule_parse(text.c_str(), map, &rule, &error), error, "RuleError");
   return rule;
 }
 
 // A wgap.rule.Rule, or None for the adaptive one.
 wgap_rule rule_of(nb::handle given) {
   if (given.is_none()) return WGAP_RULE_INIT;
-  return rule_named(nb::cast<std::string>(nb::str(given)), nb::cast<std::string>(given.attr("map")));
+  return rule_named(nb::cast<std::string>(nb::str(given)), nb::cast<std::string>(given.attr("map")).c_str());
 }
 
-// (kind, eta) of a rule's text; eta is None where the kind has none.
-nb::tuple parse_rule(const std::string& text, const std::string& map) {
-  const wgap_rule rule = rule_named(text, map);
-  if (rule.kind == WGAP_RULE_FIXED) return nb::make_tuple("fixed", rule.parameters[0]);
-  return nb::make_tuple("adaptive", nb::none());
+// (kind, map, eta) of a rule's text; map None: the kind's own. eta is None where the kind has none.
+nb::tuple parse_rule(const std::string& text, const std::optional<std::string>& map) {
+  constexpr const char* kinds[] = {"adaptive", "fixed", "foreground", "foreground+colour"};
+  constexpr const char* maps[] = {"recombined", "positive", "signed", "none"};
+  const wgap_rule rule = rule_named(text, map ? map->c_str() : nullptr);
+  const nb::object eta = rule.kind == WGAP_RULE_FIXED ? nb::object(nb::float_(rule.parameters[0])) : nb::none();
+  return nb::make_tuple(kinds[rule.kind], maps[rule.map], eta);
 }
 
 struct BoxRecord {
@@ -392,7 +396,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("degenerate", [](const BoxRecord& r) { return r.record.degenerate != 0; })
       .def_ro("heatmap", &BoxRecord::heatmap)
       .def_ro("edge_means", &BoxRecord::edge_means);
-  m.def("parse_rule", &parse_rule, nb::arg("text"), nb::arg("map") = "recombined");
+  m.def("parse_rule", &parse_rule, nb::arg("text"), nb::arg("map") = nb::none());
   m.def("resize", &resize, nb::arg("src"), nb::arg("height"), nb::arg("width"), nb::arg("out") = nb::none());
   m.def("localize", &localize, nb::arg("logits"), nb::arg("features"), nb::arg("classifier"), nb::kw_only(),
         nb::arg("size"), nb::arg("rule").none() = nb::none(), nb::arg("classes").none() = nb::none(),

@@ -23,8 +23,8 @@ constexpr int kLevelSlots = 32;      // a copy of the level sums takes this many
 constexpr int kExpLanes = 16;
 
 // As wgap_map, wgap_rule_kind and wgap_status in wgap.h.
-enum Map : int { kRecombined = 0, kPositive = 1, kSigned = 2 };
-enum RuleKind : int { kAdaptive = 0, kFixed = 1 };
+enum Map : int { kRecombined = 0, kPositive = 1, kSigned = 2, kNoMap = 3 };
+enum RuleKind : int { kAdaptive = 0, kFixed = 1, kForeground = 2, kForegroundColour = 3 };
 enum Status : int { kDone = 0, kBadFeatures = 5, kBadLogits = 6 };
 
 // Parts of the work a profiling Block can tell apart.
@@ -54,6 +54,7 @@ constexpr Rule fixed_rule(double eta, int map = kRecombined) {
 }
 constexpr Rule adaptive_rule(int map = kRecombined) { return {kAdaptive, map, 0, 0.0}; }
 #endif
+constexpr bool on_scores(const Rule& rule) { return rule.kind >= kForeground; }
 
 // Above 0 on the object, at a resolution of its own: for rules that read one.
 struct ScoreMap {
