@@ -117,7 +117,9 @@ def observe(
     for start in progress(range(0, len(images), BATCH)):
         rows = slice(start, start + BATCH)
         labels = [picture.label for picture in images.pictures[rows]]
-        with network.forward(images.batch(rows)) as outputs:
+        batch = images.batch(rows)
+        with network.forward(batch, outputs=locator.rule.outputs) as given:
+            outputs = {**given, "picture": batch}
             own = [row[0] for row in locator.locate(outputs)]
             top = [0 if record.error else record.class_id for record in own]
             followed = top if reference is None else [max(seen.top1, 0) for seen in reference[rows]]

@@ -140,9 +140,9 @@ def _times(localizer: Localizer, encoded: list[bytes], rounds: Iterable[int]) ->
         forwarding = boxing = 0
         for _, part in localizer.network.parts(resized):
             began = perf_counter_ns()
-            with localizer.network.forward(part) as outputs:
+            with localizer.network.forward(part, outputs=localizer.rule.outputs) as outputs:
                 forwarded = perf_counter_ns()
-                localizer.locator.locate(outputs)
+                localizer.locator.locate({**outputs, "picture": part})
                 boxed = perf_counter_ns()
             forwarding, boxing = forwarding + forwarded - began, boxing + boxed - forwarded
         start_again = perf_counter_ns()

@@ -23,7 +23,11 @@ class ImageScore:
         gt_iou: best IoU of the box drawn from the *label's* map.
         top1_iou: best IoU of the box drawn from the *predicted* class's map.
         level: chosen level of the label's map, -1 for a fixed threshold or a degenerate map.
-        degenerate: whether the label's map was flat at zero.
+        degenerate: whether the label's mask was empty.
+        boxes: how many boxes were drawn from the label's map.
+        right: how many of them are right.
+        truths: how many true boxes there are.
+        found: how many of those some box from the label's map is right about.
     """
 
     correct: bool
@@ -31,6 +35,10 @@ class ImageScore:
     top1_iou: float
     level: int
     degenerate: bool
+    boxes: int = 1
+    right: int = 0
+    truths: int = 1
+    found: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,9 @@ class Summary:
         top1_loc: share whose class is right *and* whose box from that class's map is right.
         mean_iou: mean of the IoU of GT-known localization.
         levels: how often each level was chosen, by its threshold eta; empty for a fixed threshold.
-        degenerate: how many maps were flat.
+        degenerate: how many masks were empty.
+        any_of_n: of several boxes a class, which is another measure than GT-known: ``loc``, the share of images where
+            any of them is right, ``boxes`` per image, ``precision`` and ``recall`` over the boxes; None for one box.
     """
 
     images: int
@@ -54,9 +64,10 @@ class Summary:
     mean_iou: float
     levels: dict[str, int]
     degenerate: int
+    any_of_n: dict[str, float] | None = None
 
     @staticmethod
-    def of(scores: Iterable[ImageScore]) -> Summary:
+    def of(scores: Iterable[ImageScore], max_boxes: int = 1) -> Summary:
         """Summarise; raises ValueError where there is nothing to summarise."""
         rows = list(scores)
         if not rows:
@@ -71,4 +82,12 @@ class Summary:
             mean_iou=sum(row.gt_iou for row in rows) / count,
             levels={f"{level / LEVELS:.2f}": levels[level] for level in sorted(levels)},
             degenerate=sum(row.degenerate for row in rows),
+            any_of_n=None
+            if max_boxes == 1
+            else {
+                "loc": sum(row.right > 0 for row in rows) / count,
+                "boxes": sum(row.boxes for row in rows) / count,
+                "precision": sum(row.right for row in rows) / sum(row.boxes for row in rows),
+                "recall": sum(row.found for row in rows) / sum(row.truths for row in rows),
+            },
         )

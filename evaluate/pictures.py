@@ -85,7 +85,7 @@ def edge_curve(localizer: Localizer, image: ImageResult) -> tuple[list[float], L
     """V_l for l = 0..20 of the label's map (NaN where the edge set is empty), and the localization."""
     import numpy as np
 
-    adaptive = localizer.locator.with_rule(Rule(map=localizer.rule.map))
+    adaptive = localizer.locator.with_rule(Rule(map="recombined" if localizer.rule.on_scores else localizer.rule.map))
     pixels = np.ascontiguousarray(resize(decode(image.path), *localizer.locator.size))[None]
     [[record]] = localizer.network.locate(pixels, adaptive, Request([image.label], edge_means=True))
     found = localizer.one(image.path, image.label, heatmap=True)

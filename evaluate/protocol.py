@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from wgap._native import LEVELS
 from wgap.bundle import Bundle
@@ -15,12 +15,14 @@ from wgap.evaluate.metrics import ImageScore, Summary
 from wgap.geometry import RIGHT, Box, best_iou, centred_box, scaled
 from wgap.images import decode, resize
 from wgap.rule import MAPS, Map, Rule
+from wgap.runtime.cuda.arrays import to_host
 from wgap.runtime.locator import Request
 from wgap.runtime.postprocess import require_finite
 
 if TYPE_CHECKING:
     from wgap._native import BoxRecord
     from wgap.runtime.localizer import Localizer
+    from wgap.runtime.network import Outputs
 
 ABLATION_RULES = ("fixed:0.15", "fixed:0.2", "adaptive")
 
@@ -38,7 +40,8 @@ class ImageResult:
         truth: boxes, half-open, original pixels.
         box: box of the label's map under the first rule, half-open, original pixels.
         scores: one per rule, in order.
-        level_ious: per map, the IoU at each threshold l / 20, l = 0..19, of the label's map. Uses the true box.
+        level_ious: per map, the IoU at each threshold l / 20, l = 0..19, of the label's map; of ``foreground`` at 20
+            levels evenly spaced over the scores' own range. Uses the true box.
         centred_iou: IoU of a centred box of half the image's area.
     """
 
@@ -50,7 +53,7 @@ class ImageResult:
     truth: list[Box]
     box: Box
     scores: tuple[ImageScore, ...]
-    level_ious: dict[Map, tuple[float, ...]]
+    level_ious: dict[str, tuple[float, ...]]
     centred_iou: float
 
 
@@ -62,22 +65,24 @@ class Evaluation:
         rules: the rules, the asked-for one first.
         images: one result per readable image, in the set's order.
         skipped: (path, reason) of unreadable images; they count nowhere.
+        max_boxes: boxes that a class could have.
     """
 
     rules: tuple[Rule, ...]
     images: tuple[ImageResult, ...]
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    max_boxes: int = 1
 
     def summary(self, rule: int = 0) -> Summary:
         """Fractions under one rule."""
-        return Summary.of(image.scores[rule] for image in self.images)
+        return Summary.of((image.scores[rule] for image in self.images), self.max_boxes)
 
-    def oracle(self, kind: Map) -> dict[str, float]:
+    def oracle(self, kind: str) -> dict[str, float]:
         """GT-known localization if each image had the best of the 20 thresholds: an upper bound that uses the truth."""
         best = [max(image.level_ious[kind]) for image in self.images]
         return {"gt_known_loc": _share(best), "mean_iou": sum(best) / len(best)}
 
-    def best_fixed(self, kind: Map) -> dict[str, float]:
+    def best_fixed(self, kind: str) -> dict[str, float]:
         """The one threshold that suits these very images best: tuned on the truth, an upper bound for a fixed rule."""
         shares = [_share([image.level_ious[kind][level] for image in self.images]) for level in range(LEVELS)]
         level = max(range(LEVELS), key=lambda index: (shares[index], -index))
@@ -91,7 +96,7 @@ class Evaluation:
             **vars(self.summary()),
             "map": rule.map,
             "threshold": str(rule),
-            "oracle": {**self.oracle(rule.map), "uses_ground_truth": True},
+            "oracle": {**self.oracle(_swept(rule)), "uses_ground_truth": True},
             "centred_box": {"gt_known_loc": _share(centred), "mean_iou": sum(centred) / len(centred)},
             "skipped": [{"image": path, "error": error} for path, error in self.skipped],
         }
@@ -105,17 +110,24 @@ class Evaluation:
                 {
                     "map": kind,
                     "uses_ground_truth": True,
-                    "best_fixed": self.best_fixed(kind),
+                    **({} if kind == "foreground" else {"best_fixed": self.best_fixed(kind)}),
                     "oracle": self.oracle(kind),
                 }
-                for kind in MAPS
+                for kind in self.images[0].level_ious
             ]
         return report
 
 
-def ablation_rules() -> list[Rule]:
-    """Every map with CAM's fixed thresholds and with the adaptive rule."""
-    return [Rule.parse(text, kind) for kind in MAPS for text in ABLATION_RULES]
+def ablation_rules(bundle: Bundle) -> list[Rule]:
+    """Every map with CAM's fixed thresholds and the adaptive rule; the foreground rules if the network has scores."""
+    rules = [Rule.parse(text, kind) for kind in MAPS for text in ABLATION_RULES]
+    foreground = "foreground" in bundle.manifest.model.signature()
+    return rules + ([Rule("foreground"), Rule("foreground+colour")] if foreground else [])
+
+
+def _swept(rule: Rule) -> str:
+    """What a rule cuts: a class's map, by its name, or ``foreground``."""
+    return "foreground" if rule.on_scores else rule.map
 
 
 def evaluate_localizer(
@@ -133,7 +145,7 @@ def evaluate_localizer(
     localization draws the box from the *label's* map, Top-1 localization from the *predicted* class's map.
 
     Args:
-        localizer: network, kernel and rule; each is used where it is, on the CPU or on a GPU.
+        localizer: network, kernel, rule and boxes per class; each is used where it is, on the CPU or on a GPU.
         dataset: one split; its class names must be the bundle's, in any order.
         further: rules to measure besides the localizer's own.
         batch_size: images per forward pass.
@@ -169,7 +181,7 @@ def evaluate_localizer(
             images += _score_batch(localizer, rules, readable, pixels, sizes)
     if not images:
         raise DataError(f"{dataset.root}: no image of split {dataset.split!r} could be read")
-    return Evaluation(rules, tuple(images), tuple(skipped))
+    return Evaluation(rules, tuple(images), tuple(skipped), localizer.max_boxes)
 
 
 def _load(path: Path, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
@@ -185,24 +197,25 @@ def _score_batch(
 
     size, known = localizer.locator.size, [label for _, label, _ in readable]
     wanted = [(rule, classes) for rule in rules for classes in (known, None)]
-    maps = MAPS if len(rules) > 1 else (rules[0].map,)
-    wanted += [(Rule("fixed", kind, level / LEVELS), known) for kind in maps for level in range(LEVELS)]
     found: list[list[BoxRecord]] = [[] for _ in wanted]
+    kinds = dict.fromkeys(map(_swept, rules))
+    swept: dict[str, list[list[BoxRecord]]] = {kind: [[] for _ in range(LEVELS)] for kind in kinds}
+
+    def locate(outputs: Outputs, rule: Rule, request: Request) -> list[BoxRecord]:
+        return [row[0] for row in require_finite(localizer.locator.with_rule(rule).locate(outputs, request))]
+
+    names = sorted({name for rule in rules for name in rule.outputs})
     for rows, part in localizer.network.parts(np.stack(pixels)):
-        with localizer.network.forward(part) as outputs:
+        with localizer.network.forward(part, outputs=names) as given:
+            outputs = {**given, "picture": part}
             for records, (rule, classes) in zip(found, wanted, strict=True):
-                request = Request(classes).rows(rows)
-                located = require_finite(localizer.locator.with_rule(rule).locate(outputs, request))
-                records += [row[0] for row in located]
-    by_rule = list(zip(found[0 : 2 * len(rules) : 2], found[1 : 2 * len(rules) : 2], strict=True))
-    levels = found[2 * len(rules) :]
-    by_level = {kind: levels[n * LEVELS : (n + 1) * LEVELS] for n, kind in enumerate(maps)}
+                records.extend(locate(outputs, rule, Request(classes, max_boxes=localizer.max_boxes).rows(rows)))
+            for kind, levels in swept.items():
+                for records, (cut, rule) in zip(levels, _levels(kind, outputs), strict=True):
+                    records.extend(locate(cut, rule, Request(known).rows(rows)))
+    by_rule = list(zip(found[0::2], found[1::2], strict=True))
     for i, (path, label, truth) in enumerate(readable):
-        boxes = [scaled(box, sizes[i], size) for box in truth]
-
-        def iou(box: Box, boxes: list[Box] = boxes) -> float:
-            return best_iou(box, boxes, size)
-
+        truths = [scaled(box, sizes[i], size) for box in truth]
         predicted = by_rule[0][1][i]
         yield ImageResult(
             path=path,
@@ -212,13 +225,40 @@ def _score_batch(
             size=sizes[i],
             truth=truth,
             box=scaled(by_rule[0][0][i].box, size, sizes[i]),
-            scores=tuple(
-                ImageScore(top1[i].class_id == label, iou(gt[i].box), iou(top1[i].box), gt[i].level, gt[i].degenerate)
-                for gt, top1 in by_rule
-            ),
-            level_ious={kind: tuple(iou(rows[i].box) for rows in levels) for kind, levels in by_level.items()},
-            centred_iou=iou(centred_box(size)),
+            scores=tuple(_score(label, gt[i], top1[i], truths, size) for gt, top1 in by_rule),
+            level_ious={
+                kind: tuple(best_iou(records[i].box, truths, size) for records in cuts) for kind, cuts in swept.items()
+            },
+            centred_iou=best_iou(centred_box(size), truths, size),
         )
+
+
+def _levels(kind: str, outputs: Outputs) -> Iterator[tuple[Outputs, Rule]]:
+    """For each of the 20 levels what to give the kernel, and the rule that cuts it there."""
+    import numpy as np
+
+    if kind != "foreground":
+        for level in range(LEVELS):
+            yield outputs, Rule("fixed", cast("Map", kind), level / LEVELS)
+        return
+    scores = to_host(outputs["foreground"])
+    low, high = scores.min(axis=(1, 2, 3), keepdims=True), scores.max(axis=(1, 2, 3), keepdims=True)
+    for level in range(LEVELS):
+        yield {**outputs, "foreground": scores - (low + np.float32(level / LEVELS) * (high - low))}, Rule("foreground")
+
+
+def _score(label: int, gt: BoxRecord, top1: BoxRecord, truths: list[Box], size: tuple[int, int]) -> ImageScore:
+    return ImageScore(
+        correct=top1.class_id == label,
+        gt_iou=best_iou(gt.box, truths, size),
+        top1_iou=best_iou(top1.box, truths, size),
+        level=gt.level,
+        degenerate=gt.degenerate,
+        boxes=len(gt.boxes),
+        right=sum(best_iou(box, truths, size) >= RIGHT for box in gt.boxes),
+        truths=len(truths),
+        found=sum(any(best_iou(box, [truth], size) >= RIGHT for box in gt.boxes) for truth in truths),
+    )
 
 
 def class_ids(bundle: Bundle, dataset: Dataset) -> list[int]:

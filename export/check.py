@@ -89,11 +89,12 @@ def check_localizer(
     """
     import numpy as np
     import torch
+    from safetensors.torch import load_file
 
     from wgap.images import decode, resize
     from wgap.runtime.locator import Request
     from wgap.runtime.postprocess import require_finite
-    from wgap.train.reference import box_from_features
+    from wgap.train.reference import by_rule
     from wgap.train.views import normalise
 
     bundle, rule, size = localizer.bundle, localizer.rule, localizer.locator.size
@@ -108,7 +109,8 @@ def check_localizer(
     model = model_from_bundle(bundle)
     rows = model.classifier.weight.detach()
 
-    worst = {"features": 0.0, "logits": 0.0, "map": 0.0}
+    worst = dict.fromkeys(("features", "logits", *(["foreground"] if rule.on_scores else []), "map"), 0.0)
+    head = load_file(bundle.path("foreground")) if rule.on_scores else None
     same = {"class": 0, "level": 0, "box": 0, "end": 0}
     differing = []
     overlap = 0.0
@@ -117,20 +119,21 @@ def check_localizer(
         batch = np.ascontiguousarray(pixels)[None]
         got = localizer.network.run(batch)
         with torch.no_grad():
-            expected_logits, expected_features = model(
-                normalise(torch.from_numpy(batch), bundle.manifest.preprocessing)
-            )
-        for stage, expected in (("features", expected_features), ("logits", expected_logits)):
-            difference = float((torch.from_numpy(got[stage]) - expected).abs().max())
-            worst[stage] = max(worst[stage], difference / max(float(expected.abs().max()), 1e-30))
+            expected = _expected(model, normalise(torch.from_numpy(batch), bundle.manifest.preprocessing), head)
+        for stage, value in expected.items():
+            difference = float((torch.from_numpy(got[stage]) - value).abs().max())
+            worst[stage] = max(worst[stage], difference / max(float(value.abs().max()), 1e-30))
 
-        class_id = int(expected_logits[0].argmax())
-        reference = box_from_features(expected_features[0], rows[class_id], size, rule.map, rule.eta)
+        class_id = int(expected["logits"][0].argmax())
+        shown = {name: value[0] for name, value in expected.items()}
+        reference = by_rule(rule, size, shown, rows[class_id], torch.from_numpy(batch[0]))
         same["class"] += class_id == int(got["logits"][0].argmax())
 
         request = Request([class_id], heatmaps=True)
-        shared = {"logits": expected_logits.numpy(), "features": expected_features.contiguous().numpy()}
-        [[kernel]], [[end]] = (require_finite(localizer.locator.locate(o, request)) for o in (shared, got))
+        shared = {name: value.contiguous().numpy() for name, value in expected.items()}
+        [[kernel]], [[end]] = (
+            require_finite(localizer.locator.locate({**o, "picture": batch}, request)) for o in (shared, got)
+        )
         worst["map"] = max(
             worst["map"], float((torch.from_numpy(np.array(kernel.heatmap)) - reference.map).abs().max())
         )
@@ -147,7 +150,7 @@ def check_localizer(
     tolerance = feature_tolerance(precision)
     exact = tolerance == EXACT
     agreement = BOX_AGREEMENT if exact else LOWER_AGREEMENT
-    table = [_difference(stage, worst[stage], tolerance) for stage in ("features", "logits")]
+    table = [_difference(stage, value, tolerance) for stage, value in worst.items() if stage != "map"]
     table += [_share("class", same["class"], count, agreement, "top-1 of backend and PyTorch")]
     table += [_difference("map", worst["map"], MAP_TOLERANCE)]
     table += [
@@ -183,6 +186,25 @@ def model_from_bundle(bundle: Bundle) -> Any:
     except (RuntimeError, TypeError, ValueError) as error:
         raise BundleError(f"{path} does not hold the network that the manifest describes: {error}") from error
     return model.eval()
+
+
+def _expected(model: Any, x: Any, head: dict[str, Any] | None) -> dict[str, Any]:
+    """PyTorch's logits, features and, with a head, score map of one normalised image: each with the batch in front."""
+    import torch
+
+    from wgap.train.reference import foreground_scores
+
+    fine, (_, height, width) = None, model.feature_shape
+    for layer in model.features:
+        x = layer(x)
+        if isinstance(layer, torch.nn.ReLU) and x.shape[2:] == (2 * height, 2 * width):
+            fine = x
+    logits, features = model.head(x)
+    found = {"logits": logits, "features": features}
+    if head is not None:
+        scores = foreground_scores(features[0], fine[0] if fine is not None and "B.weight" in head else None, head)
+        found["foreground"] = scores[None, None]
+    return found
 
 
 def _difference(name: str, measured: float, limit: float) -> Stage:

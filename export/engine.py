@@ -55,6 +55,8 @@ class BuildOptions:
         strip_weights: leave the weights out; whoever loads the plan refits it from the ONNX file.
         refit: weights may be replaced in the loaded engine.
         tf32: let float32 products be rounded to 10 bits of mantissa; off, although it is the library's default.
+        outputs: of the engine, such as ``("logits", "foreground")``, whose rules read no features; empty for all of the
+            model's.
     """
 
     batch: tuple[int, int, int] = DEFAULT_BATCH
@@ -65,6 +67,7 @@ class BuildOptions:
     strip_weights: bool = False
     refit: bool = False
     tf32: bool = False
+    outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         low, usual, high = self.batch
@@ -116,6 +119,7 @@ def engine_from_bundle(
     source = bundle.model_file(precision, ungated, rule)
     library = load_library(flavor)
     _require_options(library, options)
+    _require_outputs(bundle, options.outputs)
     require_writable(bundle)
     here = gpu(device) if device is not None or gpus() else None
     log = library_log(library)
@@ -129,6 +133,9 @@ def engine_from_bundle(
         builder = _builder(library, log)
         network, parser = _network(library, builder, log, bundle.root / source.path)
         require_signature(bundle.manifest.model, _tensors(network), source.path)
+        for tensor in [network.get_output(index) for index in range(network.num_outputs)]:
+            if options.outputs and tensor.name not in options.outputs:
+                network.unmark_output(tensor)
         attestation = attest_network(library, network, convolution_nodes(bundle.root / source.path), source)
         plan = _plan(library, log, builder, network, bundle.manifest.model.input_size, options, phases, here)
         del parser, network, builder  # the parser owns the weights that the network reads
@@ -185,6 +192,16 @@ def _require_options(library: Any, options: BuildOptions) -> None:
                 f"{flavor} {library.__version__} does not know compute capability {capability}; expected some of "
                 f"{', '.join(f'{name[2:-1]}.{name[-1]}' for name in have)}"
             )
+
+
+def _require_outputs(bundle: Bundle, wanted: tuple[str, ...]) -> None:
+    """Refuse outputs that the model has not, or that no rule can do with."""
+    have = [tensor.name for tensor in bundle.manifest.model.outputs]
+    if wanted and not ({"logits"} < set(wanted) <= set(have)):
+        raise DataError(
+            f"--outputs: expected logits and some more of {', '.join(have[1:])}, got {', '.join(wanted)}"
+            + ("" if "foreground" in have else "; `wgap foreground` adds the output foreground")
+        )
 
 
 def _builder(library: Any, log: Any) -> Any:
@@ -332,6 +349,7 @@ def _architecture(flavor: str, options: BuildOptions, gpu: Gpu | None) -> str:
 def _suffix(architecture: str, options: BuildOptions) -> str:
     parts = [] if architecture == PORTABLE else architecture.split(",")
     names = [f"-sm{part.replace('.', '').replace('+', 'plus')}" for part in parts]
+    names += [f"-{'-'.join(sorted(options.outputs))}"] if options.outputs else []
     return "".join([*names, *(["-stripped"] if options.strip_weights else [])])
 
 
@@ -352,7 +370,8 @@ def _options_json(options: BuildOptions) -> dict[str, Any]:
     """What was asked for; not the name of a file, which is somebody's machine, and not the profile, told by itself."""
     plain = asdict(replace(options, timing_cache=None))
     del plain["batch"], plain["timing_cache"]
-    return {**plain, "compute_capabilities": list(options.compute_capabilities), "strongly_typed": True}
+    lists = {name: list(plain[name]) for name in ("compute_capabilities", "outputs")}
+    return {**plain, **lists, "strongly_typed": True}
 
 
 def _member(capability: str) -> str:

@@ -26,8 +26,8 @@ from wgap.rule import Rule
 from wgap.runtime.library import gpu, gpus, library_log, load_library
 
 __all__ = [
-    "DEFAULT_BATCH", "Host", "Mismatch", "about", "build_command", "engine_file", "engines", "fits", "mismatches",
-    "preflight", "stale",
+    "DEFAULT_BATCH", "Host", "Mismatch", "about", "build_command", "built_outputs", "engine_file", "engines", "fits",
+    "mismatches", "preflight", "stale",
 ]  # fmt: skip
 
 DEFAULT_BATCH = (1, 8, 16)
@@ -100,6 +100,12 @@ def about(entry: BundleFile) -> EngineRecord:
     return entry.engine
 
 
+def built_outputs(bundle: Bundle, entry: BundleFile) -> tuple[str, ...]:
+    """The outputs that an engine has: all of the model's, or those that ``wgap build --outputs`` kept."""
+    kept = about(entry).options.get("outputs") or ()
+    return tuple(tensor.name for tensor in bundle.manifest.model.outputs if not kept or tensor.name in kept)
+
+
 def fits(architecture: str, compute_capability: str) -> bool:
     """Whether an engine for ``portable``, ``8.0+`` or a list such as ``8.6,8.9`` runs on that compute capability.
 
@@ -112,10 +118,11 @@ def fits(architecture: str, compute_capability: str) -> bool:
     return compute_capability in architecture.split(",")
 
 
-def engine_file(bundle: Bundle, host: Host, precision: str) -> BundleFile:
+def engine_file(bundle: Bundle, host: Host, precision: str, rule: Rule | None = None) -> BundleFile:
     """The engine to use: of the host's flavor and that precision, the one with the fewest mismatches.
 
-    One that has its weights goes before one that was stripped of them.
+    One that has its weights goes before one that was stripped of them, then the one with the fewest outputs; it must
+    have those that the rule reads (None: the bundle's own rule).
 
     Raises:
         EngineError: if there is none; the message has the command that builds one.
@@ -127,10 +134,17 @@ def engine_file(bundle: Bundle, host: Host, precision: str) -> BundleFile:
             f"{bundle.root} holds no {host.flavor} engine of precision {precision}; its engines: {have}. Build one: "
             f"{build_command(bundle, host, precision)}"
         )
-    return min(found, key=lambda e: (len(mismatches(bundle, e, host)), bool(about(e).options.get("strip_weights"))))
+
+    def unfit(entry: BundleFile) -> tuple[int, bool, int]:
+        stripped = bool(about(entry).options.get("strip_weights"))
+        return len(mismatches(bundle, entry, host, rule=rule)), stripped, len(built_outputs(bundle, entry))
+
+    return min(found, key=unfit)
 
 
-def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None = None) -> list[Mismatch]:
+def mismatches(
+    bundle: Bundle, entry: BundleFile, host: Host, batch: int | None = None, rule: Rule | None = None
+) -> list[Mismatch]:
     """What the manifest says against the host; the plan itself is not read.
 
     Args:
@@ -138,6 +152,7 @@ def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None 
         entry: its engine.
         host: what is to run it.
         batch: images per call; None leaves the profile out.
+        rule: whose outputs it must have; None for the bundle's own.
     """
     made = about(entry)
     rows = []
@@ -151,6 +166,9 @@ def mismatches(bundle: Bundle, entry: BundleFile, host: Host, batch: int | None 
         rows.append(Mismatch("platform", host.platform, made.platform))
     if batch is not None and not made.profile.min <= batch <= made.profile.max:
         rows.append(Mismatch("batch", str(batch), f"{made.profile.min} to {made.profile.max}"))
+    have, read = built_outputs(bundle, entry), (rule or bundle.manifest.rule).outputs
+    if not set(read) <= set(have):
+        rows.append(Mismatch(f"outputs, for the rule {rule or bundle.manifest.rule}", ", ".join(read), ", ".join(have)))
     if stale(bundle, entry):
         current = _model_sha256(bundle, entry.precision)
         rows.append(
@@ -188,7 +206,7 @@ def preflight(
     """
     where = bundle.root / path
     entry = next((e for e in bundle.manifest.files if (bundle.root / e.path).resolve() == where.resolve()), None)
-    command = build_command(bundle, host, entry.precision if entry else "fp32", entry, batch)
+    command = build_command(bundle, host, entry.precision if entry else "fp32", entry, batch, rule)
     if not trust and (entry is None or entry.role != "engine"):
         raise EngineError(
             f"{where} is not listed in the manifest as an engine, so that nothing says what it is. A plan is code: "
@@ -199,7 +217,7 @@ def preflight(
     plan = where.read_bytes()
     rows: list[Mismatch] = []
     if entry is not None and entry.role == "engine":
-        rows = [*_content(entry, plan), *mismatches(bundle, entry, host, batch)]
+        rows = [*_content(entry, plan), *mismatches(bundle, entry, host, batch, rule)]
     if not rows:
         rows = _library_check(plan, host)
     if rows:
@@ -210,9 +228,10 @@ def preflight(
 
 
 def build_command(
-    bundle: Bundle, host: Host, precision: str, entry: BundleFile | None = None, batch: int | None = None
-) -> str:
-    """The ``wgap build`` command that makes an engine fit for the host and the batch."""
+    bundle: Bundle, host: Host, precision: str, entry: BundleFile | None = None, batch: int | None = None,
+    rule: Rule | None = None,
+) -> str:  # fmt: skip
+    """The ``wgap build`` command that makes an engine fit for the host, the batch and the rule."""
     made = entry.engine if entry else None
     low, usual, high = (made.profile.min, made.profile.opt, made.profile.max) if made else DEFAULT_BATCH
     wanted = usual if batch is None else max(batch, 1)
@@ -223,6 +242,8 @@ def build_command(
     if host.flavor == "tensorrt_rtx" and host.compute_capability and restricted:
         words += ["--compute-capability", host.compute_capability]
     words += _options(made, host) if made else []
+    if made and (kept := made.options.get("outputs")) and set((rule or bundle.manifest.rule).outputs) <= set(kept):
+        words += ["--outputs", ",".join(kept)]
     try:
         bundle.model_file(precision)
     except GateError:

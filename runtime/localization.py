@@ -25,12 +25,13 @@ class Localization:
         class_id: index of the class, the one asked for or the top-1.
         class_name: its name.
         score: softmax of the logits, the probability the classifier gives to this class, in [0, 1].
-        box: (x0, y0, x1, y1) in pixels of the original image, half-open: x0 <= x < x1. The box on the map scaled by
-            original size over map size.
-        threshold: the eta in [0, 0.999] at which the map was cut; 0 for a degenerate map.
-        level: the chosen level l of 0..20, eta = l / 20; -1 for a fixed threshold or a degenerate map.
-        degenerate: True when the map is flat at zero; the box is then the whole image.
-        heatmap: float32[H, W] in [0, 1] at the network's input size, only if asked for, else None.
+        boxes: (x0, y0, x1, y1) in pixels of the original image, half-open: x0 <= x < x1. The boxes on the map scaled by
+            original size over map size; the best component's first, at most ``max_boxes``.
+        threshold: the eta in [0, 0.999] at which the map was cut; 0 for a foreground rule and a degenerate map.
+        level: the chosen level l of 0..20, eta = l / 20; -1 for other rules than the adaptive one and a degenerate map.
+        degenerate: True when the mask is empty; the box is then the whole image.
+        heatmap: float32[H, W] in [0, 1] at the network's input size, only if asked for, else None: the class's map, or
+            of a foreground rule what of the scores is above 0, divided by its maximum.
         others: the next-best classes in order, where ``top_k`` > 1.
         image: path of the image, or None where it came as an array or bytes.
     """
@@ -38,7 +39,7 @@ class Localization:
     class_id: int
     class_name: str
     score: float
-    box: Box
+    boxes: tuple[Box, ...]
     threshold: float
     level: int
     degenerate: bool
@@ -46,22 +47,28 @@ class Localization:
     others: tuple[Localization, ...] = ()
     image: str | None = None
 
+    @property
+    def box(self) -> Box:
+        """The first of the boxes."""
+        return self.boxes[0]
+
     def to_json(self) -> dict[str, Any]:
-        """``image, class_id, class_name, score, box, threshold, degenerate``, and ``others`` where there are any."""
+        """``image, class_id, class_name, score, box, boxes, threshold, degenerate``; ``others`` where there are any."""
         record = {"image": self.image, **self._own_json()}
         if self.others:
             record["others"] = [other._own_json() for other in self.others]
         return record
 
     def draw(self, image: NDArray[np.uint8], truth: Iterable[Box] = (), heatmap: bool = True) -> NDArray[np.uint8]:
-        """The image (uint8[H, W, 3] RGB, original size) with the box drawn on it, see ``wgap.runtime.overlay``."""
+        """The image (uint8[H, W, 3] RGB, original size) with its boxes drawn on it, see ``wgap.runtime.overlay``."""
         from wgap.runtime.overlay import overlay
 
         return overlay(image, self, truth, heatmap)
 
     def _own_json(self) -> dict[str, Any]:
-        names = ("class_id", "class_name", "score", "box", "threshold", "degenerate")
-        return {**{name: getattr(self, name) for name in names}, "box": list(self.box)}
+        names = ("class_id", "class_name", "score", "box", "boxes", "threshold", "degenerate")
+        own = {name: getattr(self, name) for name in names}
+        return {**own, "box": list(self.box), "boxes": [list(box) for box in self.boxes]}
 
 
 @dataclass(frozen=True)

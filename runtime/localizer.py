@@ -11,6 +11,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, overload
 
+from wgap import _native
 from wgap.bundle import Bundle
 from wgap.errors import DataError, FeatureError, ImageError, WgapError
 from wgap.geometry import scaled
@@ -66,10 +67,13 @@ class Localizer:
         backend: ``onnxruntime`` on the CPU; ``onnxruntime_cuda``, ``onnxruntime_tensorrt``, ``tensorrt`` or
             ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md).
         precision: which of the bundle's model files to run: ``fp32``; ``int8``, ``fp16`` or ``bf16`` once calibrated.
-        rule: ``adaptive`` (Sec. 4.3), ``fixed:ETA`` with ETA in [0, 0.999], or a :class:`wgap.rule.Rule`; None takes
-            the manifest's.
-        map: ``recombined`` (Eq. 3), ``positive`` or ``signed``; None takes the manifest's, or the ``Rule``'s own.
+        rule: ``adaptive`` (Sec. 4.3), ``fixed:ETA`` with ETA in [0, 0.999], ``foreground``, ``foreground+colour``
+            (docs/foreground.md), or a :class:`wgap.rule.Rule`; None takes the manifest's.
+        map: ``recombined`` (Eq. 3), ``positive`` or ``signed``, or ``none`` of a foreground rule; None takes the
+            manifest's, or the ``Rule``'s own.
         top_k: how many classes to localize per image, when no class is given.
+        max_boxes: how many boxes a class may have, 1 to 64: of the heaviest components of its mask, each of at least a
+            tenth of the heaviest's weight.
         batch_size: images per forward pass. 1 has the lowest latency and, on a CPU, nearly the highest throughput.
         threads: CPU threads, of the forward pass and of the kernel; None lets the backend take every core, the kernel
             one. Refused by backends on GPUs.
@@ -79,7 +83,7 @@ class Localizer:
         verify: compare every file of the bundle with its hash before anything is loaded.
         ungated: run a lower-precision file even if its gate failed, never ran or judged another rule.
         network: a :class:`wgap.runtime.network.Network`, or a function from uint8[N, H, W, 3] to a mapping with
-            ``logits`` and ``features``, in place of the backend.
+            the outputs that the rule reads, in place of the backend.
         locator: a :class:`wgap.runtime.locator.Locator` in place of the bundle's own; its rule is the localizer's.
         threshold: the old name of ``rule``.
 
@@ -100,6 +104,7 @@ class Localizer:
         rule: Rule | str | None = None,
         map: Map | None = None,  # noqa: A002  (the method's word for it)
         top_k: int = 1,
+        max_boxes: int = 1,
         batch_size: int = 1,
         threads: int | None = None,
         device: int | str | None = None,
@@ -121,6 +126,7 @@ class Localizer:
         if locator is not None and rule is None and map is None:
             rule = locator.rule
         self.rule = chosen_rule(self.bundle, rule, map)
+        model.require_outputs(self.rule)
         if locator is not None and locator.rule != self.rule:
             raise DataError(
                 f"the locator's rule is {locator.rule} on the {locator.rule.map} map, and {self.rule} on the "
@@ -128,13 +134,15 @@ class Localizer:
             )
         self.classes: tuple[str, ...] = model.classes
         self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
+        self.max_boxes = _in_range("max_boxes", max_boxes, 1, _native.MAX_BOXES)
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
         self.threads = None if threads is None else _in_range("threads", threads, 1, 1024)
         for name, value, most in (("slots", slots, 1024), ("memory_limit", memory_limit, 1 << 50)):
             if value is not None:
                 _in_range(name, value, 1, most)
         options = NetworkOptions(precision, ungated, self.rule, threads, device, slots, memory_limit)
-        self._reopen = None if network or locator else (backend, options, top_k, batch_size)
+        sizes = {"top_k": top_k, "max_boxes": max_boxes, "batch_size": batch_size}
+        self._reopen = None if network or locator else (backend, options, sizes)
         if network is None:
             network = open_network(backend, self.bundle, options)
         else:
@@ -243,7 +251,8 @@ class Localizer:
         if good:
             batch = good[0].pixels[None] if len(good) == 1 else np.stack([item.pixels for item in good])
             given = [item.class_id for item in good if item.class_id is not None]
-            found = iter(self.network.locate(batch, self.locator, Request(given or None, self.top_k, heatmap)))
+            request = Request(given or None, self.top_k, heatmap, max_boxes=self.max_boxes)
+            found = iter(self.network.locate(batch, self.locator, request))
         return [Failure(item.image, item.error) if item.error else self._result(item, next(found)) for item in items]
 
     @overload
@@ -286,7 +295,8 @@ class Localizer:
             raise FeatureError(f"images: expected an array uint8[N, H, W, 3], got {type(images).__name__}")
         class_ids = self._each_class(classes)
         ids = [_following(class_ids, n) for n in range(int(images.shape[0]))]
-        request = Request(None if classes is None else cast("list[int]", ids), self.top_k, heatmap)
+        asked = None if classes is None else cast("list[int]", ids)
+        request = Request(asked, self.top_k, heatmap, max_boxes=self.max_boxes)
         found = [
             self._result(_Prepared(None, f"image {n}", self._input_size, None, None, None), records)
             for n, records in enumerate(self.network.locate(images, self.locator, request, stream))
@@ -305,7 +315,8 @@ class Localizer:
 
         return Localization(
             class_id=record.class_id, class_name=self.classes[record.class_id], score=record.score,
-            box=scaled(record.box, self._input_size, item.size), threshold=record.threshold, level=record.level,
+            boxes=tuple(scaled(box, self._input_size, item.size) for box in record.boxes), threshold=record.threshold,
+            level=record.level,
             degenerate=record.degenerate, heatmap=None if record.heatmap is None else np.asarray(record.heatmap),
             image=item.image,
         )  # fmt: skip
@@ -383,9 +394,9 @@ def _require_known(on_error: str) -> None:
         raise DataError(f"on_error must be 'raise' or 'yield', got {on_error!r}")
 
 
-def _reopened(root: Path, backend: str, options: NetworkOptions, top_k: int, batch_size: int) -> Localizer:
+def _reopened(root: Path, backend: str, options: NetworkOptions, sizes: dict[str, Any]) -> Localizer:
     """A pickled localizer on the other side; the bundle was verified on this one."""
-    return Localizer(root, backend, top_k=top_k, batch_size=batch_size, verify=False, **vars(options))
+    return Localizer(root, backend, verify=False, **sizes, **vars(options))
 
 
 def chosen_rule(bundle: Bundle, rule: Rule | str | None = None, map: str | None = None) -> Rule:  # noqa: A002

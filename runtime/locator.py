@@ -133,11 +133,12 @@ def open_locator(
         context: of a network on that GPU, to share; None for one of its own.
 
     Raises:
-        BundleError: if the bundle's classifier is not what its manifest says.
+        BundleError: if the bundle's classifier is not what its manifest says, or the rule reads what it has not.
         BackendError: if there is no such GPU.
         MissingDependencyError: if the CUDA bindings are not installed.
     """
     weight, size, rule = bundle.classifier()[0], bundle.manifest.model.input_size, rule or bundle.manifest.rule
+    bundle.manifest.model.require_outputs(rule)
     if device is None:
         return CpuLocator(Classifier(weight), size, rule, threads or 1)
     from wgap.runtime.cuda.postprocess import CudaLocator, CudaPostprocess

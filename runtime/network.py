@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -35,6 +35,7 @@ class Network(ABC):
         device: ordinal of the GPU where its outputs lie; None for host memory.
         context: the CUDA context they lie in; None for host memory.
         largest: images that one forward pass takes at most; None for any number.
+        outputs: names of what it gives: ``logits``, ``features``, ``foreground``; empty where that is not known.
     """
 
     name: str
@@ -43,9 +44,12 @@ class Network(ABC):
     device: int | None = None
     context: Context | None = None
     largest: int | None = None
+    outputs: tuple[str, ...] = ()
 
     @abstractmethod
-    def forward(self, images: Any, stream: int | None = None) -> AbstractContextManager[Outputs]:
+    def forward(
+        self, images: Any, stream: int | None = None, outputs: Sequence[str] | None = None
+    ) -> AbstractContextManager[Outputs]:
         """Run one batch; the outputs are valid inside the ``with``.
 
         Args:
@@ -53,6 +57,7 @@ class Network(ABC):
                 memory or, where ``device`` is not None, on that GPU.
             stream: of images on a GPU: handle of the stream they were made on, which the work is queued on; None takes
                 one of the network's own, which first waits for the stream that the array names.
+            outputs: those that are wanted; None for all. Others may be left out, and are then not fetched.
 
         Raises:
             BackendError: if the library fails to run the model.
@@ -76,17 +81,17 @@ class Network(ABC):
 
     def locate_part(self, images: Any, locator: Locator, request: Request, stream: int | None) -> list[list[BoxRecord]]:
         """:meth:`locate` for at most ``largest`` images; a network overrides it that can queue the kernel behind it."""
-        with self.forward(images, stream) as outputs:
-            return locator.locate(outputs, request)
+        with self.forward(images, stream, locator.rule.outputs) as outputs:
+            return locator.locate({**outputs, "picture": images}, request)
 
-    def run(self, images: Any) -> dict[str, NDArray[np.float32]]:
-        """The outputs in host memory, the caller's: ``logits`` float32[N, K], ``features`` float32[N, C, h, w]."""
+    def run(self, images: Any, outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
+        """Outputs in host memory, the caller's; see :meth:`forward`."""
         import numpy as np
 
         parts = []
         for _, part in self.parts(images):
-            with self.forward(part) as outputs:
-                parts.append({name: to_host(value) for name, value in outputs.items()})
+            with self.forward(part, outputs=outputs) as given:
+                parts.append({name: to_host(value) for name, value in given.items()})
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def parts(self, images: Any) -> Iterator[tuple[slice, Any]]:
@@ -113,8 +118,9 @@ class CallableNetwork(Network):
     """A function of one's own as a network.
 
     Args:
-        function: uint8[N, H, W, 3] to a mapping with ``logits`` float32[N, K] and ``features`` float32[N, C, h, w],
-            C-contiguous, in host memory.
+        function: uint8[N, H, W, 3] to a mapping with ``logits`` float32[N, K], ``features`` float32[N, C, h, w] and,
+            for foreground rules, ``foreground`` float32[N, 1, h', w'], C-contiguous, in host memory. What a rule does
+            not read may be missing.
         model: whose inputs and outputs they are; None leaves that to the kernel.
         name: what messages and reports call it.
         precision: likewise.
@@ -138,24 +144,25 @@ class CallableNetwork(Network):
         self._function, self._model = function, model
 
     @contextmanager
-    def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
+    def forward(
+        self, images: Any, stream: int | None = None, outputs: Sequence[str] | None = None
+    ) -> Iterator[Outputs]:
         """See :meth:`Network.forward`; errors of the function pass through."""
         require_host(self, images, stream)
-        outputs = self._function(images)
-        if not isinstance(outputs, Mapping):
-            raise BackendError(f"{self.name}: expected a mapping of names to arrays, got a {type(outputs).__name__}")
-        for name, value in outputs.items():
+        made = self._function(images)
+        if not isinstance(made, Mapping):
+            raise BackendError(f"{self.name}: expected a mapping of names to arrays, got a {type(made).__name__}")
+        for name, value in made.items():
             if not hasattr(value, "shape") or not hasattr(value, "dtype"):
                 raise BackendError(f"{self.name}: {name} is a {type(value).__name__}; expected an array, as NumPy's")
         if self._model is not None:
-            found = {name: (str(value.dtype), ("N", *value.shape[1:])) for name, value in outputs.items()}
+            found = {name: (str(value.dtype), ("N", *value.shape[1:])) for name, value in made.items()}
             tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in self._model.inputs}
-            require_signature(self._model, {**found, **tensors}, self.name, "give what it promises")
-            if wrong := [name for name, value in outputs.items() if len(value) != len(images)]:
-                raise BackendError(
-                    f"{self.name}: {wrong[0]} has {len(outputs[wrong[0]])} rows for {len(images)} images"
-                )
-        yield outputs
+            wanted = {*made, *(outputs or ())}
+            require_signature(self._model, {**found, **tensors}, self.name, "give what it promises", wanted)
+            if wrong := [name for name, value in made.items() if len(value) != len(images)]:
+                raise BackendError(f"{self.name}: {wrong[0]} has {len(made[wrong[0]])} rows for {len(images)} images")
+        yield made
 
 
 def require_batch(images: Any, extents: tuple[int, ...], device: int) -> Any:

@@ -33,7 +33,7 @@ def overlay(
 
     Args:
         image: uint8[H, W, 3] RGB, the image that was localized, in its original size.
-        localization: its result; the box (orange) is labelled with class and score.
+        localization: its result; boxes are orange, the first is labelled with class and score.
         truth: ground-truth boxes to draw in green, half-open, in pixels of ``image``.
         heatmap: blend the localization's heat map over the image, if it has one.
         opacity: weight of the heat map where it is 1; it fades with the map, so that the background stays visible.
@@ -61,7 +61,8 @@ def overlay(
     line = max(2, round(max(height, width) / 200))
     for box in truth:
         _rectangle(canvas, box, factor, TRUE, line)
-    _rectangle(canvas, localization.box, factor, PREDICTED, line)
+    for box in reversed(localization.boxes):
+        _rectangle(canvas, box, factor, PREDICTED, line)
     text = f"{localization.class_name} {100 * localization.score:.0f}%"
     if localization.degenerate:
         text += " (no map)"

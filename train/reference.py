@@ -11,10 +11,13 @@ against the paper by eye. Two modes:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from wgap.rule import Rule
 
 LEVELS = 20
 """Number of threshold steps: eta_l = l / LEVELS for l = 0..LEVELS."""
@@ -342,3 +345,23 @@ def box_from_scores(
     if not bool(mask.any()):
         return ReferenceBox(heat, -1, 0.0, ((0, 0, width, height),), True)
     return ReferenceBox(heat, -1, 0.0, heaviest(mask, above, most, class_map), False)
+
+
+def by_rule(
+    rule: Rule, size: tuple[int, int], outputs: Mapping[str, Tensor], weight: Tensor, picture: Tensor, most: int = 1
+) -> ReferenceBox:
+    """What a rule makes of one image.
+
+    Args:
+        rule: which.
+        size: (H, W) of the map.
+        outputs: ``features`` [C, h, w] and ``foreground`` [1, h', w'], as far as the rule reads them.
+        weight: float[C], the classifier row of the class to localize.
+        picture: uint8[H, W, 3] RGB, the network's input.
+        most: boxes at most.
+    """
+    if not rule.on_scores:
+        return box_from_features(outputs["features"], weight, size, rule.map, rule.eta, most)
+    ranking = None if rule.map == "none" else class_map(outputs["features"], weight, size, rule.map)
+    shown = picture if rule.reads_picture else None
+    return box_from_scores(outputs["foreground"][0], size, shown, most, ranking)

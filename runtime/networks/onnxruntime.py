@@ -36,13 +36,16 @@ class OnnxRuntimeNetwork(Network):
 
         self.name, self.precision, self.version = name, precision, str(onnxruntime.__version__)
         self.session = session
+        self.outputs = tuple(output.name for output in session.get_outputs())
         self._failures = library_errors()
 
     @contextmanager
-    def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
+    def forward(
+        self, images: Any, stream: int | None = None, outputs: Sequence[str] | None = None
+    ) -> Iterator[Outputs]:
         """See :meth:`wgap.runtime.network.Network.forward`."""
         require_host(self, images, stream)
-        names = ("logits", "features")
+        names = list(self.outputs if outputs is None else outputs)
         with self.translated(images):
             values = self.session.run(names, {"image": images})
         yield dict(zip(names, values, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,9 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
         self.advice = f". It may hold {self.memory_limit} bytes on the GPU; memory_limit= raises that"
 
     @contextmanager
-    def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
+    def forward(
+        self, images: Any, stream: int | None = None, outputs: Sequence[str] | None = None
+    ) -> Iterator[Outputs]:
         """See :meth:`wgap.runtime.network.Network.forward`; the network runs on ONNX Runtime's own stream."""
         import numpy as np
 
@@ -82,7 +84,7 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
             binding.bind_input("image", "cuda", self.device, np.uint8, list(given.shape), given.pointer)
         else:
             binding.bind_cpu_input("image", np.ascontiguousarray(given))
-        names = ("logits", "features")
+        names = list(self.outputs if outputs is None else outputs)
         for name in names:
             binding.bind_output(name, "cuda", self.device)
         with self.translated(images):

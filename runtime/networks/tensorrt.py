@@ -7,7 +7,7 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -18,7 +18,7 @@ from wgap.manifest import require_signature
 from wgap.runtime.cuda.arrays import DeviceArray
 from wgap.runtime.cuda.driver import READY, Context, Memory, call, capture_lock, driver, wait_for
 from wgap.runtime.cuda.postprocess import CudaLocator, Launch
-from wgap.runtime.engine import Host, about, engine_file, preflight
+from wgap.runtime.engine import Host, about, built_outputs, engine_file, preflight
 from wgap.runtime.library import dtype_name, gpu, library_log
 from wgap.runtime.network import Network, Outputs, require_batch
 
@@ -73,7 +73,7 @@ class TensorRtNetwork(Network):
     def __init__(self, bundle: Bundle, flavor: str, options: NetworkOptions) -> None:
         options.require_only(flavor, "device", "slots")
         host = Host.here(flavor, options.device)
-        entry = engine_file(bundle, host, options.precision)
+        entry = engine_file(bundle, host, options.precision, options.rule)
         self.device = gpu(options.device).ordinal
         made = about(entry)
         self.name, self.precision, self.version = flavor, options.precision, host.version
@@ -81,8 +81,8 @@ class TensorRtNetwork(Network):
         self.graphs = flavor == "tensorrt"  # TensorRT-RTX compiles kernels as it runs
         self.failures = 0
         model = bundle.manifest.model
-        self.shapes = {name: tensor.extents for name, tensor in model.signature().items()}
-        self.outputs = tuple(tensor.name for tensor in model.outputs)
+        self.outputs = built_outputs(bundle, entry)
+        self.shapes = {name: model.signature()[name].extents for name in ("image", *self.outputs)}
         self._library, self._log = host.library, library_log(host.library)
         self._free: list[_Slot] = []
         self._made, self._slots, self._closed = 0, options.slots or SLOTS, False
@@ -99,7 +99,7 @@ class TensorRtNetwork(Network):
                 raise BackendError(f"{flavor} {host.version} refuses {bundle.root / entry.path}: {self.reason()}")
             if made.options.get("strip_weights"):
                 self._refit(bundle.root / bundle.model_file(options.precision, ungated=True).path)
-            require_signature(model, _tensors(self._engine), str(bundle.root / entry.path))
+            require_signature(model, _tensors(self._engine), str(bundle.root / entry.path), outputs=self.outputs)
 
     def reason(self) -> str:
         """What the library reported last at severity ERROR."""
@@ -141,8 +141,10 @@ class TensorRtNetwork(Network):
                 self._changed.notify()
 
     @contextmanager
-    def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
-        """See :meth:`wgap.runtime.network.Network.forward`."""
+    def forward(
+        self, images: Any, stream: int | None = None, outputs: Sequence[str] | None = None
+    ) -> Iterator[Outputs]:
+        """See :meth:`wgap.runtime.network.Network.forward`; all outputs of the engine lie on the device anyway."""
         given = require_batch(images, self.shapes["image"], self.context.device)
         with self._slot(stream) as slot:
             slot.take(given, stream)

@@ -108,6 +108,18 @@ class ModelInfo:
         kept = tuple(tensor for tensor in self.outputs if tensor.name != "foreground")
         return replace(self, outputs=(*kept, Tensor("foreground", "float32", ("N", 1, *size), "NCHW")))
 
+    def require_outputs(self, rule: Rule) -> None:
+        """Refuse a rule that reads an output which this network has not.
+
+        Raises:
+            BundleError: naming it, and the verb that adds it.
+        """
+        if rule.on_scores and "foreground" not in self.signature():
+            raise BundleError(
+                f"the rule {rule} reads the output foreground, which this bundle has not; add it with "
+                "`wgap foreground BUNDLE --images DATA`, or take --rule adaptive or fixed:ETA"
+            )
+
     @property
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the network input in pixels."""

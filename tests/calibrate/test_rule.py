@@ -187,5 +187,6 @@ def test_a_wrong_rule_is_one_line(own: Path, shapes: Path) -> None:
         done = wgap(verb, own, *rest, "--rule", "fixed:two")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            "error: rule: expected 'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in [0, 0.999], got 'fixed:two'\n"
+            "error: rule: expected 'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in "
+            "[0, 0.999], got 'fixed:two'\n"
         )

@@ -126,7 +126,7 @@ def test_threshold_is_the_old_name_of_rule(glass_bundle: Path, tiny_bundle: Path
         (["pictures", "--map", "cam"], "map: expected 'recombined', 'positive' or 'signed', got 'cam'"),
         (
             ["pictures", "--rule", "otsu"],
-            "rule: expected 'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in [0, 0.999], got 'otsu'",
+            "rule: expected 'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in [0, 0.999], got",
         ),
         (["pictures", "--rule", "fixed:1"], "got 'fixed:1'"),
         (["pictures", "--rule", ""], "got ''"),

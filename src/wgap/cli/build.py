@@ -45,6 +45,9 @@ def build(
     ] = False,
     refit: Annotated[bool, typer.Option("--refit", help="Weights may be replaced in the loaded engine.")] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let float32 products be rounded to TF32.")] = False,
+    outputs: Annotated[
+        str | None, typer.Option(help="Such as logits,foreground, where no rule reads features; default: all.")
+    ] = None,
     ungated: Annotated[
         bool, typer.Option("--ungated", help="Take a lower-precision model even if its gate failed or never ran.")
     ] = False,
@@ -61,6 +64,7 @@ def build(
         batch=_batch(batch), timing_cache=timing_cache, hardware_compat=hardware_compat,
         compute_capabilities=_capabilities(compute_capability), version_compatible=version_compatible,
         strip_weights=strip_weights, refit=refit, tf32=tf32,
+        outputs=tuple(name.strip() for name in outputs.split(",")) if outputs is not None else (),
     )  # fmt: skip
     opened = Bundle.open(bundle)
     with _bars() as phases:

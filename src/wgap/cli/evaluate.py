@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, note, open_localizer, show_progress, with_network, with_rule
+from wgap.cli.options import BundleFolder, MaxBoxes, note, open_localizer, show_progress, with_network, with_rule
 from wgap.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,12 +24,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     layout: Annotated[str, typer.Option(help="auto, cub, ilsvrc, wsolevaluation or folder.")] = "auto",
     ablation: Annotated[
-        bool, typer.Option("--ablation", help="Also every map with fixed and adaptive thresholds.")
+        bool, typer.Option("--ablation", help="Also every map with fixed and adaptive thresholds; foreground rules.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures, report.json and per_image.jsonl.")] = None,
     plot: Annotated[
         list[str] | None, typer.Option(help="Plot the choice of threshold for: worst, random, or an image's path.")
     ] = None,
+    max_boxes: MaxBoxes = 1,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
     max_bad: Annotated[int, typer.Option(help="Unreadable images to skip before giving up.")] = 10,
     force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
@@ -48,7 +49,8 @@ def evaluate(
     bar = show_progress(transient=False)
     localizer = open_localizer(ctx.params)
     report = evaluate_localizer(
-        localizer, open_dataset(data, split=split, layout=layout), ablation_rules() if ablation else (),
+        localizer, open_dataset(data, split=split, layout=layout),
+        ablation_rules(localizer.bundle) if ablation else (),
         batch_size=batch_size, max_bad=max_bad, progress=lambda batches: bar(batches, "evaluating"),
     )  # fmt: skip
     for path, reason in report.skipped:
@@ -77,12 +79,18 @@ def _print(report: Evaluation) -> None:
         known, mean = (f"{data[key][figure]:.3f}" for figure in ("gt_known_loc", "mean_iou"))
         table.add_row("", name, "", known, "", mean, style="dim")
     for bound in data.get("upper_bounds", []):
-        best = bound["best_fixed"]
-        name = f"best fixed, {best['eta']:.2f} (tuned on the true boxes)"
-        table.add_row(bound["map"], name, "", f"{best['gt_known_loc']:.3f}", "", "", style="dim")
+        if best := bound.get("best_fixed"):
+            name = f"best fixed, {best['eta']:.2f} (tuned on the true boxes)"
+            table.add_row(bound["map"], name, "", f"{best['gt_known_loc']:.3f}", "", "", style="dim")
         oracle = f"{bound['oracle']['gt_known_loc']:.3f}"
         table.add_row(bound["map"], "oracle (uses the true box)", "", oracle, "", "", style="dim")
     console.print(table)
+    if several := data["any_of_n"]:
+        console.print(
+            f"any of {report.max_boxes} boxes right, which is not GT-known: {several['loc']:.3f}; "
+            f"{several['boxes']:.2f} boxes an image, precision {several['precision']:.3f}, "
+            f"recall {several['recall']:.3f}", soft_wrap=True,
+        )  # fmt: skip
     if data["levels"]:
         chosen = ", ".join(f"{eta}: {count}" for eta, count in data["levels"].items())
         console.print(f"chosen thresholds: {chosen}", soft_wrap=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, open_localizer, with_network, with_rule
+from wgap.cli.options import BundleFolder, MaxBoxes, open_localizer, with_network, with_rule
 from wgap.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def localize(
     overlay: Annotated[bool, typer.Option("--overlay", help="Write each image with its box on it into --out.")] = False,
     heatmap: Annotated[bool, typer.Option("--heatmap", help="As --overlay, with the heat map blended in.")] = False,
     top_k: Annotated[int, typer.Option(help="Localize this many classes per image.")] = 1,
+    max_boxes: MaxBoxes = 1,
     class_: Annotated[str | None, typer.Option("--class", help="Localize this class (name or id).")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already in --out.")] = False,
@@ -53,7 +54,7 @@ def localize(
             if as_json:
                 typer.echo(json.dumps(result.to_json()))
             else:
-                typer.echo(_sentence(result), err=isinstance(result, Failure))
+                typer.echo(_sentence(result, localizer.rule.on_scores), err=isinstance(result, Failure))
             advance()
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)
@@ -80,11 +81,12 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _sentence(result: Localization | Failure) -> str:
+def _sentence(result: Localization | Failure, foreground: bool) -> str:
     from wgap.runtime.localization import Failure
 
     if isinstance(result, Failure):
         return f"error: {result.error}"
-    box = " ".join(f"{v:.0f}" for v in result.box)
+    boxes = ", ".join(" ".join(f"{v:.0f}" for v in box) for box in result.boxes)
+    cut = "" if foreground else f" threshold {result.threshold:g}"
     flag = " degenerate" if result.degenerate else ""
-    return f"{result.image}: {result.class_name} {result.score:.1%} box {box} threshold {result.threshold:g}{flag}"
+    return f"{result.image}: {result.class_name} {result.score:.1%} box {boxes}{cut}{flag}"

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from wgap.runtime.localizer import Localizer
 
 __all__ = [
-    "BundleFolder", "changed_network_options", "chosen", "device_of", "note", "open_localizer", "rule_text",
+    "BundleFolder", "MaxBoxes", "changed_network_options", "chosen", "device_of", "note", "open_localizer", "rule_text",
     "show_progress", "warn", "with_network", "with_rule",
 ]  # fmt: skip
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
+MaxBoxes = Annotated[int, typer.Option(help="Boxes per class: of the heaviest components of its mask.")]
 
 
 def _network(
@@ -48,9 +49,12 @@ def _network(
 
 
 def _rule(
-    rule: Annotated[str | None, typer.Option(help="adaptive or fixed:ETA; default: the bundle's.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="adaptive, fixed:ETA, foreground or foreground+colour; default: the bundle's.")
+    ] = None,
     map_: Annotated[
-        str | None, typer.Option("--map", help="recombined, positive or signed; default: the bundle's.")
+        str | None,
+        typer.Option("--map", help="recombined, positive, signed or, of foreground, none; default: the bundle's."),
     ] = None,
     threshold: Annotated[str | None, typer.Option(help="The old name of --rule.", hidden=True)] = None,
 ) -> None:
@@ -133,7 +137,7 @@ def open_localizer(options: Mapping[str, Any]) -> Localizer:
     """The localizer that a verb's options ask for; those that the verb has not keep their defaults."""
     from wgap.runtime.localizer import Localizer
 
-    names = ("backend", "precision", "ungated", "threads", "slots", "memory_limit", "top_k", "batch_size")
+    names = ("backend", "precision", "ungated", "threads", "slots", "memory_limit", "top_k", "max_boxes", "batch_size")
     given = {name: options[name] for name in names if name in options}
     rule, map_, device = rule_text(options), options.get("map_"), device_of(options.get("device"))
     return Localizer(options["bundle"], rule=rule, map=map_, device=device, **given)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, open_localizer, warn, with_network
+from wgap.cli.options import BundleFolder, open_localizer, warn, with_network, with_rule
 
 
 @with_network
+@with_rule
 def selftest(
     ctx: typer.Context,
     bundle: BundleFolder,

@@ -143,7 +143,7 @@ class Context:
             RUNS.append(shape[0])
             image = np.empty(shape, np.uint8)
             copied = [_CUDA.cuMemcpyDtoH(*map(ctypes.c_uint64, (image.ctypes.data, addresses["image"], image.size)))]
-            names = ["logits", "features"]
+            names = [tensor.name for tensor in engine.session.get_outputs() if tensor.name in addresses]
             for name, value in zip(names, engine.session.run(names, {"image": image}), strict=True):
                 address, size = addresses[name], value.nbytes
                 copied.append(_CUDA.cuMemcpyHtoD(*map(ctypes.c_uint64, (address, value.ctypes.data, size))))
