@@ -56,7 +56,7 @@ def evaluated(data: Path, out: Path, pooling: Any, seed: int) -> dict[str, Any]:
         bundle = run / "bundle"
         opened = Bundle.open(bundle) if bundle.exists() else bundle_from_checkpoint(checkpoint, bundle)
         test = open_dataset(data / "data" / "cub10", split="test")
-        evaluation = evaluate_localizer(Localizer(opened, rule=Rule()), test, ablation_rules())
+        evaluation = evaluate_localizer(Localizer(opened, rule=Rule()), test, ablation_rules(opened))
         with atomic_file(report) as temporary:
             temporary.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
     content: dict[str, Any] = json.loads(report.read_text())

@@ -14,9 +14,10 @@ from typing import Any
 from benchmarks.gpu_check import ROOT, AbsentError
 
 from wgap import Bundle, Localizer
+from wgap.rule import Rule
 from wgap.runtime.cuda.driver import attribute
 from wgap.runtime.library import gpus
-from wgap.runtime.locator import open_locator
+from wgap.runtime.locator import Request, open_locator
 
 
 def environment(_: argparse.Namespace) -> dict[str, Any]:
@@ -59,23 +60,30 @@ def tests(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def parity(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Levels and boxes of all test photographs, the kernel here against the kernel on the CPU."""
+    """Levels and boxes of all test photographs under every rule, the kernel here against the kernel on the CPU."""
     if arguments.bundle is None or not arguments.data.is_dir():
         raise AbsentError("needs --bundle and --data with real photographs")
     from wgap.datasets import open_dataset
     from wgap.images import decode, resize
 
     bundle = Bundle.open(arguments.bundle)
+    rules = [Rule(), Rule("fixed", eta=0.2)]
+    if "foreground" in bundle.manifest.model.signature():
+        rules += [Rule("foreground"), Rule("foreground+colour"), Rule("foreground+colour", "recombined")]
     plain = Localizer(bundle)
     kernel, counts = open_locator(bundle, device=0), {"images": 0, "levels": 0, "boxes": 0, "scores": 0}
+    request = Request(max_boxes=3)
     for sample in open_dataset(arguments.data, "test"):
         batch = resize(decode(sample.path), *bundle.manifest.model.input_size)[None]
-        outputs = plain.network.run(batch)
-        [[expected]], [[found]] = plain.locator.locate(outputs), kernel.locate(outputs)
-        counts["images"] += 1
-        counts["levels"] += expected.level == found.level
-        counts["boxes"] += expected.box == found.box
-        counts["scores"] += expected.score == found.score
+        outputs = {**plain.network.run(batch), "picture": batch}
+        for rule in rules:
+            [[expected]], [[found]] = (
+                locator.with_rule(rule).locate(outputs, request) for locator in (plain.locator, kernel)
+            )
+            counts["images"] += 1
+            counts["levels"] += expected.level == found.level
+            counts["boxes"] += expected.boxes == found.boxes
+            counts["scores"] += expected.score == found.score
     if not counts["images"] == counts["levels"] == counts["boxes"]:
         raise AssertionError(f"levels or boxes differ: {counts}")
     return counts

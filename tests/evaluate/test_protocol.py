@@ -20,7 +20,8 @@ from wgap.evaluate.protocol import Evaluation, ablation_rules, evaluate_localize
 
 @pytest.fixture(scope="module")
 def cub10_evaluation(cub10: Path, cub10_bundle: Path) -> Evaluation:
-    return evaluate_localizer(Localizer(cub10_bundle), open_dataset(cub10, split="test"), ablation_rules())
+    localizer = Localizer(cub10_bundle)
+    return evaluate_localizer(localizer, open_dataset(cub10, split="test"), ablation_rules(localizer.bundle))
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ class Halved(Network):
         self.closed = 0
 
     @contextmanager
-    def forward(self, images: Any, stream: int | None = None) -> Iterator[Outputs]:
+    def forward(self, images: Any, stream: int | None = None, outputs: Any = None) -> Iterator[Outputs]:
         assert len(images) <= 2
         yield glass(images)
 

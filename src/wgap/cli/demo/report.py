@@ -17,11 +17,12 @@ def options_text(settings: Mapping[str, Any]) -> str:
 
 def commands(seed: int) -> list[str]:
     """What to run in the demo's folder to do the same by hand."""
-    from wgap.cli.demo.run import RULE, SETTINGS
+    from wgap.cli.demo.run import SETTINGS
 
     return [
         f"wgap train data --out by-hand/run --seed {seed} {options_text(SETTINGS)}",
-        f"wgap export by-hand/run/model.safetensors --out by-hand/bundle --map {RULE.map} --rule {RULE}",
+        "wgap export by-hand/run/model.safetensors --out by-hand/bundle",
+        "wgap foreground by-hand/bundle --images data",
         "wgap check by-hand/bundle --images data/test",
         "wgap localize by-hand/bundle data/test --out by-hand/boxes --heatmap",
         "wgap evaluate by-hand/bundle data --ablation --out by-hand/evaluation",
@@ -55,26 +56,27 @@ predicted box (orange) and the true one (green); below, the heat map.*
 |---|---|
 | **GT-known localization** (IoU >= 0.5) | **{scores["gt_known_loc"]:.3f}** ({REQUIRED} required: {verdict}) |
 | the same for a centred box of half the area | {scores["centred_box"]["gt_known_loc"]:.3f} |
-| the same with each picture's best threshold, by the true box (oracle) | {scores["oracle"]["gt_known_loc"]:.3f} |
+| the same with the best level of each picture's scores, by the true box (oracle) | {scores["oracle"]["gt_known_loc"]:.3f} |
 | Top-1 classification | {scores["top1_cls"]:.3f} |
 | Top-1 localization | {scores["top1_loc"]:.3f} |
 | mean IoU | {scores["mean_iou"]:.3f} |
 | PyTorch reference and runtime agree | {"yes" if result.parity else "**NO**"} |
 
-## Map and threshold
+## Rules
 
-| map | threshold | GT-known | Top-1 loc | mean IoU |
+| map | rule | GT-known | Top-1 loc | mean IoU |
 |---|---|---|---|---|
 {table}
 
-The first row is the bundle's default: half the map's maximum, fixed when this demo was written, not tuned on these
-pictures. A small network's map is a blurred picture of the object, and a blurred edge passes half its height where
-the edge was. The paper's adaptive rule takes a level just above the map's minimum. On ImageNet features, whose
-background is near zero, that is right and needs no tuning; on this network's map it takes in the object's halo.
+The first row is the bundle's own: a linear score of every cell, fitted to the training pictures without a box, is
+above 0 on the object, and the picture's own colours move the edge to where they change. Nothing in it was chosen by
+looking at boxes, and no threshold either. The paper's adaptive rule takes a level just above the map's minimum. On
+ImageNet features, whose background is near zero, that is right; on this small network's map it takes in the object's
+halo. Fixed thresholds are CAM's.
 
 ![V and D over the levels for one picture](levels.png)
 
-*What the rules see in the first picture above (Fig. 3 of the paper).*
+*What the adaptive rule sees in the first picture above (Fig. 3 of the paper).*
 
 ![The six test pictures with the lowest IoU](worst.png)
 
