@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wgap._native import BoxRecord, Classifier, localize
 from wgap.errors import FeatureError
@@ -31,12 +31,15 @@ class Request:
         top_k: records per image where ``classes`` is None.
         heatmaps: also return the normalised maps.
         edge_means: also return V_l.
+        max_boxes: boxes per class: of the heaviest components of its mask, each of at least a tenth of the heaviest's
+            weight.
     """
 
     classes: Sequence[int] | None = None
     top_k: int = 1
     heatmaps: bool = False
     edge_means: bool = False
+    max_boxes: int = 1
 
     def rows(self, rows: slice) -> Request:
         """The same of some rows of the batch."""
@@ -66,8 +69,9 @@ class Locator(ABC):
         """Boxes on the map for each image, best class first; where its outputs are not finite, the records say so.
 
         Args:
-            outputs: ``logits`` float32[N, K] and ``features`` float32[N, C, h, w], C-contiguous, in host memory or on
-                this locator's device.
+            outputs: those that the rule reads: ``logits`` float32[N, K], ``features`` float32[N, C, h, w],
+                ``foreground`` float32[N, 1, h', w'], and for ``foreground+colour`` ``picture`` uint8[N, H, W, 3] RGB,
+                the network's input; C-contiguous, in host memory or on this locator's device.
             request: what is asked; None for the top class.
 
         Raises:
@@ -100,20 +104,37 @@ class CpuLocator(Locator):
     def locate(self, outputs: Outputs, request: Request | None = None) -> list[list[BoxRecord]]:
         """See :meth:`Locator.locate`."""
         request = request or Request()
-        for name, value in outputs.items():
+        read = require_outputs(outputs, self.rule)
+        for name, value in read.items():
             if on_device(value):
                 raise FeatureError(
                     f"{name} are on a GPU, this locator is on the CPU; open one there: open_locator(bundle, device=)"
                 )
         return localize(
-            outputs["logits"], outputs["features"], self.classifier, size=self.size, rule=self.rule,
+            read["logits"], read.get("features"), self.classifier, size=self.size, rule=self.rule,
             classes=request.classes, top_k=request.top_k, heatmaps=request.heatmaps, edge_means=request.edge_means,
-            threads=self.threads,
+            threads=self.threads, scores=read.get("foreground"), pictures=read.get("picture"),
+            max_boxes=request.max_boxes,
         )  # fmt: skip
 
     def with_rule(self, rule: Rule) -> CpuLocator:
         """See :meth:`Locator.with_rule`."""
         return CpuLocator(self.classifier, self.size, rule, self.threads)
+
+
+def require_outputs(outputs: Outputs, rule: Rule) -> dict[str, Any]:
+    """Of the outputs, and the picture, those that a rule reads.
+
+    Raises:
+        FeatureError: one of them is missing.
+    """
+    names = (*rule.outputs, *(["picture"] if rule.reads_picture else []))
+    if missing := [name for name in names if name not in outputs]:
+        raise FeatureError(
+            f"the rule {rule} on the {rule.map} map reads {', '.join(names)}; {missing[0]} is missing, given were: "
+            f"{', '.join(outputs) or 'none'}"
+        )
+    return {name: outputs[name] for name in names}
 
 
 def open_locator(

@@ -180,14 +180,14 @@ def components(mask: Tensor) -> Tensor:
         label = following
 
 
-def heaviest(mask: Tensor, weight: Tensor, most: int = 1, class_map: Tensor | None = None) -> tuple[Box, ...]:
+def heaviest(mask: Tensor, weight: Tensor, most: int = 1, ranking: Tensor | None = None) -> tuple[Box, ...]:
     """Half-open boxes of the heaviest 8-connected components; ties go to the one that comes first in raster order.
 
     Args:
         mask: bool[H, W], not empty.
         weight: int64[H, W], not negative: a component weighs the sum of its pixels'.
         most: at most so many components, each of at least a tenth of the heaviest's weight.
-        class_map: int64[H, W]: of those heavy enough, the ones with the largest sum of this come first.
+        ranking: int64[H, W]: of those heavy enough, the ones with the largest sum of this come first.
     """
     label = components(mask)
 
@@ -199,14 +199,34 @@ def heaviest(mask: Tensor, weight: Tensor, most: int = 1, class_map: Tensor | No
     weights = total(weight)
     firsts = sorted(set(label[mask].tolist()), key=lambda first: (-weights[first], first))
     firsts = [first for first in firsts if SHARE * weights[first] >= weights[firsts[0]]]
-    if class_map is not None:
-        masses = total(class_map)
+    if ranking is not None:
+        masses = total(ranking)
         firsts.sort(key=lambda first: (-masses[first], first))
     boxes = []
     for first in firsts[:most]:
         ys, xs = (label == first).nonzero(as_tuple=True)
         boxes.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
     return tuple(boxes)
+
+
+def class_map(features: Tensor, weight: Tensor, size: tuple[int, int], kind: str) -> Tensor:
+    """int64[H, W]: a class's map in fixed point, as :func:`quantise` gives it; 0 where it is flat.
+
+    Raises:
+        ValueError: see :func:`box_from_features`.
+    """
+    big, base, span = _class_map(features, weight, size, kind)
+    return torch.zeros(size, dtype=torch.int64) if float(span) < FLATTEST else quantise(big - base, span)
+
+
+def _class_map(features: Tensor, weight: Tensor, size: tuple[int, int], kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The upsampled map, its base and its span."""
+    low = recombine(features, weight, kind)
+    if not bool((low.abs() <= LARGEST).all()):
+        raise ValueError("features or weights are not finite, or too large to recombine in float32")
+    big = upsample(low, *size)
+    base = big.min() if kind == "signed" else torch.zeros((), dtype=big.dtype)
+    return big, base, big.max() - base
 
 
 def box_from_features(
@@ -226,13 +246,8 @@ def box_from_features(
     Raises:
         ValueError: if features or weights hold NaN or infinity, or the recombined map exceeds ``LARGEST``.
     """
-    low = recombine(features, weight, kind)
-    if not bool((low.abs() <= LARGEST).all()):
-        raise ValueError("features or weights are not finite, or too large to recombine in float32")
+    big, base, span = _class_map(features, weight, size, kind)
     height, width = size
-    big = upsample(low, height, width)
-    base = big.min() if kind == "signed" else torch.zeros((), dtype=big.dtype)
-    span = big.max() - base
     if float(span) < FLATTEST:
         return ReferenceBox(torch.zeros_like(big), -1, 0.0, ((0, 0, width, height),), True)
     u = ((big - base) / span).clamp(min=0)
@@ -318,7 +333,7 @@ def colour_evidence(mask: Tensor, picture: Tensor) -> Tensor:
 
 def box_from_scores(
     scores: Tensor, size: tuple[int, int], picture: Tensor | None = None, most: int = 1,
-    class_map: Tensor | None = None,
+    ranking: Tensor | None = None,
 ) -> ReferenceBox:  # fmt: skip
     """A score map to boxes: the rule ``foreground``, or with a picture ``foreground+colour``. Exact from S on.
 
@@ -327,7 +342,7 @@ def box_from_scores(
         size: (H, W) of the map.
         picture: uint8[H, W, 3] RGB, the network's input.
         most: boxes at most, see :func:`heaviest`; a pixel weighs what its score is above 0.
-        class_map: int64[H, W]: components with most of it come first.
+        ranking: int64[H, W], such as :func:`class_map`: components with most of it come first.
 
     Raises:
         ValueError: if a score is NaN or infinite.
@@ -344,7 +359,7 @@ def box_from_scores(
     heat = above.float() / max(int(above.max()), 1)
     if not bool(mask.any()):
         return ReferenceBox(heat, -1, 0.0, ((0, 0, width, height),), True)
-    return ReferenceBox(heat, -1, 0.0, heaviest(mask, above, most, class_map), False)
+    return ReferenceBox(heat, -1, 0.0, heaviest(mask, above, most, ranking), False)
 
 
 def by_rule(

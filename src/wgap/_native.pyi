@@ -7,6 +7,7 @@ from wgap.rule import Rule
 
 __version__: str
 LEVELS: int
+MAX_BOXES: int
 
 class Classifier:
     """Classifier weights, copied and checked: float32[K, C], every value finite."""
@@ -22,7 +23,7 @@ class BoxRecord:
 
     @property
     def error(self) -> str | None:
-        """Why there is no box: features or logits are not finite. The rest is meaningful only where this is None."""
+        """Why there is no box: an output is not finite. The rest is meaningful only where this is None."""
     @property
     def class_id(self) -> int: ...
     @property
@@ -38,8 +39,11 @@ class BoxRecord:
     @property
     def box(self) -> tuple[int, int, int, int]: ...
     @property
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """The best component's first."""
+    @property
     def degenerate(self) -> bool:
-        """The map is flat: the box is the whole image."""
+        """The mask is empty: the box is the whole image."""
     @property
     def heatmap(self) -> memoryview | None:
         """float32[H, W] in [0, 1]."""
@@ -54,7 +58,7 @@ def resize(src: Any, height: int, width: int, out: Any = None) -> Any: ...
 def localize(
     logits: Any, features: Any, classifier: Classifier, *, size: tuple[int, int], rule: Rule | None = None,
     classes: int | Iterable[int] | None = None, top_k: int = 1, heatmaps: bool = False, edge_means: bool = False,
-    threads: int = 1, target: str = "",
+    threads: int = 1, target: str = "", scores: Any = None, pictures: Any = None, max_boxes: int = 1,
 ) -> list[list[BoxRecord]]:  # fmt: skip
     """As wgap.runtime.postprocess.postprocess, but an image that fails says so in its records."""
 
@@ -70,19 +74,27 @@ def _cuda_class_ids(classes: int | Iterable[int], images: int, known: int) -> by
     """int64[images], every one of 0..known - 1."""
 
 def _cuda_layout(
-    classifier: Classifier, logits: Sequence[int], features: Sequence[int], size: tuple[int, int], top_k: int, room: int
-) -> tuple[list[int], int, int]:
-    """Judges the shapes; (shape, shared, scratch): C, h, w, H, W, K, and the bytes that a block of the kernel needs."""
+    classifier: Classifier, logits: Sequence[int], features: Sequence[int], scores: Sequence[int],
+    size: tuple[int, int], rule: Rule | None, top_k: int, max_boxes: int, room: int,
+) -> tuple[list[int], int, int]:  # fmt: skip
+    """Judges the shapes [N, K], [C, h, w], [h, w], the last two empty where they are not read.
+
+    (shape, shared, scratch): what the memory of a block depends on, and the bytes that it needs.
+    """
+
+def _cuda_logs(height: int, width: int) -> bytes:
+    """The kernel's table of logarithms for a map of that size, int32."""
 
 def _cuda_task(
-    shape: Sequence[int], images: int, per_image: int, rule: Rule | None, shared: int, scratch: int,
+    shape: Sequence[int], images: int, per_image: int, max_boxes: int, rule: Rule | None, shared: int, scratch: int,
     addresses: Mapping[str, int],
 ) -> bytes:  # fmt: skip
     """The argument of a launch.
 
-    Addresses: logits, features, weight, class_ids, heatmaps, edge_means, records, scratch.
+    Addresses: logits, features, foreground, picture, logs, weight, class_ids, heatmaps, edge_means, records, scratch.
     """
 
 def _cuda_records(
-    records: bytes, images: int, per_image: int, heatmaps: Sequence[Any] | None = None, edge_means: bytes = b""
-) -> list[list[BoxRecord]]: ...
+    records: bytes, images: int, per_image: int, max_boxes: int, heatmaps: Sequence[Any] | None = None,
+    edge_means: bytes = b"",
+) -> list[list[BoxRecord]]: ...  # fmt: skip

@@ -316,9 +316,11 @@ void rules() {
     for (const char* const text : {"", "fixed", "fixed:", "fixed:0,2", "fixed:0.2,", "fixed: 0.2", "fixed:0.2 ",
                                    "fixed:+0.2", "fixed:0x1p-2", "fixed:0.9991", "fixed:1", "fixed:-0.1", "fixed:nan",
                                    "fixed:inf", "fixed:1e999", "Adaptive", "adaptive ", "adaptive:0.2", "otsu"})
-      fails(WGAP_UNKNOWN_RULE,
-            "rule: expected 'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in [0, 0.999], got '" + std::string(text) + "'",
-            [&](wgap_error* error) { return wgap_rule_parse(text, "signed", &rule, error); });
+      fails(
+          WGAP_UNKNOWN_RULE,
+          "rule: expected 'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in [0, 0.999], got '" +
+              std::string(text) + "'",
+          [&](wgap_error* error) { return wgap_rule_parse(text, "signed", &rule, error); });
     const std::string endless(100000, 'x');  // named as far as it fits
     fails(WGAP_UNKNOWN_RULE, "got '" + endless.substr(0, 64) + "'",
           [&](wgap_error* error) { return wgap_rule_parse(endless.c_str(), "signed", &rule, error); });

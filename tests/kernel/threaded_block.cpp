@@ -49,6 +49,7 @@ struct ThreadedBlock : CpuLanes {
   static constexpr int kLanes = kLanesOfGroup;
   static constexpr int kTileRows = 5;
   static constexpr int kCopies = 3;
+  static constexpr int kColourCopies = 2;
   static constexpr int kSpan = 2;
   static constexpr int kChannels = kLanes == 1 ? 8 : 5;
 
@@ -79,6 +80,11 @@ struct ThreadedBlock : CpuLanes {
   T lowest(T value) {
     exchange(static_cast<u64>(value), [&](u64 other) { value = std::min(value, static_cast<T>(other)); });
     return value;
+  }
+  u64 total(u64 value) {
+    u64 sum = 0;
+    exchange(value, [&](u64 other) { sum += other; });
+    return sum;
   }
   u64 greater(const u8* row, int bound, int n) {
     u64 mine = 0, all = 0;

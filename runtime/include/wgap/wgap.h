@@ -60,6 +60,7 @@ extern "C" {
 
 #define WGAP_LEVELS 20 /* threshold steps: eta_l = l / WGAP_LEVELS for l = 0..WGAP_LEVELS */
 #define WGAP_MOST_THREADS 1024
+#define WGAP_MOST_BOXES 64
 
 typedef enum wgap_status {
   WGAP_OK = 0,
@@ -75,7 +76,8 @@ typedef enum wgap_status {
   WGAP_BUSY = 10,              /* another thread is using the workspace */
   WGAP_STRUCT_TOO_NEW = 11,    /* a struct is larger than this library knows: it comes from a newer header */
   WGAP_BUFFER_TOO_SMALL = 12,  /* a buffer has fewer bytes than its sizes ask for */
-  WGAP_UNKNOWN_RULE = 13       /* a rule of this name or kind is not known, or its parameter is out of range */
+  WGAP_UNKNOWN_RULE = 13,      /* a rule of this name or kind is not known, or its parameter is out of range */
+  WGAP_SCORES_NOT_FINITE = 14
 } wgap_status;
 
 /* Why a call failed, in words. A longer sentence is cut. */
@@ -120,8 +122,10 @@ typedef struct wgap_options {
   int32_t top_k; /* classes per image; ignored where class ids are given */
   wgap_rule rule;
   /* newer than the first 0.2 */
-  int32_t max_boxes; /* boxes per class: 1 in this version; records will be [images][top_k][max_boxes] */
-  int32_t reserved;  /* 0 */
+  int32_t
+      max_boxes;    /* boxes per class, 1 to WGAP_MOST_BOXES: of the heaviest components of the mask, each of at least a
+                        tenth of the heaviest's weight; that is its pixels or, of a foreground rule, its positive scores */
+  int32_t reserved; /* 0 */
 } wgap_options;
 
 #define WGAP_OPTIONS_INIT {(uint32_t)sizeof(wgap_options), 224, 224, 1, WGAP_RULE_INIT, 1, 0}
@@ -136,16 +140,18 @@ typedef struct wgap_input {
   int64_t images;
   const float* logits; /* [images][classes] */
   uint64_t logits_bytes;
-  const float* features; /* [images][channels][height][width], after the last ReLU */
+  const float*
+      features; /* [images][channels][height][width], after the last ReLU. A rule whose map is WGAP_MAP_NONE reads
+                            none: null, with channels, height and width 0 */
   uint64_t features_bytes;
   const int64_t* class_ids; /* [images], the class to localize in each; or null: the top_k classes by logit */
   uint64_t class_ids_bytes;
-  /* newer than the first 0.2: for rules that read them; no rule of this version does */
-  const float* scores; /* [images][scores_height][scores_width], above 0 on the object; or null */
+  /* newer than the first 0.2 */
+  const float* scores; /* [images][scores_height][scores_width], above 0 on the object: for the foreground rules */
   uint64_t scores_bytes;
-  int32_t scores_height;
+  int32_t scores_height; /* at most the map's */
   int32_t scores_width;
-  const uint8_t* pictures; /* [images][map_height][map_width][3], RGB; or null */
+  const uint8_t* pictures; /* [images][map_height][map_width][3], RGB: for WGAP_RULE_FOREGROUND_COLOUR */
   uint64_t pictures_bytes;
 } wgap_input;
 
@@ -158,21 +164,25 @@ typedef struct wgap_record {
   int32_t class_id;
   float score; /* softmax probability of class_id */
   float logit;
-  int32_t level;      /* chosen threshold level 0..20; -1 for a fixed threshold or a degenerate map */
-  int32_t degenerate; /* 1: the map is flat, the box is the whole map, threshold 0 */
-  int32_t boxes;      /* how many boxes this class has from this record on: 1 */
-  double threshold;   /* eta */
+  int32_t level;      /* chosen threshold level 0..20; -1 for other rules than the adaptive one and a degenerate map */
+  int32_t degenerate; /* 1: the mask is empty, the box is the whole map, threshold 0 */
+  int32_t boxes;      /* how many boxes this class has from this record on; 0: this one holds none */
+  double threshold;   /* eta; 0 for a foreground rule */
   int32_t box[4];     /* x0, y0, x1, y1 in map pixels, half-open */
 } wgap_record;
 
 typedef struct wgap_output {
   uint32_t struct_size;
   uint32_t record_size; /* sizeof(wgap_record) */
-  wgap_record* records; /* [images][top_k], best class first (ties: lower id); [images][1] with class ids */
+  wgap_record* records; /* [images][top_k][max_boxes], best class first (ties: lower id); [images][1][max_boxes] with
+                           class ids. A class's records differ in box and boxes alone, the best component first */
   uint64_t records_bytes;
-  float* heatmaps; /* null, or [records][map_height][map_width]: the normalised maps in [0, 1] */
+  float*
+      heatmaps; /* null, or [images][top_k][map_height][map_width]: the normalised maps in [0, 1]; of a foreground rule
+                      what of the upsampled scores is above 0, over its maximum */
   uint64_t heatmaps_bytes;
-  double* edge_means; /* null, or [records][WGAP_LEVELS + 1]: mean of the map over each level's edge set; NaN where that
+  double*
+      edge_means; /* null, or [images][top_k][WGAP_LEVELS + 1]: mean of the map over each level's edge set; NaN where that
                          is empty, for a fixed threshold and for a degenerate map */
   uint64_t edge_means_bytes;
 } wgap_output;

@@ -18,8 +18,10 @@
 
 static_assert(WGAP_LEVELS == wgap::kLevels, "the C header and the kernel disagree on the levels");
 static_assert(static_cast<int>(WGAP_FEATURES_NOT_FINITE) == wgap::kBadFeatures &&
-                  static_cast<int>(WGAP_LOGITS_NOT_FINITE) == wgap::kBadLogits,
+                  static_cast<int>(WGAP_LOGITS_NOT_FINITE) == wgap::kBadLogits &&
+                  static_cast<int>(WGAP_SCORES_NOT_FINITE) == wgap::kBadScores,
               "the C header and the kernel disagree on the statuses");
+static_assert(WGAP_MOST_BOXES == wgap::kMostBoxes, "the C header and the kernel disagree on the boxes");
 #define WGAP_SAME_PLACE(field)                                                 \
   static_assert(offsetof(wgap_record, field) == offsetof(wgap::Record, field), \
                 "the C header and the kernel disagree on the record: " #field)
@@ -99,6 +101,8 @@ struct Call {
   wgap::Shape shape;
   wgap::Rule rule;
   std::int64_t per_image;
+  int max_boxes;
+  const int* logs;
 };
 
 wgap_record* record_at(const wgap_output& output, std::int64_t i) {
@@ -113,38 +117,50 @@ void run_task(const void* context, long long i, void* scratch) {
   problem.shape = shape;
   problem.rule = call.rule;
   problem.logits = call.input.logits + image * shape.classes;
-  problem.features = call.input.features + image * shape.channels * shape.height * shape.width;
+  if (shape.channels > 0) problem.features = call.input.features + image * shape.channels * shape.height * shape.width;
   problem.weight = call.weight;
+  if (shape.score_height > 0) problem.scores = call.input.scores + image * shape.score_height * shape.score_width;
+  if (shape.colour) problem.picture = call.input.pictures + image * shape.map_height * shape.map_width * 3;
+  problem.logs = call.logs;
+  problem.max_boxes = call.max_boxes;
   problem.class_id = call.input.class_ids != nullptr ? static_cast<int>(call.input.class_ids[image]) : -1;
   problem.class_rank = static_cast<int>(i % call.per_image);
   if (call.output.heatmaps != nullptr)
     problem.heatmap = call.output.heatmaps + static_cast<std::int64_t>(shape.map_height) * shape.map_width * i;
   if (call.output.edge_means != nullptr) problem.edge_means = call.output.edge_means + (WGAP_LEVELS + 1) * i;
-  wgap::Record record{};
-  call.target->localize(problem, scratch, &record);
-  record.struct_size = std::min<std::uint32_t>(call.output.record_size, sizeof record);
-  std::memcpy(record_at(call.output, i), &record, record.struct_size);
+  wgap::Record records[wgap::kMostBoxes];
+  call.target->localize(problem, scratch, records);
+  for (int n = 0; n < call.max_boxes; ++n) {
+    records[n].struct_size = std::min<std::uint32_t>(call.output.record_size, sizeof records[n]);
+    std::memcpy(record_at(call.output, i * call.max_boxes + n), &records[n], records[n].struct_size);
+  }
 }
 
 wgap_status check_buffers(const Call& call, wgap_error* error) {
   const wgap_input& input = call.input;
   const wgap_output& output = call.output;
   // Products of three or more numbers: the last pair is checked with the buffer.
-  const std::int64_t cells = static_cast<std::int64_t>(input.height) * input.width;  // at most 2^20, by check_sizes
+  const std::int64_t cells = static_cast<std::int64_t>(input.height) * input.width;  // at most 2^20 where they are read
   WGAP_CHECK(check_buffer("logits", input.logits, input.logits_bytes, input.images, input.classes, error));
-  WGAP_CHECK(
-      check_buffer("features", input.features, input.features_bytes, input.images, cells * input.channels, error));
-  const std::int64_t records = input.images * call.per_image;  // at most images * classes, by the logits' check
+  const std::int64_t pixels = static_cast<std::int64_t>(call.shape.map_height) * call.shape.map_width;
+  if (call.shape.channels > 0)
+    WGAP_CHECK(
+        check_buffer("features", input.features, input.features_bytes, input.images, cells * input.channels, error));
+  if (call.shape.score_height > 0)
+    WGAP_CHECK(check_buffer("scores", input.scores, input.scores_bytes, input.images,
+                            static_cast<std::int64_t>(input.scores_height) * input.scores_width, error));
+  if (call.shape.colour)
+    WGAP_CHECK(check_buffer("pictures", input.pictures, input.pictures_bytes, input.images, pixels * 3, error));
+  const std::int64_t results = input.images * call.per_image;  // at most images * classes, by the logits' check
   if (output.records == nullptr || !aligned(output.records))
     return fail(error, WGAP_INVALID_ARGUMENT, "records: expected a pointer aligned to %zu bytes, got %p",
                 alignof(wgap_record), static_cast<const void*>(output.records));
   WGAP_CHECK(check_buffer("records", reinterpret_cast<const unsigned char*>(output.records), output.records_bytes,
-                          records, output.record_size, error));
-  const std::int64_t pixels = static_cast<std::int64_t>(call.shape.map_height) * call.shape.map_width;
+                          results, static_cast<std::int64_t>(output.record_size) * call.max_boxes, error));
   if (output.heatmaps != nullptr)
-    WGAP_CHECK(check_buffer("heatmaps", output.heatmaps, output.heatmaps_bytes, records, pixels, error));
+    WGAP_CHECK(check_buffer("heatmaps", output.heatmaps, output.heatmaps_bytes, results, pixels, error));
   if (output.edge_means == nullptr) return WGAP_OK;
-  return check_buffer("edge_means", output.edge_means, output.edge_means_bytes, records, WGAP_LEVELS + 1, error);
+  return check_buffer("edge_means", output.edge_means, output.edge_means_bytes, results, WGAP_LEVELS + 1, error);
 }
 
 // Pixels that a row stride and a byte count must reach.
@@ -234,6 +250,7 @@ const char* wgap_status_string(wgap_status status) {
     case WGAP_STRUCT_TOO_NEW: return "a struct is larger than this library knows";
     case WGAP_BUFFER_TOO_SMALL: return "a buffer has fewer bytes than its sizes ask for";
     case WGAP_UNKNOWN_RULE: return "rule unknown, or its parameter out of range";
+    case WGAP_SCORES_NOT_FINITE: return "scores hold NaN or infinity";
   }
   return "unknown status";
 }
@@ -306,21 +323,23 @@ wgap_status wgap_localize(wgap_workspace* workspace, const wgap_classifier* clas
                 call.output.record_size);
   WGAP_CHECK(wgap::kernel_rule(options.rule, &call.rule, error));
   const wgap_input& input = call.input;
-  WGAP_CHECK(wgap::check_sizes(input, classifier->classes, classifier->channels, options, error));
+  WGAP_CHECK(wgap::check_sizes(input, classifier->classes, classifier->channels, options, call.rule, error));
   WGAP_CHECK(wgap::check_classes(input, options, error));
   if (input.images == 0) return WGAP_OK;
-  call.shape = {input.channels, input.height, input.width, options.map_height, options.map_width, classifier->classes};
+  call.shape = wgap::shape_of(input, options, call.rule);
+  call.max_boxes = options.max_boxes;
   call.per_image = input.class_ids != nullptr ? 1 : options.top_k;
   WGAP_CHECK(check_buffers(call, error));
   const Use use(workspace, error);
   WGAP_CHECK(use.status());
   if (!workspace->engine->prepare(call.shape)) return out_of_memory("a map of this size", error);
   call.target = &workspace->target;
+  call.logs = workspace->engine->logs();
   call.weight = classifier->weight.get();
   const std::int64_t tasks = input.images * call.per_image;
   workspace->engine->run(tasks, run_task, &call);
   for (std::int64_t i = 0; i < tasks; ++i) {
-    const auto status = static_cast<wgap_status>(record_at(call.output, i)->status);
+    const auto status = static_cast<wgap_status>(record_at(call.output, i * call.max_boxes)->status);
     if (status != WGAP_OK)
       return fail(error, status, "image %lld of the batch: %s", static_cast<long long>(i / call.per_image),
                   wgap_status_string(status));

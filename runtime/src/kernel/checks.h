@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "wgap/kernel/problem.h"
 #include "wgap/wgap.h"
 
 // Leaves the function with the call's status unless that is WGAP_OK.
@@ -50,7 +51,10 @@ wgap_status check_buffer(const char* name, const T* data, std::uint64_t bytes, s
 
 // Shapes against a classifier of so many classes and channels, and the map's size.
 wgap_status check_sizes(const wgap_input& input, int classes, int channels, const wgap_options& options,
-                        wgap_error* error);
+                        const Rule& rule, wgap_error* error);
+
+// The shape of a call whose sizes were checked.
+Shape shape_of(const wgap_input& input, const wgap_options& options, const Rule& rule);
 
 // Class ids or top_k.
 wgap_status check_classes(const wgap_input& input, const wgap_options& options, wgap_error* error);

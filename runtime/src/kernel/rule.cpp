@@ -19,8 +19,7 @@ constexpr const char* kMaps[] = {"recombined", "positive", "signed", "none"};
 constexpr const char* kKinds[] = {"adaptive", "fixed:", "foreground", "foreground+colour"};
 
 // For the sentences below.
-constexpr const char kRules[] =
-    "'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in [0, 0.999]";
+constexpr const char kRules[] = "'adaptive', 'foreground', 'foreground+colour' or 'fixed:ETA' with ETA in [0, 0.999]";
 const char* map_names(int kind) {
   return kind >= WGAP_RULE_FOREGROUND ? "'recombined', 'positive', 'signed' or 'none'"
                                       : "'recombined', 'positive' or 'signed'";

@@ -48,6 +48,7 @@ struct CpuLanes {
   static WGAP_HD T lowest(T value) {
     return value;
   }
+  static WGAP_HD u64 total(u64 value) { return value; }
 
   // The positions are listed first, without a branch per bit, and then visited in one predictable loop.
   template <class F>
@@ -182,6 +183,7 @@ struct SerialBlock : CpuLanes {
   static constexpr int kCopies = 4;     // neighbouring pixels hit the same level:
                                         // hides the store-to-load latency
 
+  static constexpr int kColourCopies = 4;
   static constexpr int kSpan = kMostWords;
 
   static constexpr int rank() { return 0; }

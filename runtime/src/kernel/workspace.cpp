@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "arithmetic.h"
+#include "wgap/kernel/logs.h"
 
 namespace wgap {
 
@@ -33,7 +34,8 @@ namespace {
 
 bool same(const Shape& a, const Shape& b) {
   return a.channels == b.channels && a.height == b.height && a.width == b.width && a.map_height == b.map_height &&
-         a.map_width == b.map_width && a.classes == b.classes;
+         a.map_width == b.map_width && a.classes == b.classes && a.score_height == b.score_height &&
+         a.score_width == b.score_width && a.colour == b.colour;
 }
 
 }  // namespace
@@ -69,6 +71,14 @@ bool Workspace::prepare(const Shape& shape) noexcept {
     scratch_[i] = memory_[i].at_least(bytes);
     if (scratch_[i] == nullptr) return false;
     target_.prepare(shape, scratch_[i]);
+  }
+  const std::size_t wanted = shape.colour ? static_cast<std::size_t>(logs_for(shape)) : 0;
+  if (wanted > logs_count_) {
+    logs_count_ = 0;
+    int* const logs = static_cast<int*>(logs_.at_least(wanted * sizeof(int)));
+    if (logs == nullptr) return false;
+    fill_logs(logs, 0, wanted);
+    logs_count_ = wanted;
   }
   shape_ = shape;
   return true;

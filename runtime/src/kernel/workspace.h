@@ -42,6 +42,8 @@ class Workspace {
 
   // Makes scratch memory ready for a shape. False if there is not enough memory.
   bool prepare(const Shape& shape) noexcept;
+  // The table of logarithms of the shape that was prepared, if that reads pictures.
+  const int* logs() noexcept { return static_cast<const int*>(logs_.at_least(0)); }
 
   // job(context, i, scratch) for i < count, shared out among the threads; returns when all are done.
   using Job = void (*)(const void* context, long long i, void* scratch);
@@ -55,6 +57,8 @@ class Workspace {
   const Target& target_;
   std::unique_ptr<Memory[]> memory_;
   std::unique_ptr<void*[]> scratch_;
+  Memory logs_;
+  std::size_t logs_count_ = 0;
   Shape shape_{};
   int threads_;
 

@@ -162,7 +162,28 @@ WGAP_HD void find_extremes(Block& block, const Shape& s, const Scratch& scratch)
 
 struct Scale {
   float base, span, scale;
+  bool plain;  // the base is zero and no value is below it, as for every recombined map of features after a ReLU
 };
+
+// The map's fixed-point value at (y, x): value(x) of row y.
+template <class Block>
+struct FixedPointRow {
+  const float* WGAP_RESTRICT above;
+  const float* WGAP_RESTRICT below;
+  float blend;
+  Scale scale;
+  WGAP_HD int operator()(int x) const {
+    const float scaled = (blend_between(above[x], below[x], blend) - scale.base) * scale.scale;
+    return smaller(Block::nearest(scaled > 0.0f ? scaled : 0.0f), kOne);
+  }
+};
+
+template <class Block>
+WGAP_HD FixedPointRow<Block> fixed_point_row(const Scratch& scratch, int map_width, Scale scale, int y) {
+  const Taps& rows = scratch.rows;
+  return {scratch.wide + static_cast<i64>(rows.lower[y]) * map_width,
+          scratch.wide + static_cast<i64>(rows.upper[y]) * map_width, rows.blend[y], scale};
+}
 
 // How an index follows from a fixed-point value: (value + add) >> shift. Adaptive: ceil(value / 2^19), how many levels'
 // masks hold the pixel. Fixed threshold: 1 if the value exceeds it.
@@ -176,7 +197,7 @@ WGAP_HD Indexing indexing_of(const Rule& rule) {
 }
 
 // Rows [first, last) of the map in fixed point, into the window from its row 1 on, and each pixel's index.
-// kPlain: the base is zero and no value is below it, as for every recombined map of features after a ReLU.
+// kPlain: Scale's plain.
 template <bool kPlain, class Block>
 WGAP_HD void quantise_rows(Block& block, const Problem& problem, const Scratch& scratch, Scale scale, int first,
                            int last) {

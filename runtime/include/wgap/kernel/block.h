@@ -11,6 +11,7 @@
 //   static constexpr int kCopies            copies of the level sums, to spread contention or break dependency chains
 //   static constexpr int kSpan              words of 64 pixels that a group takes at a time
 //   static constexpr int kChannels          channels whose loads are in flight together
+//   static constexpr int kColourCopies      copies of the colour counts, likewise
 //   static int first_bit(u64)               index of the lowest set bit
 //   static int nearest(float)               round to nearest even if |value| < 2^24; else any number of the same sign
 //   void mark(Stage)                        what ran since the last mark belongs to this stage; normally empty
@@ -22,6 +23,7 @@
 //   for_bits(words, count, f)               f(bit, ordinal) for every set bit of count <= kSpan words, each in one of the
 //                                           lanes; bits that are visited at the same time differ in their ordinals
 //   T highest(T value), T lowest(T value)   the extreme of the group's values
+//   u64 total(u64 value)                    their sum
 //
 // No standard header is included here or in the steps: NVRTC has none.
 #pragma once
@@ -109,6 +111,13 @@ template <class Block, class T>
 WGAP_HD void min_into(Block& block, T* at, T value) {
   const T lowest = block.lowest(value);
   if (lane_of(block) == 0) block.min(at, lowest);
+}
+
+// The sum of every thread's value, added to one place that all share.
+template <class Block>
+WGAP_HD void add_into(Block& block, u64* at, u64 value) {
+  const u64 total = block.total(value);
+  if (lane_of(block) == 0) block.add(at, total);
 }
 
 // f(i) for every i < n, shared out among the block. The calls must not depend on each other.

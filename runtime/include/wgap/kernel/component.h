@@ -1,4 +1,4 @@
-// Last step: the largest 8-connected component of a mask, from runs of pixels.
+// Last step: the heaviest 8-connected components of a mask, from runs of pixels, and their boxes.
 #pragma once
 
 #include "wgap/kernel/scratch.h"
@@ -26,6 +26,7 @@ WGAP_HD void find_runs(Block& block, const Shape& s, const Scratch& scratch, int
       const int at = x + Block::first_bit(turns);
       if (found % 2) {
         run.end = at;
+        run.weight = static_cast<u64>(at - run.start);
       } else {
         run = {at, at, static_cast<u32>(slot + found / 2), 0};
       }
@@ -82,54 +83,112 @@ WGAP_HD void join_rows(Block& block, const Scratch& scratch, int y) {
   }
 }
 
-// Box of the largest 8-connected component of index > bound. A component's root is its first run in raster order, which
-// settles ties in area.
-template <class Block>
-WGAP_HD void largest_component(Block& block, const Shape& s, const Scratch& scratch, int bound) {
-  State* const state = scratch.state;
+// An empty mask: the whole map.
+WGAP_HD void write_whole(const Shape& shape, Record* record) {
+  record->degenerate = 1;
+  record->boxes = 1;
+  record->box[0] = record->box[1] = 0;
+  record->box[2] = shape.map_width;
+  record->box[3] = shape.map_height;
+}
+
+// f(run, row) for every run, a thread for each row.
+template <class Block, class F>
+WGAP_HD void each_run(Block& block, const Shape& s, const Scratch& scratch, F f) {
+  for (int y = block.rank(); y < s.map_height; y += block.size()) {
+    const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
+    for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) f(run, y);
+  }
+}
+
+// to(run, sum) for every run, of value_of(row)(column) over its pixels; a group for each row.
+template <class Block, class F, class To>
+WGAP_HD void sum_runs(Block& block, const Shape& s, const Scratch& scratch, F value_of, To to) {
+  for (int y = group_of(block); y < s.map_height; y += groups_of(block)) {
+    const auto value = value_of(y);
+    const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
+    for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) {
+      i64 sum = 0;
+      for (int x = scratch.runs[run].start + lane_of(block), last = scratch.runs[run].end; x < last; x += Block::kLanes)
+        sum += value(x);
+      const u64 total = block.total(static_cast<u64>(sum));
+      if (lane_of(block) == 0) to(run, total);
+    }
+  }
+}
+
+// The components of index > bound: every run's parent is its component's first run in raster order, whose weight is the
+// component's. weigh(): between two barriers, may give runs another weight than their pixels.
+template <class Block, class Weigh>
+WGAP_HD void find_components(Block& block, const Shape& s, const Scratch& scratch, int bound, Weigh weigh) {
   const int H = s.map_height;
   for (int y = group_of(block); y < H; y += groups_of(block)) find_runs(block, s, scratch, y, bound);
   block.sync();
   for (int y = block.rank(); y < H; y += block.size())
     if (y > 0) join_rows(block, scratch, y);
+  weigh();
   block.sync();
   Run* const runs = scratch.runs;
-  for (int y = block.rank(); y < H; y += block.size()) {
-    const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
-    for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) {
-      const u32 root = root_of(block, runs, run);
-      block.store(&runs[run].parent, root);
-      block.add(&runs[root].area, static_cast<u32>(runs[run].end - runs[run].start));
-    }
-  }
+  each_run(block, s, scratch, [=, &block](u32 run, int) {
+    const u32 root = root_of(block, runs, run);
+    block.store(&runs[run].parent, root);
+    if (root != run) block.add(&runs[root].weight, runs[run].weight);
+  });
   block.sync();
-  u64 best = 0;
-  for (int y = block.rank(); y < H; y += block.size()) {
-    const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
-    for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) {
-      const u64 key = (static_cast<u64>(runs[run].area) << 32) | static_cast<u32>(~run);
-      best = key > best ? key : best;
-    }
-  }
-  max_into(block, &state->best_component, best);
-  block.sync();
-  const u32 root = ~static_cast<u32>(block.load(&state->best_component));
-  int x0 = 0x7fffffff, y0 = 0x7fffffff, x1 = 0, y1 = 0;
-  for (int y = block.rank(); y < H; y += block.size()) {
-    const u32 slot = static_cast<u32>(y) * static_cast<u32>(scratch.run_stride);
-    for (u32 run = slot, end = slot + static_cast<u32>(scratch.run_count[y]); run < end; ++run) {
-      if (runs[run].parent != root) continue;
+}
+
+// The boxes of the heaviest components, each of at least a tenth of the heaviest's weight, into the records, of which the
+// first is complete but for its box. least: a smaller weight does not count; 0 for that tenth.
+template <class Block>
+WGAP_HD void write_boxes(Block& block, const Problem& problem, const Scratch& scratch, u64 least, Record* records) {
+  State* const state = scratch.state;
+  Run* const runs = scratch.runs;
+  const Shape& s = problem.shape;
+  const bool leader = block.rank() == 0;
+  u64 last_weight = 0;
+  u32 last = 0;
+  int boxes = 0;
+  for (; boxes < problem.max_boxes; ++boxes) {
+    u64 weight = 0;
+    u32 best = ~0u;
+    each_run(block, s, scratch, [&](u32 run, int) {
+      if (runs[run].parent != run) return;
+      const u64 mine = runs[run].weight;
+      if (boxes > 0 && (mine > last_weight || (mine == last_weight && run <= last))) return;
+      if (best != ~0u && mine <= weight) return;
+      weight = mine;
+      best = run;
+    });
+    max_into(block, &state->best_weight, weight);
+    block.sync();
+    last_weight = block.load(&state->best_weight);
+    min_into(block, &state->best_run, weight == last_weight ? best : ~0u);
+    block.sync();
+    last = block.load(&state->best_run);
+    if (last == ~0u || last_weight < least) break;
+    if (boxes == 0 && least == 0) least = (last_weight + kLightest - 1) / kLightest;
+    int x0 = 0x7fffffff, y0 = 0x7fffffff, x1 = 0, y1 = 0;
+    each_run(block, s, scratch, [&](u32 run, int y) {
+      if (runs[run].parent != last) return;
       x0 = smaller(x0, runs[run].start);
       y0 = smaller(y0, y);
       x1 = larger(x1, runs[run].end);
       y1 = larger(y1, y + 1);
+    });
+    min_into(block, &state->box[0], x0);
+    min_into(block, &state->box[1], y0);
+    max_into(block, &state->box[2], x1);
+    max_into(block, &state->box[3], y1);
+    block.sync();
+    if (leader) {
+      if (boxes > 0) records[boxes] = records[0];
+      for (int i = 0; i < 4; ++i) records[boxes].box[i] = state->box[i];
+      reset_best(state);
     }
+    if (boxes + 1 < problem.max_boxes) block.sync();
   }
-  min_into(block, &state->box[0], x0);
-  min_into(block, &state->box[1], y0);
-  max_into(block, &state->box[2], x1);
-  max_into(block, &state->box[3], y1);
-  block.sync();
+  if (leader)
+    for (int i = 0; i < boxes; ++i) records[i].boxes = boxes - i;
 }
 
 }  // namespace WGAP_TARGET_NAMESPACE

@@ -19,6 +19,8 @@ constexpr int kCudaThreads = WGAP_CUDA_THREADS;  // a multiple of 32
 struct CudaTuning {
   static constexpr int kTileRows = 32;  // two rows a warp between two barriers
   static constexpr int kCopies = 32;    // a copy of the level sums for each lane: no two lanes meet in one place
+  static constexpr int kColourCopies = 4;
+  static constexpr int kLanes = 32;
 };
 
 struct CudaTask {
@@ -27,10 +29,11 @@ struct CudaTask {
   int tasks, per_image;   // task i is image i / per_image, rank i % per_image
   int max_boxes = 1;      // records of a task
   const float* logits;    // [images, classes], float32, in memory that the device reaches, as everything here
-  const float* features;  // [images, channels, height, width]
-  const float* weight;    // [classes, channels]
-  ScoreMap scores;        // of the first image, the others behind it
-  const u8* pictures;     // [images, map_height, map_width, 3] or null
+  const float* features;  // [images, channels, height, width], and
+  const float* weight;    // [classes, channels], for rules with a map
+  const float* scores;    // [images, score_height, score_width], for rules that read them
+  const u8* pictures;     // [images, map_height, map_width, 3], and
+  const int* logs;        // see Problem, for rules that read pictures
   const i64* class_ids;   // [images] or null: the per_image classes by logit
   float* heatmaps;        // [tasks, map_height, map_width] or null
   double* edge_means;     // [tasks, kLevels + 1] or null
@@ -58,6 +61,9 @@ WGAP_HD Problem cuda_problem(const CudaTask& task, int i) {
   problem.logits = task.logits + image * shape.classes;
   problem.features = task.features + image * shape.channels * shape.height * shape.width;
   problem.weight = task.weight;
+  problem.scores = task.scores + image * shape.score_height * shape.score_width;
+  problem.picture = task.pictures + image * shape.map_height * shape.map_width * 3;
+  problem.logs = task.logs;
   problem.class_id = task.class_ids ? static_cast<int>(task.class_ids[image]) : -1;
   problem.class_rank = i % task.per_image;
   problem.max_boxes = task.max_boxes;
@@ -76,7 +82,6 @@ extern "C" __device__ wgap::u64
 namespace wgap {
 
 struct CudaBlock : CudaTuning {
-  static constexpr int kLanes = 32;
   static constexpr int kChannels = 32;
   static constexpr int kSpan = 4;  // a byte of edge bits for each lane
 
@@ -112,6 +117,11 @@ struct CudaBlock : CudaTuning {
       const T other = __shfl_xor_sync(~0u, value, apart);
       value = other < value ? other : value;
     }
+    return value;
+  }
+
+  __device__ static u64 total(u64 value) {
+    for (int apart = kLanes / 2; apart > 0; apart /= 2) value += __shfl_xor_sync(~0u, value, apart);
     return value;
   }
 

@@ -21,19 +21,41 @@ constexpr int kMaxPixels = 1 << 20;  // of the map; keeps count and sum of a lev
 constexpr int kCountShift = 44;      // level sums: pixel count above, sum of fixed-point values below
 constexpr int kLevelSlots = 32;      // a copy of the level sums takes this many places, a power of two
 constexpr int kExpLanes = 16;
+constexpr int kScoreShift = 16;       // scores are whole multiples of 2^-16
+constexpr int kMostScore = 1 << 20;   // and clamped to this many of them
+constexpr int kNarrowUnit = 1 << 10;  // up to this unit of the upsampled scores 32 bits hold them and the colours' word
+constexpr int kColours = 512;         // that the colour step tells apart: three bits a channel
+constexpr int kColourSets = 8;        // quadrants of the picture, inside and outside the mask
+constexpr int kLightest = 10;         // a further component weighs at least this part of the heaviest
+constexpr int kMostBoxes = 64;
 
 // As wgap_map, wgap_rule_kind and wgap_status in wgap.h.
 enum Map : int { kRecombined = 0, kPositive = 1, kSigned = 2, kNoMap = 3 };
 enum RuleKind : int { kAdaptive = 0, kFixed = 1, kForeground = 2, kForegroundColour = 3 };
-enum Status : int { kDone = 0, kBadFeatures = 5, kBadLogits = 6 };
+enum Status : int { kDone = 0, kBadFeatures = 5, kBadLogits = 6, kBadScores = 14 };
 
 // Parts of the work a profiling Block can tell apart.
-enum Stage : int { kClass, kRecombine, kColumns, kQuantise, kEdges, kLevel, kComponent, kHeatmap, kStages };
+enum Stage : int {
+  kClass,
+  kRecombine,
+  kColumns,
+  kQuantise,
+  kEdges,
+  kLevel,
+  kComponent,
+  kHeatmap,
+  kScores,
+  kColour,
+  kStages
+};
 
+// What the memory of a block depends on.
 struct Shape {
-  int channels, height, width;  // feature map
+  int channels, height, width;  // feature map; 0 where none is read
   int map_height, map_width;    // where the box is wanted
   int classes;
+  int score_height = 0, score_width = 0;  // score map; 0 where none is read
+  int colour = 0;                         // whether pictures are read
 };
 
 // How the mask is made. A kind has its own parameters; none needs another layout.
@@ -47,6 +69,9 @@ struct Rule {
 constexpr double kLargestEta = 0.999;  // beyond it the peak itself could round below the threshold
 
 #if !defined(__CUDACC_RTC__)
+// How many entries the table of logarithms has for a map.
+constexpr u64 logs_for(const Shape& s) { return static_cast<u64>(s.map_height) * s.map_width + kColours + 1; }
+
 // The one place where eta becomes a fixed-point value: rounded to nearest, ties to even.
 constexpr Rule fixed_rule(double eta, int map = kRecombined) {
   constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
@@ -56,25 +81,20 @@ constexpr Rule adaptive_rule(int map = kRecombined) { return {kAdaptive, map, 0,
 #endif
 constexpr bool on_scores(const Rule& rule) { return rule.kind >= kForeground; }
 
-// Above 0 on the object, at a resolution of its own: for rules that read one.
-struct ScoreMap {
-  const float* data;  // [height, width], or null
-  int height, width;
-};
-
 struct Problem {
   Shape shape;
   Rule rule;
   const float* logits;    // [classes]
-  const float* features;  // [channels, height, width]
-  const float* weight;    // [classes, channels]
-  ScoreMap scores;
-  const u8* picture;   // [map_height, map_width, 3], for rules that read it; or null
-  int class_id;        // the class to localize, or -1: the one of rank class_rank by logit
-  int class_rank;      // 0 is the top class; equal logits: lower index first
-  int max_boxes = 1;   // records that there is room for; the kinds of this version write one
-  float* heatmap;      // [map_height, map_width] or null: receives u
-  double* edge_means;  // [kLevels + 1] or null: receives V_l in units of u; NaN where the edge set is empty
+  const float* features;  // [channels, height, width], and
+  const float* weight;    // [classes, channels], for rules with a map
+  const float* scores;    // [score_height, score_width], above 0 on the object, for rules that read them
+  const u8* picture;      // [map_height, map_width, 3], and
+  const int* logs;        // [map_height * map_width + kColours + 1], see fill_logs; for rules that read pictures
+  int class_id;           // the class to localize, or -1: the one of rank class_rank by logit
+  int class_rank;         // 0 is the top class; equal logits: lower index first
+  int max_boxes = 1;      // records that there is room for
+  float* heatmap;         // [map_height, map_width] or null: receives u
+  double* edge_means;     // [kLevels + 1] or null: receives V_l in units of u; NaN where the edge set is empty
 };
 
 // One class of one image, localized: what wgap_record holds, in its layout.
@@ -84,9 +104,9 @@ struct Record {
   int class_id;
   float score;  // softmax probability of class_id
   float logit;
-  int level;  // 0..20; -1 for a fixed threshold or a degenerate map
+  int level;  // 0..20; -1 for other rules than the adaptive one and a degenerate map
   int degenerate;
-  int boxes;
+  int boxes;  // how many the class has from this record on
   double threshold;
   int box[4];  // x0, y0, x1, y1, half-open, on the map
 };

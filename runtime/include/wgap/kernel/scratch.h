@@ -15,12 +15,16 @@ struct Taps {
 
 // What the threads of a block share besides arrays.
 struct State {
-  int logit_bits, low_bits;  // largest magnitudes, as float bits
+  int logit_bits, low_bits, score_bits;  // largest magnitudes, as float bits
   int map_highest, map_lowest;
   u64 best_class[3];
-  u64 best_component;
+  u64 best_weight;
+  u32 best_run;
   int box[4];
   int mask_bound;
+  u64 highest_score;
+  u64 colour_pixels[kColourSets];
+  u64 right_inside, right_outside;  // pixels that the other quadrants' colours predict
   float lane_sum[kExpLanes];
   double edge_mean[kLevels + 1], difference[kLevels + 1];
 };
@@ -29,7 +33,15 @@ struct State {
 struct Run {
   int start, end;
   u32 parent;  // an earlier run of the same component, or itself: the root
-  u32 area;    // of the component, at its root
+  u64 weight;  // of the run; at its root, of the component
+};
+
+// Bilinear taps in whole numbers: output i is lower[i]'s value times (unit - blend[i]) plus upper[i]'s times blend[i].
+struct ExactTaps {
+  int* lower;
+  int* upper;
+  int* blend;
+  int unit;
 };
 
 struct Scratch {
@@ -50,6 +62,12 @@ struct Scratch {
   int run_stride;  // room for runs in a row
   Run* runs;       // [map_height, run_stride]
   int* run_count;  // [map_height]
+  ExactTaps score_rows, score_columns;
+  int* scores;              // [score_height, score_width] in units of 2^-16
+  void* columns_of_scores;  // [score_height, map_width] int, or i64 where the unit is too large for it
+  u32* colour_counts;       // [kColourSets / 2][2 * kColours][kColourCopies], then sums [kColourSets / 2][2 * kColours]
+  i64* evidence;            // [kColours], in units of the upsampled scores
+  u16* colours;             // [map_height, map_width]
 };
 
 // A small memory that is fast to reach, such as a GPU's shared memory: pieces go there while they fit.
@@ -77,6 +95,24 @@ struct Carver {
   }
 };
 
+// The whole number that exact taps count in.
+WGAP_HD int unit_of(int in, int out) {
+  int a = in, b = out;
+  while (b != 0) {
+    const int rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return 2 * (out / a);
+}
+
+// Whether 32 bits hold the upsampled scores. |score| <= 2^20 and |evidence| < 2^16 ln(2^20 + 512) < 2^19.8, so that with a
+// unit of 2^10 their sum stays below 2^30.9.
+template <class Block>
+WGAP_HD bool narrow_scores(const Scratch& scratch) {
+  return Block::kLanes == 1 && static_cast<i64>(scratch.score_rows.unit) * scratch.score_columns.unit <= kNarrowUnit;
+}
+
 // Lays scratch memory out for a shape. base must be 64-byte aligned, or null to learn how many bytes it needs, which is
 // what is returned. The pieces that are reached most come first.
 template <class Block>
@@ -103,7 +139,19 @@ WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch, Fast* fast = n
   scratch->index = index ? index + 64 + scratch->index_stride : nullptr;
   scratch->run_count = carver.take<int>(H);
   scratch->exps = carver.take<float>(s.classes);
+  const u64 h_scores = s.score_height, colours = s.colour ? 1 : 0;
+  const u64 rows = h_scores ? H : 0, columns = h_scores ? W : 0;
+  scratch->score_rows = {carver.take<int>(rows), carver.take<int>(rows), carver.take<int>(rows),
+                         unit_of(s.score_height, s.map_height)};
+  scratch->score_columns = {carver.take<int>(columns), carver.take<int>(columns), carver.take<int>(columns),
+                            unit_of(s.score_width, s.map_width)};
+  scratch->scores = carver.take<int>(h_scores * s.score_width);
+  scratch->columns_of_scores =
+      carver.take<u8>(h_scores * W * (narrow_scores<Block>(*scratch) ? sizeof(int) : sizeof(i64)));
+  scratch->colour_counts = carver.take<u32>(colours * kColourSets * kColours * (Block::kColourCopies + 1));
+  scratch->evidence = carver.take<i64>(colours * kColours);
   scratch->runs = carver.take<Run>(runs);
+  scratch->colours = carver.take<u16>(colours * H * W);
   return carver.used;
 }
 
@@ -122,11 +170,40 @@ WGAP_HD void fill_taps(Block& block, int in, int out, const Taps& taps) {
   });
 }
 
+// Whole numbers throughout (reference: _exact_taps).
+template <class Block>
+WGAP_HD void fill_taps(Block& block, int in, int out, const ExactTaps& taps) {
+  const i64 common = 2 * static_cast<i64>(out) / taps.unit;
+  each(block, out, [=](int i) {
+    i64 centre = (2 * static_cast<i64>(i) + 1) * in - out;
+    centre = centre < 0 ? 0 : centre / common;
+    const i64 lower = centre / taps.unit;
+    const int clamped = static_cast<int>(lower < in - 1 ? lower : in - 1);
+    taps.lower[i] = clamped;
+    taps.upper[i] = smaller(clamped + 1, in - 1);
+    taps.blend[i] = static_cast<int>(centre % taps.unit);
+  });
+}
+
+// Nothing has been found yet.
+WGAP_HD void reset_best(State* state) {
+  state->best_weight = 0;
+  state->best_run = ~0u;
+  state->box[0] = state->box[1] = 0x7fffffff;
+  state->box[2] = state->box[3] = 0;
+}
+
 // Once per shape: what does not change between images. The border of `index` is never written again.
 template <class Block>
 WGAP_HD void prepare_block(Block& block, const Shape& s, const Scratch& scratch) {
-  fill_taps(block, s.height, s.map_height, scratch.rows);
-  fill_taps(block, s.width, s.map_width, scratch.columns);
+  if (s.height > 0) {
+    fill_taps(block, s.height, s.map_height, scratch.rows);
+    fill_taps(block, s.width, s.map_width, scratch.columns);
+  }
+  if (s.score_height > 0) {
+    fill_taps(block, s.score_height, s.map_height, scratch.score_rows);
+    fill_taps(block, s.score_width, s.map_width, scratch.score_columns);
+  }
   u8* const index = scratch.index;
   const int stride = scratch.index_stride, W = s.map_width;
   each(block, 64 + stride, [=](int i) { index[-1 - i] = 255; });
