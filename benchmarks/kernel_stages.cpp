@@ -2,9 +2,10 @@
 // merely reading the features once, as one JSON object.
 //
 //   kernel_stages [--target NAME] [--repeats N]                                     generated feature maps, 512x14x14
+//   kernel_stages [--rule foreground|foreground+colour] ...      generated 28x28 scores, and pictures of that size times 8
 //   kernel_stages [...] FEATURES LOGITS WEIGHT N C h w K [SIZE]     raw float32: [N][C][h][w], [N][K] and [K][C]
 //
-// Top-1 class, adaptive threshold, a SIZE x SIZE map (224).
+// Top-1 class, adaptive threshold unless another rule is named, a SIZE x SIZE map (224).
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -16,12 +17,13 @@
 
 #include "expect.h"
 #include "targets.h"
+#include "wgap/kernel/logs.h"
 #include "workspace.h"
 
 namespace {
 
-constexpr const char* kStageNames[] = {"class", "recombine", "upsample_columns", "quantise",
-                                       "edges", "level",     "component",        "heatmap"};
+constexpr const char* kStageNames[] = {"class", "recombine", "upsample_columns", "quantise", "edges",
+                                       "level", "component", "heatmap",          "scores",   "colour"};
 static_assert(sizeof kStageNames / sizeof kStageNames[0] == wgap::kStages, "a stage has no name");
 
 [[noreturn]] void fail(const std::string& message) {
@@ -32,7 +34,8 @@ static_assert(sizeof kStageNames / sizeof kStageNames[0] == wgap::kStages, "a st
 struct Data {
   wgap::Shape shape{512, 14, 14, 224, 224, 200};
   int images = 8;
-  std::vector<float> features, logits, weight;
+  std::vector<float> features, logits, weight, scores;
+  std::vector<std::uint8_t> pictures;
 };
 
 // Every channel a bump, most of them near a common object, cut off so that most values are zero.
@@ -51,6 +54,19 @@ Data generated() {
           d.features.push_back(std::fmax(0.0f, height * std::exp(-0.5f * (dy * dy + dx * dx)) - cut));
         }
     }
+  }
+  // An object that is brighter than a smooth ground, where the scores say, and a little beyond.
+  for (int image = 0; image < d.images; ++image) {
+    const float cy = about(14.0f, 5.0f), cx = about(14.0f, 5.0f);
+    for (int y = 0; y < 28; ++y)
+      for (int x = 0; x < 28; ++x)
+        d.scores.push_back(3.0f * std::exp(-std::hypot(y - cy, x - cx) / 8.0f) - 1.3f + about(0.0f, 0.2f));
+    for (int y = 0; y < 224; ++y)
+      for (int x = 0; x < 224; ++x) {
+        const float bright = std::hypot(y / 8.0f - cy, x / 8.0f - cx) < 7.0f ? 150.0f : 60.0f;
+        for (int channel = 0; channel < 3; ++channel)
+          d.pictures.push_back(static_cast<std::uint8_t>(about(bright + 20.0f * channel + x / 10.0f, 12.0f)));
+      }
   }
   d.logits = random_floats(random, static_cast<std::size_t>(d.images) * d.shape.classes);
   d.weight = random_floats(random, static_cast<std::size_t>(d.shape.classes) * d.shape.channels);
@@ -92,17 +108,31 @@ double median(std::vector<double>& values) {
 
 int main(int count, char** arguments) {
   const char* name = nullptr;
+  wgap::Rule rule = wgap::adaptive_rule();
   int repeats = 200, at = 1;
   for (; at + 1 < count && std::string(arguments[at]).rfind("--", 0) == 0; at += 2) {
     const std::string option = arguments[at];
     if (option == "--target") name = arguments[at + 1];
     if (option == "--repeats") repeats = std::atoi(arguments[at + 1]);
-    if (option != "--target" && option != "--repeats") fail("unknown option " + option);
+    const std::string value = arguments[at + 1];
+    if (option == "--rule" && value != "adaptive") {
+      rule = {value == "foreground" ? wgap::kForeground : wgap::kForegroundColour, wgap::kNoMap, 0, 0.0};
+      if (value.rfind("foreground", 0) != 0) fail("unknown rule " + value);
+    }
+    if (option != "--target" && option != "--repeats" && option != "--rule") fail("unknown option " + option);
   }
   const std::vector<std::string> words(arguments + at, arguments + count);
   if (!words.empty() && words.size() != 8 && words.size() != 9)
     fail("usage: kernel_stages [--target NAME] [--repeats N] [FEATURES LOGITS WEIGHT N C h w K [SIZE]]");
-  const Data data = words.empty() ? generated() : from_files(words);
+  if (!words.empty() && wgap::on_scores(rule)) fail("scores and pictures are generated: name no files");
+  Data data = words.empty() ? generated() : from_files(words);
+  if (wgap::on_scores(rule)) {
+    data.shape.channels = data.shape.height = data.shape.width = 0;
+    data.shape.score_height = data.shape.score_width = 28;
+    data.shape.colour = rule.kind == wgap::kForegroundColour;
+  }
+  std::vector<int> logs(static_cast<std::size_t>(wgap::logs_for(data.shape)));
+  wgap::fill_logs(logs.data(), 0, logs.size());
   const wgap::Target* const target = name != nullptr ? wgap::target_named(name) : wgap::default_target();
   if (target == nullptr) fail("this machine does not run the instruction set that was asked for");
   if (repeats < 1) fail("expected --repeats of at least 1");
@@ -115,7 +145,8 @@ int main(int count, char** arguments) {
   wgap::Problem problem{};
   problem.shape = data.shape;
   problem.weight = data.weight.data();
-  problem.rule = wgap::adaptive_rule();
+  problem.rule = rule;
+  problem.logs = logs.data();
   problem.class_id = -1;
 
   using Clock = std::chrono::steady_clock;
@@ -124,6 +155,10 @@ int main(int count, char** arguments) {
   volatile wgap::u64 seen = 0;
   for (int image = 0; image < data.images; ++image) {
     problem.features = data.features.data() + per_image * image;
+    if (wgap::on_scores(rule)) {
+      problem.scores = data.scores.data() + 28 * 28 * image;
+      problem.picture = data.pictures.data() + 224 * 224 * 3 * image;
+    }
     problem.logits = data.logits.data() + static_cast<std::size_t>(data.shape.classes) * image;
     for (int i = 0; i < repeats; ++i) {
       wgap::Record record{};

@@ -39,7 +39,7 @@ def postprocess(
 
     Args:
         logits: float32[N, K].
-        features: float32[N, C, h, w], C-contiguous, after the last ReLU; None for a rule without a map, which reads none.
+        features: float32[N, C, h, w], C-contiguous, after the last ReLU; None for a rule whose map is ``none``.
         classifier: the weights that made the logits.
         size: (H, W) of the map the boxes are wanted on, normally the network's input; at most 2**20 pixels.
         rule: which map, and where it is cut; None for ``Rule()``, the paper's.
@@ -55,7 +55,7 @@ def postprocess(
             most as large as the map.
         pictures: for ``foreground+colour``: uint8[N, H, W, 3] RGB of the map's size, C-contiguous.
         max_boxes: boxes per class, 1 to 64: of the heaviest components of its mask, each of at least a tenth of the
-            heaviest's weight. A component weighs its pixels or, under a foreground rule, the sum of its positive scores.
+            heaviest's weight, which is its pixels or, under a foreground rule, the sum of its positive scores.
 
     Returns:
         For each image a list of records, best class first; boxes are half-open (x0, y0, x1, y1) in map pixels.

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +18,7 @@ from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device, requi
 from wgap.runtime.cuda.compiler import SYMBOL, THREADS, cache_folder, compile_kernel, nvrtc_version
 from wgap.runtime.cuda.driver import LEGACY, READY, Context, Memory, attribute, call, driver, wait_for
 from wgap.runtime.library import gpu
-from wgap.runtime.locator import Locator, Request
+from wgap.runtime.locator import Locator, Request, require_outputs
 from wgap.runtime.postprocess import require_finite
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from wgap.runtime.network import Outputs
 
 __all__ = ["CudaLocator", "CudaPostprocess", "Launch"]
+
+_KINDS = {
+    "logits": ("float32", "NK"), "features": ("float32", "NChw"), "foreground": ("float32", "NChw"),
+    "picture": ("uint8", "NHWC"),
+}  # fmt: skip
 
 MOST_IDLE = 8
 """Launches whose memory is kept for the next call of their shape, the last used ones; a further one is freed."""
@@ -74,6 +79,7 @@ class CudaPostprocess:
         self._lock = threading.Lock()
         self._idle: list[tuple[tuple[Any, ...], Launch]] = []  # the last used one last
         self.weight: Memory | None = None
+        self._logs: Memory | None = None
         self._module = self._stream = None
         self.context = context.shared() if context else Context(self.device)
         self._closed = False
@@ -108,12 +114,15 @@ class CudaPostprocess:
         heatmaps: bool = False,
         edge_means: bool = False,
         stream: int | None = None,
+        scores: Any = None,
+        pictures: Any = None,
+        max_boxes: int = 1,
     ) -> list[list[BoxRecord]]:
-        """As :func:`wgap.runtime.postprocess.postprocess`, with logits and features in the GPU's memory.
+        """As :func:`wgap.runtime.postprocess.postprocess`, with the outputs in the GPU's memory.
 
         Args:
             logits: float32[N, K], C-contiguous, ``__cuda_array_interface__`` or DLPack.
-            features: float32[N, C, h, w], likewise.
+            features: float32[N, C, h, w], likewise; None for a rule whose map is ``none``.
             size: (H, W) of the map.
             rule: as there.
             classes: one class id for each image, or one for all; None for the ``top_k`` classes by logit.
@@ -122,18 +131,23 @@ class CudaPostprocess:
             edge_means: as there.
             stream: handle of the stream to work on; None takes one of its own, which first waits for the streams that
                 the arrays name.
+            scores: for the foreground rules: float32[N, 1, h', w'].
+            pictures: for ``foreground+colour``: uint8[N, H, W, 3] RGB of the map's size.
+            max_boxes: as there.
 
         Raises:
-            FeatureError: a shape, dtype or layout is not as above, or an image's features or logits are not finite.
+            FeatureError: a shape, dtype or layout is not as above, something that the rule reads is missing, or an
+                image's outputs are not finite.
             ValueError: an option is not as above.
             BackendError: the device failed.
         """
         ids = None
         if classes is not None:
-            checked = _native._cuda_class_ids(classes, int(features.shape[0]), self.classifier.num_classes)
+            checked = _native._cuda_class_ids(classes, int(logits.shape[0]), self.classifier.num_classes)
             ids = memoryview(checked).cast("q").tolist()
-        request = Request(ids, top_k, heatmaps, edge_means)
-        outputs = {"logits": logits, "features": features}
+        request = Request(ids, top_k, heatmaps, edge_means, max_boxes)
+        given = {"logits": logits, "features": features, "foreground": scores, "picture": pictures}
+        outputs = {name: value for name, value in given.items() if value is not None}
         return require_finite(self.locate(outputs, size, rule or Rule(), request, stream))
 
     def locate(
@@ -141,36 +155,39 @@ class CudaPostprocess:
     ) -> list[list[BoxRecord]]:
         """Boxes of outputs on this GPU; those in host memory are copied there first. See :meth:`Locator.locate`."""
         with self.context, contextlib.ExitStack() as copies:
-            scores, maps = (
-                self._here(outputs, name, axes, copies) for name, axes in (("logits", "NK"), ("features", "NChw"))
-            )
-            images = maps.shape[0]
-            if scores.shape[0] != images:
-                raise FeatureError(f"logits: expected those of {images} images, as the features, got {scores.shape[0]}")
+            here = {
+                name: self._here(value, name, *_KINDS[name], copies)
+                for name, value in require_outputs(outputs, rule).items()
+            }
+            images = here["logits"].shape[0]
+            for name, value in here.items():
+                if value.shape[0] != images:
+                    raise FeatureError(
+                        f"{name}: expected those of {images} images, as the logits, got {value.shape[0]}"
+                    )
             if images == 0:
                 return []
-            with self.launch(scores.shape, maps.shape, size, request) as launch:
+            with self.launch({name: value.shape for name, value in here.items()}, size, rule, request) as launch:
                 if stream is None:
-                    wait_for(scores, maps)
-                launch.bind(scores.pointer, maps.pointer, rule)
+                    wait_for(*here.values())
+                launch.bind({name: value.pointer for name, value in here.items()}, rule)
                 launch.choose(request.classes)
                 handle = int(self._stream or 0) if stream is None else stream
                 launch.enqueue(handle)
                 call("cuStreamSynchronize", handle)
                 return launch.records()
 
-    def _here(self, outputs: Outputs, name: str, axes: str, copies: contextlib.ExitStack) -> DeviceArray:
-        value = outputs[name]
+    def _here(self, value: Any, name: str, dtype: str, axes: str, copies: contextlib.ExitStack) -> DeviceArray:
         if on_device(value):
-            there = device_array(value, "float32", axes, name)
+            there = device_array(value, dtype, axes, name)
             require_gpu(there, self.device, name, "kernel")
             return there
         import numpy as np
 
         array = np.asarray(value)
-        if array.dtype != np.float32 or array.ndim != len(axes) or not array.flags.c_contiguous:
+        if str(array.dtype) != dtype or array.ndim != len(axes) or not array.flags.c_contiguous:
             raise FeatureError(
-                f"{name}: expected C-contiguous float32[{', '.join(axes)}], got {array.dtype}{list(array.shape)}"
+                f"{name}: expected C-contiguous {dtype}[{', '.join(axes)}], got {array.dtype}{list(array.shape)}"
             )
         memory = Memory(self.context, array.nbytes)
         copies.callback(memory.close)
@@ -180,17 +197,17 @@ class CudaPostprocess:
 
     @contextlib.contextmanager
     def launch(
-        self, logits: Sequence[int], features: Sequence[int], size: tuple[int, int], request: Request
+        self, shapes: Mapping[str, Sequence[int]], size: tuple[int, int], rule: Rule, request: Request
     ) -> Iterator[Launch]:
         """A launch for these shapes that nobody else uses, in the current context; its memory is kept for the next."""
         if self._closed:
             raise BackendError("this kernel was closed; make another")
-        kept = request.classes is not None, request.heatmaps, request.edge_means
-        key = (tuple(logits), tuple(features), size, request.per_image, *kept)
+        kept = request.classes is not None, request.heatmaps, request.edge_means, request.max_boxes
+        key = (tuple((name, tuple(shape)) for name, shape in shapes.items()), size, request.per_image, *kept)
         with self._lock:
             found = next((n for n in reversed(range(len(self._idle))) if self._idle[n][0] == key), None)
             launch = None if found is None else self._idle.pop(found)[1]
-        launch = launch or Launch(self, logits, features, size, request)
+        launch = launch or Launch(self, shapes, size, rule, request)
         try:
             yield launch
         finally:
@@ -199,6 +216,17 @@ class CudaPostprocess:
                 excess = self._idle.pop(0)[1] if len(self._idle) > MOST_IDLE else None
             if excess is not None:
                 excess.close()
+
+    def logs(self) -> int:
+        """Where the table of logarithms lies that colours need, for maps of any size; made at the first call."""
+        with self._lock:
+            if self._logs is None:
+                table = _native._cuda_logs()
+                memory = Memory(self.context, len(table))
+                call("cuMemcpyHtoD", memory.pointer, table, len(table))
+                call("cuStreamSynchronize", LEGACY)
+                self._logs = memory
+            return self._logs.pointer
 
     def close(self) -> None:
         """Free everything on the device; no call may be under way."""
@@ -209,8 +237,9 @@ class CudaPostprocess:
             for _, launch in self._idle:
                 launch.close()
             self._idle.clear()
-            if self.weight is not None:
-                self.weight.close()
+            for memory in (self.weight, self._logs):
+                if memory is not None:
+                    memory.close()
             if self._stream is not None:
                 call("cuStreamDestroy", self._stream)
             if self._module is not None:
@@ -258,22 +287,30 @@ class Launch:
     def __init__(
         self,
         owner: CudaPostprocess,
-        logits: Sequence[int],
-        features: Sequence[int],
+        shapes: Mapping[str, Sequence[int]],
         size: tuple[int, int],
+        rule: Rule,
         request: Request,
     ) -> None:
-        images, top_k = features[0], request.per_image
+        logits, top_k = shapes["logits"], request.per_image
+        images = logits[0]
         self._owner = cast("CudaPostprocess", weakref.proxy(owner))  # a cycle would keep a dropped kernel on the GPU
-        self._size, self._images, self._per_image = size, images, top_k
+        self._size, self._images, self._per_image, self._max_boxes = size, images, top_k, request.max_boxes
+        scores, picture = shapes.get("foreground", ()), shapes.get("picture", (images, *size, 3))
+        if len(scores) == 4 and scores[1] != 1:
+            raise FeatureError(f"foreground: expected one channel, float32[N, 1, h, w], got float32{list(scores)}")
+        if tuple(picture) != (images, *size, 3):
+            raise FeatureError(f"picture: expected uint8{[images, *size, 3]}, the map's size, got uint8{list(picture)}")
         self._shape, self._shared, self._scratch = _native._cuda_layout(
-            owner.classifier, logits, features, size, top_k, owner.room
-        )
+            owner.classifier, logits, shapes.get("features", ())[1:], scores[2:], size, rule, top_k, request.max_boxes,
+            owner.room,
+        )  # fmt: skip
+        self._logs = owner.logs() if rule.reads_picture else 0
         tasks = images * top_k
         self._grid = min(tasks, owner.blocks)
         self._memory: dict[str, Memory] = {}
         self._argument: Any = None
-        pinned = {"records": tasks * _native._CUDA_RECORD_BYTES}
+        pinned = {"records": tasks * request.max_boxes * _native._CUDA_RECORD_BYTES}
         if request.classes is not None:
             pinned["class_ids"] = images * 8
         if request.heatmaps:
@@ -299,13 +336,13 @@ class Launch:
         ids = _native._cuda_class_ids(classes, self._images, self._owner.classifier.num_classes)
         self._memory["class_ids"].view()[:] = ids
 
-    def bind(self, logits: int, features: int, rule: Rule) -> None:
-        """Set where logits and features lie on the device, and the rule."""
+    def bind(self, inputs: Mapping[str, int], rule: Rule) -> None:
+        """Set where outputs and picture lie on the device, and the rule: one that reads what this was made for."""
         weight = self._owner.weight.pointer if self._owner.weight else 0
-        addresses = {"logits": logits, "features": features, "weight": weight}
+        addresses = {**inputs, "weight": weight, "logs": self._logs}
         addresses |= {name: memory.pointer for name, memory in self._memory.items()}
         task = _native._cuda_task(
-            self._shape, self._images, self._per_image, rule, self._shared, self._scratch, addresses
+            self._shape, self._images, self._per_image, self._max_boxes, rule, self._shared, self._scratch, addresses
         )
         content = ctypes.create_string_buffer(task, len(task))
         self._argument = content, (ctypes.c_void_p * 1)(ctypes.addressof(content))
@@ -333,7 +370,7 @@ class Launch:
                 for n in range(self._images * self._per_image)
             ]
         return _native._cuda_records(
-            written["records"], self._images, self._per_image, maps, written.get("edge_means", b"")
+            written["records"], self._images, self._per_image, self._max_boxes, maps, written.get("edge_means", b"")
         )
 
     def close(self) -> None:

@@ -263,9 +263,11 @@ class _Slot:
             return self._launches[key]
         if len(self._launches) >= MOST_LAUNCHES:
             self._drop(next(iter(self._launches)))
-        logits, features = ((key[1], *self.owner.shapes[name]) for name in ("logits", "features"))
-        launch = Launch(locator.kernel, logits, features, locator.size, request)
-        launch.bind(self.device["logits"].pointer, self.device["features"].pointer, locator.rule)
+        rule = locator.rule
+        names = {name: name for name in rule.outputs} | ({"picture": "image"} if rule.reads_picture else {})
+        shapes = {name: (key[1], *self.owner.shapes[own]) for name, own in names.items()}
+        launch = Launch(locator.kernel, shapes, locator.size, rule, request)
+        launch.bind({name: self.device[own].pointer for name, own in names.items()}, rule)
         self._launches[key] = launch
         return launch
 

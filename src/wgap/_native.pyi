@@ -82,8 +82,8 @@ def _cuda_layout(
     (shape, shared, scratch): what the memory of a block depends on, and the bytes that it needs.
     """
 
-def _cuda_logs(height: int, width: int) -> bytes:
-    """The kernel's table of logarithms for a map of that size, int32."""
+def _cuda_logs() -> bytes:
+    """The kernel's table of logarithms for maps of any size, int32."""
 
 def _cuda_task(
     shape: Sequence[int], images: int, per_image: int, max_boxes: int, rule: Rule | None, shared: int, scratch: int,

@@ -367,12 +367,10 @@ nb::tuple cuda_layout(const Classifier& classifier, const std::vector<int>& logi
   return nb::make_tuple(nb::cast(shape), shared, (scratch + 63) / 64 * 64);
 }
 
-// The table of logarithms that the colours of a map of so many pixels need, int32.
-nb::bytes cuda_logs(int height, int width) {
+// The table of logarithms that the colours of the largest map need, int32.
+nb::bytes cuda_logs() {
   const wgap::DefaultArithmetic arithmetic;
-  wgap::Shape shape{};
-  shape.map_height = height, shape.map_width = width;
-  std::vector<int> table(static_cast<std::size_t>(wgap::logs_for(shape)));
+  std::vector<int> table(wgap::kMaxPixels + wgap::kColours + 1);
   wgap::fill_logs(table.data(), 0, table.size());
   return nb::bytes(reinterpret_cast<const char*>(table.data()), table.size() * sizeof(int));
 }
@@ -513,7 +511,7 @@ NB_MODULE(_native, m) {
   m.def("_cuda_class_ids", &cuda_class_ids, nb::arg("classes"), nb::arg("images"), nb::arg("known"));
   m.def("_cuda_layout", &cuda_layout, nb::arg("classifier"), nb::arg("logits"), nb::arg("features"), nb::arg("scores"),
         nb::arg("size"), nb::arg("rule").none(), nb::arg("top_k"), nb::arg("max_boxes"), nb::arg("room"));
-  m.def("_cuda_logs", &cuda_logs, nb::arg("height"), nb::arg("width"));
+  m.def("_cuda_logs", &cuda_logs);
   m.def("_cuda_task", &cuda_task, nb::arg("shape"), nb::arg("images"), nb::arg("per_image"), nb::arg("max_boxes"),
         nb::arg("rule").none(), nb::arg("shared"), nb::arg("scratch"), nb::arg("addresses"));
   m.def("_cuda_records", &cuda_records, nb::arg("records"), nb::arg("images"), nb::arg("per_image"),

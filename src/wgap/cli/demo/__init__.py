@@ -15,7 +15,7 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Generate images, train, export, calibrate, check, evaluate; exit code 1 if parity or GT-known >= 0.85 is missed."""
+    """Generate images, train, export, calibrate, evaluate; exit code 1 if parity or GT-known >= 0.85 is missed."""
     from wgap.cli.demo.run import REQUIRED, run_demo
 
     result = run_demo(out, seed=seed, force=force, say=lambda text: typer.echo(text, err=True))

@@ -56,7 +56,7 @@ predicted box (orange) and the true one (green); below, the heat map.*
 |---|---|
 | **GT-known localization** (IoU >= 0.5) | **{scores["gt_known_loc"]:.3f}** ({REQUIRED} required: {verdict}) |
 | the same for a centred box of half the area | {scores["centred_box"]["gt_known_loc"]:.3f} |
-| the same with the best level of each picture's scores, by the true box (oracle) | {scores["oracle"]["gt_known_loc"]:.3f} |
+| the same at each picture's best level (oracle: needs the true box) | {scores["oracle"]["gt_known_loc"]:.3f} |
 | Top-1 classification | {scores["top1_cls"]:.3f} |
 | Top-1 localization | {scores["top1_loc"]:.3f} |
 | mean IoU | {scores["mean_iou"]:.3f} |
