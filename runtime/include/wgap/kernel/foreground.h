@@ -91,29 +91,37 @@ WGAP_HD void count_colours(Block& block, const Problem& problem, const Scratch& 
   u16* const colours = scratch.colours;
   const u8* const picture = problem.picture;
   each(block, kSums * kCopies, [=](int i) { counts[i] = 0; });
+  const Scratch s = scratch;
   each_row(block, 0, H, W, [=](int y) {
     const u8* const WGAP_RESTRICT from = picture + static_cast<i64>(y) * W * 3;
+    const u8* const WGAP_RESTRICT inside = s.index + static_cast<i64>(y) * s.index_stride;
     u16* const WGAP_RESTRICT to = colours + static_cast<i64>(y) * W;
     return [=](int x) {
-      to[x] = static_cast<u16>((from[3 * x] >> 5) << 6 | (from[3 * x + 1] >> 5) << 3 | from[3 * x + 2] >> 5);
+      const int red = from[3 * x] >> 5, green = from[3 * x + 1] >> 5, blue = from[3 * x + 2] >> 5;
+      to[x] = static_cast<u16>(inside[x] * kColours | red << 6 | green << 3 | blue);
     };
   });
   block.sync();
   for (int y = group_of(block); y < H; y += groups_of(block)) {
-    const u8* const WGAP_RESTRICT inside = scratch.index + static_cast<i64>(y) * scratch.index_stride;
     const u16* const WGAP_RESTRICT colour = colours + static_cast<i64>(y) * W;
     for (int right = 0; right < 2; ++right) {
-      u32* const of_quadrant = counts + (2 * (2 * y >= H) + right) * 2 * kColours * kCopies;
-      for (int x = (right ? (W + 1) / 2 : 0) + lane_of(block), end = right ? W : (W + 1) / 2; x < end;
-           x += Block::kLanes)
-        block.add(of_quadrant + (inside[x] * kColours + colour[x]) * kCopies + x % kCopies, 1u);
+      u32* const WGAP_RESTRICT of_quadrant = counts + (2 * (2 * y >= H) + right) * 2 * kColours * kCopies;
+      const int end = right ? W : (W + 1) / 2;
+      int x = right ? (W + 1) / 2 : 0;
+      for (; Block::kLanes == 1 && x + kCopies <= end; x += kCopies) {
+        WGAP_UNROLL
+        for (int copy = 0; copy < kCopies; ++copy) block.add(of_quadrant + copy * 2 * kColours + colour[x + copy], 1u);
+      }
+      for (x += lane_of(block); x < end; x += Block::kLanes)
+        block.add(of_quadrant + x % kCopies * 2 * kColours + colour[x], 1u);
     }
   }
   block.sync();
   u32* const sums = counts + kSums * kCopies;
   each(block, kSums, [=](int i) {
+    const u32* const of_quadrant = counts + i / (2 * kColours) * 2 * kColours * kCopies + i % (2 * kColours);
     u32 sum = 0;
-    for (int copy = 0; copy < kCopies; ++copy) sum += counts[i * kCopies + copy];
+    for (int copy = 0; copy < kCopies; ++copy) sum += of_quadrant[copy * 2 * kColours];
     sums[i] = sum;
   });
   block.sync();
@@ -185,7 +193,7 @@ WGAP_HD void apply_colours(Block& block, const Problem& problem, const Scratch& 
     const ScoreRow<Int> row = score_row<Int>(s, W, y);
     const u16* const WGAP_RESTRICT colour = s.colours + static_cast<i64>(y) * W;
     u8* const WGAP_RESTRICT index = s.index + static_cast<i64>(y) * s.index_stride;
-    return [=](int x) { index[x] = static_cast<u8>(row(x) + evidence[colour[x]] > 0); };
+    return [=](int x) { index[x] = static_cast<u8>(row(x) + evidence[colour[x] % kColours] > 0); };
   });
   block.sync();
 }

@@ -65,9 +65,9 @@ struct Scratch {
   ExactTaps score_rows, score_columns;
   int* scores;              // [score_height, score_width] in units of 2^-16
   void* columns_of_scores;  // [score_height, map_width] int, or i64 where the unit is too large for it
-  u32* colour_counts;       // [kColourSets / 2][2 * kColours][kColourCopies], then sums [kColourSets / 2][2 * kColours]
+  u32* colour_counts;       // [kColourSets / 2][kColourCopies][2 * kColours], then sums [kColourSets / 2][2 * kColours]
   i64* evidence;            // [kColours], in units of the upsampled scores
-  u16* colours;             // [map_height, map_width]
+  u16* colours;             // [map_height, map_width], with kColours added inside the mask
 };
 
 // A small memory that is fast to reach, such as a GPU's shared memory: pieces go there while they fit.
