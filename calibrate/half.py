@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wgap.calibrate.quantise import head_nodes
 from wgap.calibrate.ranges import Ranges, silence, toolkit
 from wgap.errors import CalibrationError
+from wgap.manifest import HEAD
 
 __all__ = [
     "FP16_LARGEST", "HALVES", "Headroom", "bf16_graph", "fp16_graph", "headroom", "judgeable", "rounded_graph",
@@ -83,11 +85,14 @@ def fp16_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[st
     kept = [
         node.name
         for node in model.graph.node
-        if node.op_type in _HALF and (node.name in keep_float or tight & {*node.input, *node.output})
+        if node.op_type in _HALF
+        and (node.name in keep_float or tight & {*node.input, *node.output})
+        and not node.name.startswith(HEAD)
     ]
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        for name in node.input[1:] if node.op_type == "Conv" and node.name not in kept else []:
+        lowered_here = node.op_type == "Conv" and node.name not in kept and not node.name.startswith(HEAD)
+        for name in node.input[1:] if lowered_here else []:
             largest = float(np.abs(numpy_helper.to_array(constants[name])).max(initial=0.0))
             if not largest < FP16_LARGEST:
                 raise CalibrationError(f"{name}: {largest:g} does not fit in float16; leave {node.name} in float32")
@@ -141,10 +146,10 @@ def _half(model: Any, kept: Collection[str]) -> Any:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    outside = [node.name for node in model.graph.node if node.op_type not in _HALF]
+    outside = {*(node.name for node in model.graph.node if node.op_type not in _HALF), *head_nodes(model)}
     with silence():
         lowered = convert_float_to_float16(
-            model, keep_io_types=True, op_block_list=[], node_block_list=[*outside, *kept]
+            model, keep_io_types=True, op_block_list=[], node_block_list=sorted({*outside, *kept})
         )
         # Between two float32 nodes the converter goes through float16 and back, which would cost their precision.
         tidy = OnnxModel(lowered)

@@ -84,6 +84,8 @@ def image_set(
     count: int | None = None,
     with_boxes: bool = False,
     purpose: str = "calibration",
+    fewest: int = FEWEST,
+    at_most: bool = False,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
 ) -> ImageSet:
     """Read images for calibration or for the gate.
@@ -96,21 +98,23 @@ def image_set(
             sorted paths. None takes all.
         with_boxes: also read true boxes, where the set has them.
         purpose: what messages call the set.
+        fewest: that will do.
+        at_most: say nothing where the set has fewer than ``count``.
         progress: wraps the list of images, for a progress bar.
 
     Raises:
-        CalibrationError: fewer than ``FEWEST`` images, or the same image twice.
+        CalibrationError: fewer than ``fewest`` images, or the same image twice.
         DataError: ``source`` holds no images.
         ImageError: an image is missing, cut short or corrupt: none is skipped.
     """
     entries, warnings = _entries(bundle, source, split, with_boxes)
     chosen = _spread(entries, count)
-    if len(chosen) < FEWEST:
+    if len(chosen) < fewest:
         raise CalibrationError(
-            f"{source}: expected at least {FEWEST} {purpose} images, got {len(chosen)}; "
+            f"{source}: expected at least {fewest} {purpose} images, got {len(chosen)}; "
             "the more there are, the surer the figures"
         )
-    if count is not None and len(chosen) < count:
+    if count is not None and len(chosen) < count and not at_most:
         warnings.append(f"{source} has {len(chosen)} {purpose} images, {count} were asked for")
     if any(label is not None for _, label, _ in chosen) and len({label for _, label, _ in chosen}) == 1:
         name = bundle.manifest.model.classes[chosen[0][1] or 0]

@@ -10,8 +10,9 @@ from typing import Any
 from wgap.calibrate.ranges import Ranges, silence, toolkit
 from wgap.errors import CalibrationError
 from wgap.export.attest import convolution_nodes as convolutions
+from wgap.manifest import HEAD
 
-__all__ = ["convolutions", "float_graph", "int8_graph", "scales"]
+__all__ = ["convolutions", "float_graph", "head_nodes", "int8_graph", "scales"]
 
 
 def float_graph(source: Path, out: Path) -> None:
@@ -59,6 +60,11 @@ def float_graph(source: Path, out: Path) -> None:
     out.write_bytes(model.SerializeToString(deterministic=True))
 
 
+def head_nodes(model: Any) -> list[str]:
+    """Nodes of a foreground head, which stay in float32 at every precision."""
+    return [node.name for node in model.graph.node if node.name.startswith(HEAD)]
+
+
 def int8_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[str] = ()) -> None:
     """Write the Q/DQ graph: symmetric INT8, per channel for weights, per tensor for activations, biases left float32.
 
@@ -95,7 +101,7 @@ def int8_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[st
             None,
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
-            nodes_to_exclude=sorted(keep_float),
+            nodes_to_exclude=[*sorted(keep_float), *head_nodes(onnx.load(str(graph)))],
             per_channel=True,
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wgap.errors import CheckFailedError, MissingDependencyError
-from wgap.manifest import BundleFile
+from wgap.manifest import HEAD, BundleFile
 
 __all__ = ["attest_network", "convolution_nodes", "inspect_plan"]
 
@@ -16,7 +16,7 @@ _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 
 
 def convolution_nodes(graph: Path) -> list[str]:
-    """Names of the ONNX graph's convolutions, in its order.
+    """Names of the ONNX graph's convolutions, in its order; those of a foreground head are no part of the network.
 
     Raises:
         MissingDependencyError: if onnx is not installed.
@@ -29,7 +29,7 @@ def convolution_nodes(graph: Path) -> list[str]:
             "pip install 'wgap[calibrate]'"
         ) from error
     model = onnx.load(str(graph), load_external_data=False)
-    return [node.name for node in model.graph.node if node.op_type == "Conv"]
+    return [node.name for node in model.graph.node if node.op_type == "Conv" and not node.name.startswith(HEAD)]
 
 
 def attest_network(library: Any, network: Any, expected: list[str], entry: BundleFile) -> dict[str, Any]:
@@ -45,7 +45,8 @@ def attest_network(library: Any, network: Any, expected: list[str], entry: Bundl
         entry: the ONNX file; its ``keep_float`` names convolutions that stay in float32.
 
     Returns:
-        ``convolutions`` (how many of each precision), ``layers`` (how many of each type and precision).
+        ``convolutions`` (how many of each precision), ``foreground_head`` (how many more, all float32, where there is
+        one), ``layers`` (how many of each type and precision).
 
     Raises:
         CheckFailedError: if convolutions are missing, or compute in another precision; the message names them.
@@ -57,6 +58,7 @@ def attest_network(library: Any, network: Any, expected: list[str], entry: Bundl
         for layer in layers
         if layer.type == library.LayerType.CONVOLUTION
     }
+    head = {name: found.pop(name) for name in list(found) if name.startswith(HEAD)}
     if len(found) != len(expected):
         raise CheckFailedError(
             f"{entry.path}: expected the ONNX graph's {len(expected)} convolutions, {library.__name__}'s network has "
@@ -68,13 +70,19 @@ def attest_network(library: Any, network: Any, expected: list[str], entry: Bundl
         wanted = "fp32" if name in kept else entry.precision
         if precision != wanted:
             wrong.append(f"{name} ({precision}, expected {wanted})")
+    wrong += [f"{name} ({precision}, expected fp32)" for name, precision in head.items() if precision != "fp32"]
     if wrong:
         raise CheckFailedError(
             f"{entry.path}: {len(wrong)} of {len(found)} convolutions would not compute in the precision that the "
             f"manifest says: {', '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}. Calibrate the bundle again"
         )
     kinds = Counter(f"{layer.type.name.lower()} {_output(layer)}".strip() for layer in layers)
-    return {"convolutions": dict(sorted(Counter(found.values()).items())), "layers": dict(sorted(kinds.items()))}
+    counted = {"foreground_head": len(head)} if head else {}
+    return {
+        **counted,
+        "convolutions": dict(sorted(Counter(found.values()).items())),
+        "layers": dict(sorted(kinds.items())),
+    }
 
 
 def inspect_plan(library: Any, log: Any, plan: bytes) -> dict[str, Any] | None:

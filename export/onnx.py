@@ -13,7 +13,7 @@ from wgap import __version__
 from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, golden_case, sha256_of, write_manifest
 from wgap.errors import CheckFailedError, CheckpointError, MissingDependencyError
-from wgap.manifest import Architecture, Manifest, ModelInfo, TrainingRecord
+from wgap.manifest import HEAD, Architecture, Manifest, ModelInfo, TrainingRecord
 from wgap.preprocessing import preprocessing as preprocessing_named
 from wgap.rule import Rule
 
@@ -181,7 +181,7 @@ def state_from_onnx(path: Path) -> dict[str, NDArray[Any]]:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     # By position, not by name: exporters merge equal tensors, such as biases that are all zero.
     layers = [*(f"features.{number}" for number in CONVOLUTIONS), "neck", "classifier"]
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    convolutions = [node for node in graph.node if node.op_type == "Conv" and not node.name.startswith(HEAD)]
     head = [node for node in graph.node if node.op_type == "Gemm"]
     names = [*layers[: len(convolutions)], "classifier"]
     state = {}

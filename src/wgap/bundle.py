@@ -146,8 +146,8 @@ class Bundle:
             rule: the rule that will run; None for the bundle's own.
 
         Raises:
-            GateError: if the gate failed or never ran on this very file and under this very rule; the message says why
-                and what to do.
+            GateError: if the gate failed or never ran on this very file and under this very rule, or the file was made
+                from another float32 model; the message says why and what to do.
             BundleError: if the bundle has no such file.
         """
         folder = shlex.quote(str(self.root))
@@ -160,6 +160,12 @@ class Bundle:
                 f"{self.root} holds no {precision} model; it has: {have}{how if precision != 'fp32' else ''}"
             )
         entry, rule = found[0], rule or self.manifest.rule
+        if precision != "fp32" and self.stale(entry):
+            raise GateError(
+                f"{self.root / entry.path} is stale: it was made from another float32 model than the bundle's, which "
+                f"`wgap foreground` or an export has replaced since; make it again with `wgap calibrate {folder} "
+                f"--precision {precision} --images DIR --gate DIR`"
+            )
         if precision == "fp32" or ungated:
             return entry
         gate, where = entry.gate, self.root / entry.path
@@ -183,6 +189,11 @@ class Bundle:
                 "or pass ungated=True (--ungated) to run it all the same"
             )
         return entry
+
+    def stale(self, entry: BundleFile) -> bool:
+        """Whether a lower-precision file was made from another float32 model than the bundle's."""
+        made = entry.calibration
+        return made is not None and made.float32_sha256 != self.file("onnx", "fp32").sha256
 
     def classifier(self) -> tuple[memoryview[float], memoryview[float]]:
         """Weight float32 [K, C] and bias float32 [K], as read-only memoryviews.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from wgap.bundle import MANIFEST, Bundle, describe_file, write_manifest
 from wgap.errors import BundleError
 from wgap.manifest import BundleFile
 
-__all__ = ["enter_file", "require_writable", "writing"]
+__all__ = ["NewFile", "enter_file", "enter_files", "require_writable", "writing"]
 
 _ORDER = {"onnx": 0, "rejected": 0, "engine": 2}
 
@@ -75,6 +76,74 @@ def enter_file(
             for folder in {target.parent, *((bundle.root / entry.path).parent for entry in replaced)} - {bundle.root}:
                 with suppress(OSError):  # not empty, or never made
                     folder.rmdir()
+    return Bundle.open(bundle.root)
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file that is to enter a bundle.
+
+    Attributes:
+        content: its bytes.
+        path: where it goes, relative to the bundle; where other content has that name, the first digits of its sha256
+            are added.
+        role: see :class:`wgap.manifest.BundleFile`.
+        precision: likewise.
+        records: likewise, by their names there.
+    """
+
+    content: bytes
+    path: str
+    role: str
+    precision: str
+    records: dict[str, Any] = field(default_factory=dict)
+
+
+def enter_files(
+    bundle: Bundle, files: Sequence[NewFile], superseded: Callable[[BundleFile], bool], **changes: Any
+) -> Bundle:
+    """Put several files into the bundle at once, in place of the entries they supersede.
+
+    They are written under names of their own; one rename of the manifest then brings all of them in and the superseded
+    ones out, whose files are removed last.
+
+    Args:
+        bundle: which; its manifest is read again.
+        files: the new files.
+        superseded: whether an entry goes.
+        changes: of the manifest's other fields.
+
+    Returns:
+        the bundle, opened again.
+
+    Raises:
+        BundleError: if the bundle cannot be written; it is as it was then.
+    """
+    with writing(bundle):
+        root, manifest = bundle.root, Bundle.open(bundle.root, verify=False).manifest
+        kept = [entry for entry in manifest.files if not superseded(entry)]
+        entered, written = [], []
+        try:
+            for new in files:
+                target = root / new.path
+                if target.exists() and (not target.is_file() or target.read_bytes() != new.content):
+                    digest = hashlib.sha256(new.content).hexdigest()
+                    target = target.with_name(f"{target.stem}-{digest[:8]}{target.suffix}")
+                if not target.exists():
+                    written.append(target)
+                    with atomic_file(target) as temporary:
+                        temporary.write_bytes(new.content)
+                entered.append(describe_file(root, target, new.role, new.precision, **new.records))
+            listed = sorted([*entered, *kept], key=lambda entry: _ORDER.get(entry.role, 1))
+            write_manifest(root, replace(manifest, files=tuple(listed), **changes))
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+        paths = {entry.path for entry in listed}
+        for entry in manifest.files:
+            if entry.path not in paths:
+                (root / entry.path).unlink(missing_ok=True)
     return Bundle.open(bundle.root)
 
 

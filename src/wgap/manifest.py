@@ -18,11 +18,14 @@ from wgap.preprocessing import Preprocessing
 from wgap.rule import Rule
 
 __all__ = [
-    "SCHEMA", "Architecture", "BundleFile", "CalibrationRecord", "EngineRecord", "GateRecord", "ImageHashes",
-    "Manifest", "ModelInfo", "Profile", "Tensor", "TrainingRecord", "require_signature",
+    "HEAD", "SCHEMA", "Architecture", "BundleFile", "CalibrationRecord", "EngineRecord", "ForegroundRecord",
+    "GateRecord", "ImageHashes", "Manifest", "ModelInfo", "Profile", "Tensor", "TrainingRecord", "require_signature",
 ]  # fmt: skip
 
 SCHEMA = 2
+
+HEAD = "foreground/"
+"""What the names of a foreground head's nodes and constants begin with: they are no part of the network's own."""
 
 _LARGEST = 65535
 """Of the extents of a tensor."""
@@ -239,6 +242,34 @@ class GateRecord:
 
 
 @dataclass(frozen=True)
+class ForegroundRecord:
+    """How a foreground head was fitted.
+
+    Attributes:
+        images_sha256: of the pictures, by content.
+        images: the pictures.
+        warnings: what was noticed about them, and about the graph.
+        labels: where the labels were from whose maps began the fit.
+        coarse: the tensor that A scores.
+        fine: the tensor that B scores; None without one.
+        separation: how far object and ground lie apart, ``coarse`` and ``fine``, in standard deviations, and
+            ``grabcut_agreement``, the share of cells where A's sign is GrabCut's.
+        constants: of the fit.
+        tools: name to version.
+    """
+
+    images_sha256: str
+    images: tuple[ImageHashes, ...]
+    warnings: tuple[str, ...]
+    labels: str
+    coarse: str
+    separation: dict[str, Any]
+    constants: dict[str, Any]
+    tools: dict[str, str]
+    fine: str | None = None
+
+
+@dataclass(frozen=True)
 class Profile:
     """Smallest, usual and largest batch of an engine."""
 
@@ -288,7 +319,8 @@ class BundleFile:
 
     Attributes:
         path: relative to the bundle, with forward slashes.
-        role: ``onnx``, ``rejected`` (an onnx file whose gate failed), ``classifier``, ``golden`` or ``engine``.
+        role: ``onnx``, ``rejected`` (an onnx file whose gate failed), ``classifier``, ``foreground``, ``golden`` or
+            ``engine``.
         precision: ``fp32``, ``fp16``, ``bf16``, ``int8``; empty where it has no meaning.
         sha256: of the file's bytes, lower-case hexadecimal.
         size: bytes.
@@ -296,6 +328,7 @@ class BundleFile:
         calibration: of a lower-precision file.
         gate: the verdict on a lower-precision file, once it was judged.
         engine: of an engine.
+        foreground: of a foreground head.
     """
 
     path: str
@@ -307,6 +340,7 @@ class BundleFile:
     calibration: CalibrationRecord | None = None
     gate: GateRecord | None = None
     engine: EngineRecord | None = None
+    foreground: ForegroundRecord | None = None
 
 
 @dataclass(frozen=True)

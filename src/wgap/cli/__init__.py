@@ -16,6 +16,7 @@ from wgap.cli.check import check
 from wgap.cli.demo import demo
 from wgap.cli.evaluate import evaluate
 from wgap.cli.export import export
+from wgap.cli.foreground import foreground
 from wgap.cli.inspect import inspect
 from wgap.cli.localize import localize
 from wgap.cli.selftest import selftest
@@ -31,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo, train, export, calibrate, gate, sensitivity, build, check, selftest, localize, evaluate, bench, inspect,
+    demo, train, export, foreground, calibrate, gate, sensitivity, build, check, selftest, localize, evaluate, bench,
+    inspect,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -54,7 +54,7 @@ def inspect(
         )
         table = Table("file", "role", "precision", "gate", "bytes", "sha256")
         for entry in opened.manifest.files:
-            gate = _gate(entry, rule)
+            gate = "stale" if opened.stale(entry) else _gate(entry, rule)
             table.add_row(entry.path, entry.role, entry.precision, gate, str(entry.size), entry.sha256[:12])
         Console(markup=False).print(table)
         _print_engines(opened)
