@@ -24,8 +24,8 @@ def attest_int8(graph: Path, keep_float: int = 0) -> dict[str, Any]:
 
     Returns:
         ``meant_int8`` (convolutions of the file between DequantizeLinear and QuantizeLinear), ``meant_float`` (its
-        others, apart from a foreground head's, which stay in float and count nowhere), ``ran_int8`` and ``ran_float`` (integer and float convolutions of the optimised graph), ``operators``
-        (how often each is in it), ``runtime`` (the library and its version).
+        others), ``ran_int8`` and ``ran_float`` (integer and float convolutions of the optimised graph), in all of which
+        a foreground head's do not count: they stay in float; ``operators`` (how often each is in it), ``runtime`` (the library and its version).
 
     Raises:
         BackendError: if ONNX Runtime refuses the file.
