@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["RIDGE", "ROUNDS", "Discriminant", "Fit", "fit_head"]
 
 RIDGE = 0.3
-"""Of the mean variance, added to the covariance's diagonal: 0.1 to 1 is a plateau, less is worse with few pictures."""
+"""Of the mean variance, added to the covariance's diagonal where there are fewer pictures than channels; where there are
+more, as much less: a covariance that more pictures have measured needs less help (docs/decisions/081)."""
 
 ROUNDS = 4
 """Fits on the features, each relabelling the cells for the next."""
@@ -170,7 +171,7 @@ class _Cells:
         between = inside * np.outer(ours - self._mean, ours - self._mean)
         between += (self._cells - inside) * np.outer(theirs - self._mean, theirs - self._mean)
         within = (self._scatter - between) / self._cells
-        ridge = RIDGE * np.trace(within) / len(within)
+        ridge = RIDGE * min(1.0, len(within) / len(self._activation)) * np.trace(within) / len(within)
         if not ridge > 0:
             raise CalibrationError("the calibration pictures' cells are all alike; give pictures that show objects")
         weight = np.linalg.solve(within + ridge * np.eye(len(within)), ours - theirs)

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_refused(batch: tuple[Any, Any, Any]) -> None:
     features, logits, weight = batch
     kernel = CudaPostprocess(weight)
     f, l = OnDevice(features), OnDevice(logits)  # noqa: E741
-    with pytest.raises(FeatureError, match="logits: expected those of 8 images, as the features, got 7"):
+    with pytest.raises(FeatureError, match="features: expected those of 7 images, as the logits, got 8"):
         kernel(OnDevice(logits[:7]), f, size=(224, 224))
     with pytest.raises(FeatureError, match="features: expected 64 channels for this classifier"):
         kernel(l, OnDevice(features[:, :3]), size=(224, 224))

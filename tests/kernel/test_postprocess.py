@@ -112,7 +112,7 @@ def test_an_empty_batch_gives_an_empty_list() -> None:
         ({"features": FEATURES.transpose(0, 1, 3, 2)}, "features must be C-contiguous"),
         ({"features": FEATURES[:, :0]}, "features: expected 8 channels for this classifier, got 0 x 5 x 6"),
         ({"features": FEATURES[:, :, :0]}, "features: expected at least one row and column, got 8 x 0 x 6"),
-        ({"features": FEATURES[:2]}, r"logits: expected those of 2 images, .* got float32\[3, 4\]"),
+        ({"features": FEATURES[:2]}, r"features: expected those of 3 images, as the logits, got float32\[2, 8, 5, 6\]"),
         ({"logits": LOGITS[:, :3].copy()}, "logits: expected 4 classes for this classifier, got 3"),
         ({"weight": WEIGHT[:, :7].copy()}, "expected 7 channels for this classifier, got 8 x 5 x 6"),
         ({"weight": WEIGHT[0]}, r"classifier weight: expected float32\[K, C\], got float32\[8\]"),

@@ -324,9 +324,9 @@ def test_a_localizer_is_closed_by_with(glass: Localizer) -> None:
 
 def test_a_record_is_these_keys_and_plain_numbers(glass: Localizer, pictures: Path) -> None:
     record = glass.one(pictures / "a.jpg").to_json()
-    assert list(record) == ["image", "class_id", "class_name", "score", "box", "threshold", "degenerate"]
+    assert list(record) == ["image", "class_id", "class_name", "score", "box", "boxes", "threshold", "degenerate"]
     assert json.loads(json.dumps(record)) == record
-    assert all(isinstance(v, float) for v in record["box"])
+    assert all(isinstance(v, float) for box in (record["box"], *record["boxes"]) for v in box)
 
 
 def test_real_photographs_localize(cub10_bundle: Path, cub10: Path) -> None:

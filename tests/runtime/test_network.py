@@ -111,7 +111,7 @@ def test_what_a_function_must_not_give_is_refused_by_name(
     with pytest.raises(DataError, match="expected a Network or a function of images, got int"):
         Localizer(glass_bundle, network=3)  # type: ignore[arg-type]
     with pytest.raises(error, match=message):
-        localizer.network.run(blots)
+        localizer.network.run(blots, localizer.rule.outputs)
 
 
 def test_errors_of_the_function_pass_through_and_nan_fails_alone(glass_bundle: Path, blots: np.ndarray) -> None:

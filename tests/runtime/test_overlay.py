@@ -19,7 +19,7 @@ Scene = Callable[[int, int], np.ndarray]
 def found(
     box: tuple[float, float, float, float], name: str = "bird", heatmap: np.ndarray | None = None
 ) -> Localization:
-    return Localization(0, name, 0.934, box, 0.1, 2, False, heatmap)
+    return Localization(0, name, 0.934, (box,), 0.1, 2, False, heatmap)
 
 
 def test_the_frame_is_the_half_open_box_and_the_rest_is_untouched(scene: Scene) -> None:

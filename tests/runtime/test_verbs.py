@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 from wgap import Localizer
 from wgap.images import decode
 
-KEYS = ["image", "class_id", "class_name", "score", "box", "threshold", "degenerate"]
+KEYS = ["image", "class_id", "class_name", "score", "box", "boxes", "threshold", "degenerate"]
 
 
 def wgap(*arguments: object) -> subprocess.CompletedProcess[str]:
