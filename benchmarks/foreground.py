@@ -2,9 +2,9 @@
 
     python benchmarks/foreground.py [--json] [--only cub10|raccoon] [--work DIR]
 
-cub10: the given WGAP weights. raccoon: ImageNet's VGG16, never fine-tuned and without a classifier here: a head of one
-class with all weights 1 makes its map the sum of the channels. ``adaptive`` is the paper's rule, ``tuned`` the one fixed
-threshold that suits these very test pictures best, which needs their boxes. $WGAP_DATA holds data/ and weights/.
+cub10: the given WGAP weights. raccoon: ImageNet's VGG16, never fine-tuned and without a classifier here: a head of
+one class with all weights 1 makes its map the sum of the channels. ``adaptive`` is the paper's rule, ``tuned`` the one
+fixed threshold that suits these very test pictures best, which needs their boxes. $WGAP_DATA holds data/ and weights/.
 """
 
 from __future__ import annotations

@@ -28,6 +28,22 @@ def synthetic(images: int, channels: int, side: int, classes: int) -> tuple[Arra
     return features, logits, weight
 
 
+def synthetic_scores(images: int, side: int) -> tuple[Array, NDArray[np.uint8]]:
+    """Score maps float32[N, 1, side / 8, side / 8], above 0 on one blob, and pictures uint8[N, side, side, 3] of it."""
+    rng = np.random.default_rng(20220528)
+    ys, xs = np.mgrid[0:side, 0:side] / side
+    coarse = np.mgrid[4:side:8, 4:side:8] / side
+    scores = np.empty((images, 1, side // 8, side // 8), np.float32)
+    pictures = np.empty((images, side, side, 3), np.uint8)
+    for n in range(images):
+        y, x = rng.uniform(0.35, 0.65, 2)
+        distance = np.hypot(coarse[0] - y, coarse[1] - x)
+        scores[n, 0] = 3 * np.exp(-3.5 * distance) - 1.3 + rng.normal(0, 0.15, distance.shape)
+        bright = np.where(np.hypot(ys - y, xs - x) < 0.25, 150, 60)[..., None] + 20 * np.arange(3) + 25 * xs[..., None]
+        pictures[n] = (bright + rng.normal(0, 6, bright.shape)).clip(0, 255)
+    return scores, pictures
+
+
 class DeviceCopy:
     """A copy of a host array in the GPU's memory, offered as PyTorch, CuPy and PyCUDA offer theirs.
 

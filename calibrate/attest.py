@@ -24,8 +24,9 @@ def attest_int8(graph: Path, keep_float: int = 0) -> dict[str, Any]:
 
     Returns:
         ``meant_int8`` (convolutions of the file between DequantizeLinear and QuantizeLinear), ``meant_float`` (its
-        others), ``ran_int8`` and ``ran_float`` (integer and float convolutions of the optimised graph), in all of which
-        a foreground head's do not count: they stay in float; ``operators`` (how often each is in it), ``runtime`` (the library and its version).
+        others), ``ran_int8`` and ``ran_float`` (integer and float convolutions of the optimised graph), ``operators``
+        (how often each is in it), ``runtime`` (the library and its version). A foreground head's convolutions stay in
+        float and count nowhere.
 
     Raises:
         BackendError: if ONNX Runtime refuses the file.

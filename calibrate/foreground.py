@@ -5,10 +5,9 @@ Pictures are enough. Labels are used where they are there; boxes are never opene
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from wgap.calibrate.head import RIDGE, ROUNDS, Fit, fit_head
 from wgap.calibrate.images import ImageSet, image_set
 from wgap.calibrate.ranges import toolkit
 from wgap.errors import CalibrationError, CheckFailedError
+from wgap.export.golden import golden_cases
 from wgap.extend import NewFile, enter_files, require_writable
 from wgap.manifest import HEAD, BundleFile, ForegroundRecord
 from wgap.rule import Rule
@@ -155,7 +155,7 @@ def foreground_bundle(
         file.write_bytes(graph.SerializeToString(deterministic=True))
         scores = _checked(file, fit, chosen, kept)
         info = bundle.manifest.model.with_foreground(scores.shape[2:])
-        goldens = _golden(bundle, file, scores.shape[1:], rule)
+        goldens = golden_cases(bundle, file, scores.shape[1:], (rule, Rule("foreground"), Rule("foreground+colour")))
     record = ForegroundRecord(
         images_sha256=chosen.sha256, images=chosen.listing(), warnings=tuple(warnings), labels=labels,
         coarse="features", fine=fine, separation=_figures(fit),
@@ -361,46 +361,3 @@ def _checked(graph: Path, fit: Fit, images: ImageSet, kept: dict[str, Any]) -> N
         )
     scores: NDArray[np.float32] = got
     return scores
-
-
-def _golden(bundle: Bundle, graph: Path, score_shape: Sequence[int], rule: Rule) -> list[NewFile]:
-    """The bundle's golden pictures, with scores of the new graph, under each foreground rule and the bundle's own."""
-    import numpy as np
-    import torch
-    from safetensors.torch import save
-
-    from wgap.runtime.networks.onnxruntime import open_session
-    from wgap.train.reference import by_rule
-
-    session, weight = open_session(graph, None), torch.tensor(np.asarray(bundle.classifier()[0]))
-    size = bundle.manifest.model.input_size
-    files: list[NewFile] = []
-    old = [(case, entry.training) for case, entry in zip(bundle.golden(), _goldens(bundle), strict=True)]
-    pictures = {case["logits"].tobytes() + case["features"].tobytes(): (case, made) for case, made in old}
-    for each in dict.fromkeys((rule, Rule("foreground"), Rule("foreground+colour"))):
-        for case, made in pictures.values():
-            tensors = {name: torch.from_numpy(case[name].copy()) for name in ("logits", "features", "class_id")}
-            if "image" in case:
-                tensors["image"] = torch.from_numpy(case["image"].copy())
-                [scores] = session.run(["foreground"], {"image": case["image"][None]})
-                tensors["foreground"] = torch.from_numpy(scores[0])
-            else:  # a network that saw nothing
-                tensors["foreground"] = torch.full(tuple(score_shape), -1.0)
-            shown = tensors.get("image", torch.zeros((*size, 3), dtype=torch.uint8))
-            found = by_rule(each, size, tensors, weight[int(case["class_id"][0])], shown)
-            tensors |= {
-                "map": found.map,
-                "level": torch.tensor([found.level], dtype=torch.int32),
-                "box": torch.tensor(found.box, dtype=torch.int32),
-                "threshold": torch.tensor([found.threshold], dtype=torch.float64),
-                "degenerate": torch.tensor([found.degenerate], dtype=torch.uint8),
-            }
-            content = save({name: value.contiguous() for name, value in tensors.items()},
-                           {"rule": json.dumps(each.to_json())})  # fmt: skip
-            path = f"golden/case-{len(files)}.safetensors"
-            files.append(NewFile(content, path, "golden", "", {"training": made}))
-    return files
-
-
-def _goldens(bundle: Bundle) -> list[BundleFile]:
-    return [entry for entry in bundle.manifest.files if entry.role == "golden"]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["RIDGE", "ROUNDS", "Discriminant", "Fit", "fit_head"]
 
 RIDGE = 0.3
-"""Of the mean variance, added to the covariance's diagonal where there are fewer pictures than channels; where there are
-more, as much less: a covariance that more pictures have measured needs less help (docs/decisions/081)."""
+"""Of the mean variance, added to the covariance's diagonal where there are fewer pictures than channels; with more, as
+much less: a covariance that more pictures have measured needs less help (docs/decisions/081)."""
 
 ROUNDS = 4
 """Fits on the features, each relabelling the cells for the next."""

@@ -65,7 +65,7 @@ def bundle_from_checkpoint(
         CheckFailedError: if the graph's outputs differ from PyTorch's; no bundle is left then.
     """
     for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        _require(package)
+        require(package)
     from wgap.train.checkpoint import load_model
 
     out = Path(out)
@@ -170,7 +170,7 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
 
 def state_from_onnx(path: Path) -> dict[str, NDArray[Any]]:
     """The network's weights out of a bundle's graph: parameter name to array, as ``WgapVgg16`` names them."""
-    _require("onnx")
+    require("onnx")
     import numpy
     import onnx
     from onnx import numpy_helper
@@ -292,7 +292,8 @@ def _tools() -> dict[str, str]:
     return {"python": platform.python_version(), **versions}
 
 
-def _require(package: str) -> None:
+def require(package: str) -> None:
+    """Raise MissingDependencyError, with the command that installs it, if a package is not there."""
     try:
         __import__(package)
     except ImportError as error:

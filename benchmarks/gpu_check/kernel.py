@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from benchmarks.gpu_check import SHAPE, SIZE
 from benchmarks.gpu_check.timing import between_events, quartiles
-from benchmarks.synthetic import DeviceCopy, synthetic
+from benchmarks.synthetic import DeviceCopy, synthetic, synthetic_scores
 
 from wgap import _native
 from wgap.rule import Rule
@@ -19,7 +19,18 @@ from wgap.runtime.cuda.postprocess import CudaPostprocess, Launch
 from wgap.runtime.locator import Request
 
 LAUNCHES = 50
-STAGES = ("class", "recombine", "upsample_columns", "quantise", "edges", "level", "component", "heatmap")  # wgap::Stage
+STAGES = (
+    "class",
+    "recombine",
+    "upsample_columns",
+    "quantise",
+    "edges",
+    "level",
+    "component",
+    "heatmap",
+    "scores",
+    "colour",
+)  # wgap::Stage
 
 
 class ProfilingKernel(CudaPostprocess):
@@ -40,18 +51,25 @@ class ProfilingKernel(CudaPostprocess):
 class Bench:
     """The kernel on a batch of synthetic maps, ready to launch."""
 
-    def __init__(self, images: int, threads: int, kernel: type[CudaPostprocess] = CudaPostprocess) -> None:
-        few = min(images, 32)
+    def __init__(
+        self, images: int, threads: int, kernel: type[CudaPostprocess] = CudaPostprocess, rule: Rule | None = None
+    ) -> None:
+        few, rule = min(images, 32), rule or Rule()
         features, logits, weight = synthetic(few, *SHAPE[:2], 10)
+        scores, pictures = synthetic_scores(few, SIZE[0])
+        given = {"logits": logits, "features": features, "foreground": scores, "picture": pictures}
+        names = (*rule.outputs, *(["picture"] if rule.reads_picture else []))
         repeat = -(-images // few)
-        features, logits = (np.concatenate([array] * repeat)[:images] for array in (features, logits))
+        arrays = {name: np.concatenate([given[name]] * repeat)[:images] for name in names}
         self.kernel = kernel(weight, threads=threads)
-        self.images, self.bytes = images, features.nbytes
+        self.images, self.bytes = images, sum(array.nbytes for array in arrays.values())
         with self.kernel.context:
-            self.inputs = [DeviceCopy(array) for array in (logits, features)]
+            copies = {name: DeviceCopy(array) for name, array in arrays.items()}
+            self.inputs = list(copies.values())
             self.stream = int(call("cuStreamCreate", driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
-            self.launch = Launch(self.kernel, logits.shape, features.shape, SIZE, Request())
-            self.launch.bind(*(copy.pointer for copy in self.inputs), Rule())
+            shapes = {name: array.shape for name, array in arrays.items()}
+            self.launch = Launch(self.kernel, shapes, SIZE, rule, Request())
+            self.launch.bind({name: copy.pointer for name, copy in copies.items()}, rule)
             self.graph = self._graph(self.launch.enqueue)
 
     def _graph(self, launch: Callable[[int], None]) -> Any:
@@ -101,19 +119,31 @@ def copy_bandwidth(size: int = 1 << 28) -> float:
 
 
 def kernel(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Time at batch 1 and more, for two block sizes, against reading the features once."""
+    """Time at batch 1 and more, for two block sizes and every kind of rule, against reading the inputs once."""
     bandwidth = copy_bandwidth()
-    benches = {(images, threads): Bench(images, threads) for images in arguments.batches for threads in (256, 512)}
+    benches = {
+        (images, threads, str(rule)): Bench(images, threads, rule=rule)
+        for images in arguments.batches
+        for threads in (256, 512)
+        for rule in (Rule(), Rule("foreground"), Rule("foreground+colour"))
+    }
     times: dict[Any, list[float]] = {key: [] for key in benches}
     for _ in range(arguments.rounds + 3):
         for key, bench in benches.items():
             times[key].append(bench.microseconds())
     rows = []
-    for (images, threads), bench in benches.items():
-        row = quartiles(times[images, threads][3:])
+    for (images, threads, rule), bench in benches.items():
+        row = quartiles(times[images, threads, rule][3:])
         read = 1e6 * bench.bytes / bandwidth
         rows.append(
-            {"images": images, "threads": threads, **row, "read_once_us": read, "times_that": row["p50"] / read}
+            {
+                "images": images,
+                "threads": threads,
+                "rule": rule,
+                **row,
+                "read_once_us": read,
+                "times_that": row["p50"] / read,
+            }
         )
         bench.close()
     return {"copy_bytes_per_second": bandwidth, "unit": "us", "rows": rows}

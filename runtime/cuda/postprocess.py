@@ -342,7 +342,7 @@ class Launch:
         addresses = {**inputs, "weight": weight, "logs": self._logs}
         addresses |= {name: memory.pointer for name, memory in self._memory.items()}
         task = _native._cuda_task(
-            self._shape, self._images, self._per_image, self._max_boxes, rule, self._shared, self._scratch, addresses
+            self._shape, self._images, self._per_image, rule, self._shared, self._scratch, addresses, self._max_boxes
         )
         content = ctypes.create_string_buffer(task, len(task))
         self._argument = content, (ctypes.c_void_p * 1)(ctypes.addressof(content))
@@ -370,7 +370,7 @@ class Launch:
                 for n in range(self._images * self._per_image)
             ]
         return _native._cuda_records(
-            written["records"], self._images, self._per_image, self._max_boxes, maps, written.get("edge_means", b"")
+            written["records"], self._images, self._per_image, maps, written.get("edge_means", b""), self._max_boxes
         )
 
     def close(self) -> None:

@@ -86,8 +86,8 @@ def _cuda_logs() -> bytes:
     """The kernel's table of logarithms for maps of any size, int32."""
 
 def _cuda_task(
-    shape: Sequence[int], images: int, per_image: int, max_boxes: int, rule: Rule | None, shared: int, scratch: int,
-    addresses: Mapping[str, int],
+    shape: Sequence[int], images: int, per_image: int, rule: Rule | None, shared: int, scratch: int,
+    addresses: Mapping[str, int], max_boxes: int = 1,
 ) -> bytes:  # fmt: skip
     """The argument of a launch.
 
@@ -95,6 +95,6 @@ def _cuda_task(
     """
 
 def _cuda_records(
-    records: bytes, images: int, per_image: int, max_boxes: int, heatmaps: Sequence[Any] | None = None,
-    edge_means: bytes = b"",
+    records: bytes, images: int, per_image: int, heatmaps: Sequence[Any] | None = None, edge_means: bytes = b"",
+    max_boxes: int = 1,
 ) -> list[list[BoxRecord]]: ...  # fmt: skip

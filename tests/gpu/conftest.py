@@ -124,7 +124,7 @@ def free_memory(device: int = 0) -> int:
 
 def same(expected: Any, found: Any) -> bool:
     """Every field of two records, bit for bit."""
-    fields = ("class_id", "score", "logit", "level", "threshold", "box", "degenerate", "error")
+    fields = ("class_id", "score", "logit", "level", "threshold", "boxes", "degenerate", "error")
     return repr(expected.edge_means) == repr(found.edge_means) and all(
         getattr(expected, name) == getattr(found, name) for name in fields
     )

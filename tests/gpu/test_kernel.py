@@ -49,6 +49,8 @@ def draw(rng: np.random.Generator, images: int, shape: tuple[int, int, int], cla
 
 def test_levels_and_boxes_are_the_cpu_s_on_random_maps() -> None:
     rng = np.random.default_rng(20220527)
+    rules = [Rule.parse(kind, map_) for kind in ("adaptive", "fixed:0.3") for map_ in MAPS]
+    rules += [Rule.parse(kind, map_) for kind in ("foreground", "foreground+colour") for map_ in ("none", *MAPS)]
     done = 0
     while done < MOST:
         images = int(rng.integers(1, 40))
@@ -58,7 +60,8 @@ def test_levels_and_boxes_are_the_cpu_s_on_random_maps() -> None:
         features, logits, weight = draw(rng, images, shape, classes)  # type: ignore[arg-type]
         options: dict[str, Any] = {
             "size": size,
-            "rule": Rule.parse(("adaptive", "adaptive", "fixed:0.3")[int(rng.integers(3))], MAPS[int(rng.integers(3))]),
+            "rule": rules[int(rng.integers(len(rules)))],
+            "max_boxes": int(rng.integers(1, 5)),
             "heatmaps": bool(rng.integers(2)),
             "edge_means": bool(rng.integers(2)),
         }
@@ -66,16 +69,20 @@ def test_levels_and_boxes_are_the_cpu_s_on_random_maps() -> None:
             options["classes"] = rng.integers(0, classes, images).tolist()
         else:
             options["top_k"] = int(rng.integers(1, min(classes, 3) + 1))
+        small = tuple(int(rng.integers(1, min(n, 30) + 1)) for n in size)
+        options["scores"] = (np.round(rng.normal(0, 4, (images, 1, *small))) / (1, 4)[images % 2]).astype(np.float32)
+        options["pictures"] = rng.integers(0, 256, (images, *size, 3), dtype=np.uint8) // 70 * 70
         expected = postprocess(logits, features, Classifier(weight), **options)
         kernel = CudaPostprocess(weight, threads=(512, 256)[int(rng.integers(2))] if not EMULATED else 512)
         arrays = OnDevice(logits), OnDevice(features)
-        found = kernel(*arrays, **options)
+        further = {name: OnDevice(options.pop(name)) for name in ("scores", "pictures")}
+        found = kernel(*arrays, **options, **further)
         for row, other in zip(expected, found, strict=True):
             for one, two in zip(row, other, strict=True):
                 assert same(one, two), (options, one.level, two.level, one.box, two.box)
                 if options["heatmaps"]:
                     assert np.array_equal(np.asarray(one.heatmap), np.asarray(two.heatmap))
-        for array in arrays:
+        for array in (*arrays, *further.values()):
             array.close()
         kernel.close()
         done += images

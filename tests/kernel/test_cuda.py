@@ -65,12 +65,14 @@ def test_it_compiles_for_every_architecture_without_warnings_spills_or_local_mem
     # With static shared memory beside it, what the launch asks for must fit: 64 KiB on sm_75, 99 and more on others.
     room = 64 * 1024 if arch == "sm_75" else 99 * 1024
     classifier = _native.Classifier(np.zeros((1000, 512), np.float32))
-    _, shared, scratch = _native._cuda_layout(
-        classifier, [1, 1000], [1, 512, 14, 14], (224, 224), 1, room - found.shared
-    )
-    assert shared + found.shared <= room
-    assert shared > room // 2
-    assert scratch < 1 << 20
+    for kind, map_ in (("adaptive", None), ("foreground", None), ("foreground+colour", None), ("foreground", "signed")):
+        _, shared, scratch = _native._cuda_layout(
+            classifier, [1, 1000], [512, 14, 14], [28, 28], (224, 224), Rule.parse(kind, map_), 1, 3,
+            room - found.shared,
+        )  # fmt: skip
+        assert shared + found.shared <= room
+        assert shared > room // 2
+        assert scratch < 1 << 20
 
 
 def test_spills_and_local_memory_would_be_seen() -> None:
@@ -125,17 +127,20 @@ def test_nvcc_compiles_a_program_that_embeds_it(tmp_path: Path) -> None:
 
 
 def test_the_argument_of_a_launch_is_the_kernel_s() -> None:
-    shape = [512, 14, 15, 224, 225, 10]
-    names = ("logits", "features", "weight", "class_ids", "heatmaps", "edge_means", "records", "scratch")
+    shape = [512, 14, 15, 224, 225, 10, 28, 30, 1]
+    names = (
+        "logits", "features", "weight", "foreground", "picture", "logs", "class_ids", "heatmaps", "edge_means",
+        "records", "scratch",
+    )  # fmt: skip
     addresses = {name: 64 * (n + 1) for n, name in enumerate(names)}
-    task = _native._cuda_task(shape, 3, 2, Rule.parse("fixed:0.5", "signed"), 4096, 8192, addresses)
+    task = _native._cuda_task(shape, 3, 2, Rule.parse("fixed:0.5", "signed"), 4096, 8192, addresses, 5)
     shared, scratch = 4096, 8192
-    # CudaTask: shape; rule {kind, map, bound, eta}; tasks, per_image, max_boxes; pointers, two null; sizes
-    assert struct.unpack("6i3i4xd3i4x4Q2i6Q2Q", task) == (
-        *shape, 1, 2, 10 << 19, 0.5, 6, 2, 1, 64, 128, 192, 0, 0, 0, 0, 256, 320, 384, 448, 512, scratch, shared,
+    # CudaTask: shape; rule {kind, map, bound, eta}; tasks, per_image, max_boxes; pointers; sizes
+    assert struct.unpack("9i4x3i4xd3i4x11Q2Q", task) == (
+        *shape, 1, 2, 10 << 19, 0.5, 6, 2, 5, *range(64, 64 * 12, 64), scratch, shared,
     )  # fmt: skip
     adaptive = _native._cuda_task(shape, 3, 2, None, 4096, 8192, addresses | {"class_ids": 0})
-    assert struct.unpack_from("3i4xd", adaptive, 24) == (0, 0, 0, 0.0)
+    assert struct.unpack_from("3i4xd", adaptive, 40) == (0, 0, 0, 0.0)
     del addresses["class_ids"]  # one that is not given is null
     assert _native._cuda_task(shape, 3, 2, None, 4096, 8192, addresses) == adaptive
 

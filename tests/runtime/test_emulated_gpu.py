@@ -76,9 +76,10 @@ def test_gpu_check_reports_each_part_and_goes_on(
     assert found["environment"]["device"] == "emulated"
     assert found["parity"] == {**found["parity"], "state": "absent"}
     assert "needs --bundle and --data" in found["parity"]["reason"]
-    assert [(row["images"], row["threads"]) for row in found["kernel"]["rows"]] == [
-        (1, 256), (1, 512), (2, 256), (2, 512),
-    ]  # fmt: skip
+    rules = ("adaptive", "foreground", "foreground+colour")
+    assert [(row["images"], row["threads"], row["rule"]) for row in found["kernel"]["rows"]] == [
+        (images, threads, rule) for images in (1, 2) for threads in (256, 512) for rule in rules
+    ]
     assert all(row["p25"] <= row["p50"] <= row["p75"] for row in found["kernel"]["rows"])
     text = (tmp_path / "gpu-emulated.md").read_text()
     assert "| parity | absent | needs --bundle" in text

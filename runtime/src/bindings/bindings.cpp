@@ -376,8 +376,8 @@ nb::bytes cuda_logs() {
 }
 
 // The argument of a launch, as the kernel reads it. Addresses are the device's; 0 is none.
-nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, int max_boxes, nb::handle rule,
-                    std::uint64_t shared, std::uint64_t scratch, const nb::dict& addresses) {
+nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, nb::handle rule, std::uint64_t shared,
+                    std::uint64_t scratch, const nb::dict& addresses, int max_boxes) {
   const wgap::DefaultArithmetic arithmetic;
   const auto at = [&](const char* name) {
     const nb::object address = nb::borrow(PyDict_GetItemString(addresses.ptr(), name));
@@ -406,8 +406,8 @@ nb::bytes cuda_task(const std::vector<int>& shape, int images, int per_image, in
 }
 
 // What a launch wrote, [images][per_image]; heatmaps: a view for each record, or none.
-nb::list cuda_records(const nb::bytes& records, int images, int per_image, int max_boxes, nb::object heatmaps,
-                      const nb::bytes& edge_means) {
+nb::list cuda_records(const nb::bytes& records, int images, int per_image, nb::object heatmaps,
+                      const nb::bytes& edge_means, int max_boxes) {
   const std::size_t count = static_cast<std::size_t>(images) * static_cast<std::size_t>(per_image);
   std::vector<wgap_record> copies(count * static_cast<std::size_t>(max_boxes));
   std::vector<double> means(edge_means.size() / sizeof(double));
@@ -512,10 +512,10 @@ NB_MODULE(_native, m) {
   m.def("_cuda_layout", &cuda_layout, nb::arg("classifier"), nb::arg("logits"), nb::arg("features"), nb::arg("scores"),
         nb::arg("size"), nb::arg("rule").none(), nb::arg("top_k"), nb::arg("max_boxes"), nb::arg("room"));
   m.def("_cuda_logs", &cuda_logs);
-  m.def("_cuda_task", &cuda_task, nb::arg("shape"), nb::arg("images"), nb::arg("per_image"), nb::arg("max_boxes"),
-        nb::arg("rule").none(), nb::arg("shared"), nb::arg("scratch"), nb::arg("addresses"));
+  m.def("_cuda_task", &cuda_task, nb::arg("shape"), nb::arg("images"), nb::arg("per_image"), nb::arg("rule").none(),
+        nb::arg("shared"), nb::arg("scratch"), nb::arg("addresses"), nb::arg("max_boxes") = 1);
   m.def("_cuda_records", &cuda_records, nb::arg("records"), nb::arg("images"), nb::arg("per_image"),
-        nb::arg("max_boxes"), nb::arg("heatmaps") = nb::none(), nb::arg("edge_means") = nb::bytes("", 0));
+        nb::arg("heatmaps") = nb::none(), nb::arg("edge_means") = nb::bytes("", 0), nb::arg("max_boxes") = 1);
   m.def("cpu_targets", [] {
     nb::list names;
     for (const char* const* name = wgap_targets(); *name != nullptr; ++name) names.append(*name);

@@ -7,7 +7,7 @@ from cuda.bindings import driver
 
 from wgap import _native
 
-IMAGES, SHAPE = 2, [1, 2, 2, 4, 4, 3]
+IMAGES, SHAPE = 2, [1, 2, 2, 4, 4, 3, 0, 0, 0]
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -55,9 +55,9 @@ function = call("cuModuleGetFunction", module, b"wgap_localize_cuda")
 room = 90_000
 call("cuFuncSetAttribute", function, driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, room)
 floats = lambda *values: bytes((ctypes.c_float * len(values))(*values))  # noqa: E731
-C, h, w, H, W, K = SHAPE
+C, h, w, H, W, K = SHAPE[:6]
 classifier = _native.Classifier(memoryview(floats(*[1.0] * (K * C))).cast("B").cast("f", (K, C)))
-_, shared, scratch = _native._cuda_layout(classifier, [IMAGES, K], [IMAGES, C, h, w], (H, W), 1, room)
+_, shared, scratch = _native._cuda_layout(classifier, [IMAGES, K], [C, h, w], [], (H, W), None, 1, 1, room)
 device_only = {
     "features": allocated(floats(1, 0, 0, 0, 0, 0, 0, 1)),
     "logits": allocated(floats(1, 2, 3, 3, 2, 1)),

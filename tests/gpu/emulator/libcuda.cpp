@@ -39,6 +39,7 @@ constexpr int kRoom = 99 * 1024, kStatic = 192, kMultiprocessors = 3;
 struct EmulatedBlock : wgap::SerialBlock {
   static constexpr int kTileRows = wgap::CudaTuning::kTileRows;
   static constexpr int kCopies = wgap::CudaTuning::kCopies;
+  static constexpr int kColourCopies = wgap::CudaTuning::kColourCopies;
 };
 
 // A device, whose address is the handle of its primary context.
@@ -116,16 +117,19 @@ int run(const Device& device, const wgap::CudaTask& task, int blocks, unsigned s
   const auto reached = [&](const void* p, std::size_t size) {
     return inside(p, size) || within(pinned, reinterpret_cast<Pointer>(p), size);
   };
-  if (!inside(task.features, images * s.channels * s.height * s.width * 4) ||
+  const std::size_t pixels = static_cast<std::size_t>(s.map_height) * s.map_width;
+  if ((s.channels && !inside(task.features, images * s.channels * s.height * s.width * 4)) ||
+      (s.score_height && !inside(task.scores, images * s.score_height * s.score_width * 4)) ||
+      (s.colour && !(inside(task.pictures, images * pixels * 3) && inside(task.logs, wgap::logs_for(s) * 4))) ||
       !inside(task.logits, images * s.classes * 4) ||
-      !inside(task.weight, static_cast<std::size_t>(s.classes) * s.channels * 4) ||
+      (s.channels && !inside(task.weight, static_cast<std::size_t>(s.classes) * s.channels * 4)) ||
       !inside(task.scratch, static_cast<std::size_t>(blocks) * task.scratch_bytes) ||
-      !reached(task.records, tasks * sizeof(wgap::Record)) ||
+      !reached(task.records, tasks * task.max_boxes * sizeof(wgap::Record)) ||
       (task.class_ids && !reached(task.class_ids, images * 8)) ||
       (task.heatmaps && !reached(task.heatmaps, tasks * s.map_height * s.map_width * 4)) ||
       (task.edge_means && !reached(task.edge_means, tasks * (wgap::kLevels + 1) * 8)))
     return kInvalid;
-  if (task.rule.kind != wgap::kAdaptive && task.rule.kind != wgap::kFixed) return kInvalid;
+  if (task.rule.kind < wgap::kAdaptive || task.rule.kind > wgap::kForegroundColour) return kInvalid;
   void* const shared = std::aligned_alloc(64, (shared_bytes + 63) / 64 * 64);
   int error = kSuccess;
   for (int b = 0; b < blocks && error == kSuccess; ++b) {

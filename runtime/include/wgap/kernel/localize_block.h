@@ -122,7 +122,7 @@ WGAP_HD void localize_block(Block& block, const Problem& problem, const Scratch&
     if (leader) records->status = kBadLogits;
   } else if (problem.rule.map != kNoMap && !class_map(block, problem, scratch, chosen, &scale, &flat)) {
     if (leader) records->status = kBadFeatures;
-  } else if (on_scores(problem.rule)) {
+  } else if (problem.rule.kind >= kForeground) {
     if (narrow_scores<Block>(scratch)) {
       localize_scores<int>(block, problem, scratch, scale, flat, records);
     } else {

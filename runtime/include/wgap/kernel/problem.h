@@ -78,8 +78,8 @@ constexpr Rule fixed_rule(double eta, int map = kRecombined) {
   return {kFixed, map, static_cast<int>((eta * kOne + kRounder) - kRounder), eta};
 }
 constexpr Rule adaptive_rule(int map = kRecombined) { return {kAdaptive, map, 0, 0.0}; }
-#endif
 constexpr bool on_scores(const Rule& rule) { return rule.kind >= kForeground; }
+#endif
 
 struct Problem {
   Shape shape;
