@@ -77,3 +77,51 @@ def cub10_bundle(cub10: Path, cub10_weights: Path, tmp_path_factory: pytest.Temp
     classes.write_text("\n".join(names) + "\n")
     bundle_from_checkpoint(cub10_weights, out, classes=classes, preprocessing="caffe-bgr")
     return out
+
+
+@pytest.fixture(scope="session")
+def scored_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_bundle`` with a foreground head of random vectors, under foreground+colour. Shared: copy it first."""
+    return scored(tiny_bundle, tmp_path_factory.mktemp("bundles") / "scored")
+
+
+def scored(source: Path, root: Path) -> Path:
+    """A copy of a bundle with a foreground head of random vectors."""
+    onnx = pytest.importorskip("onnx")
+    import shutil
+
+    import numpy as np
+    from safetensors.numpy import save
+
+    from wgap.bundle import Bundle
+    from wgap.calibrate.foreground import fine_tensor, head_graph
+    from wgap.export.golden import golden_cases
+    from wgap.extend import NewFile, enter_files
+    from wgap.rule import Rule
+    from wgap.runtime.networks.onnxruntime import open_session
+
+    shutil.copytree(source, root)
+    bundle = Bundle.open(root)
+    info, path = bundle.manifest.model, bundle.path("onnx", "fp32")
+    rng = np.random.default_rng(5)
+    fine = fine_tensor(onnx.load(str(path)), info.feature_shape)
+    channels = {"A": info.feature_shape[0], "B": info.feature_shape[0]}  # VGG16's last two blocks are equally wide
+    head = {f"{name}.weight": rng.normal(0, 1, n).astype(np.float32) for name, n in channels.items()}
+    head |= {f"{name}.bias": np.zeros(1, np.float32) for name in channels}
+    graph = root / "headed.onnx"
+    graph.write_bytes(head_graph(onnx.load(str(path)), head, fine).SerializeToString())
+    noise = rng.integers(0, 256, (8, *info.input_size, 3), dtype=np.uint8)
+    [scores] = open_session(graph, None).run(["foreground"], {"image": noise})
+    head["A.bias"][:] = -np.quantile(scores, 0.8)  # several pieces are object
+    graph.write_bytes(head_graph(onnx.load(str(path)), head, fine).SerializeToString())
+    height, width = 2 * info.feature_shape[1], 2 * info.feature_shape[2]
+    rules = Rule("foreground+colour"), Rule("foreground")
+    files = [
+        NewFile(graph.read_bytes(), "model.onnx", "onnx", "fp32"),
+        NewFile(save(head), "foreground.safetensors", "foreground", "fp32"),
+        *golden_cases(bundle, graph, (1, height, width), rules),
+    ]
+    graph.unlink()
+    replaced = ("golden", "foreground", "onnx")
+    enter_files(bundle, files, lambda e: e.role in replaced, model=info.with_foreground((height, width)), rule=rules[0])
+    return root

@@ -72,7 +72,7 @@ def engine_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     return root
 
 
-def enter_plan(root: Path, plan: Path | bytes, **options: bool) -> None:
+def enter_plan(root: Path, plan: Path | bytes, **options: Any) -> None:
     """An engine of the stand-in for TensorRT: an ONNX file."""
     from wgap.extend import enter_file
     from wgap.manifest import EngineRecord, Profile

@@ -126,6 +126,6 @@ def test_golden_cases_of_wgap_0_1_are_tested_under_its_only_rule(
         report = selftest(localizer)
     assert report.ok, [check for check in report.checks if not check.ok]
     assert [warning.partition("; ")[0] for warning in report.warnings] == [
-        "nothing was tested under the rule fixed:0.5 on the recombined map: golden cases were made under adaptive on the "
-        "recombined map"
+        "nothing was tested under the rule fixed:0.5 on the recombined map: golden cases were made under adaptive on "
+        "the recombined map"
     ]

@@ -97,7 +97,8 @@ def test_its_golden_cases_pass_under_the_rule_that_they_were_made_under(own: Pat
     report = selftest(Localizer(own))
     assert report.ok, report
     assert report.warnings == (
-        "golden cases were made under the rule adaptive on the recombined map, not the bundle's own; export it again",
+        "nothing was tested under the rule fixed:0.6 on the positive map: golden cases were made under adaptive on the "
+        "recombined map; export the bundle again under the rule that it shall have",
     )
 
 
