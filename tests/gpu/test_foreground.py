@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,20 @@ def engine(scored_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulated driver's ONNX Runtime."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", import_module("onnxruntime_cuda").session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+
+
+@pytest.fixture
 def images() -> np.ndarray:
     return np.random.default_rng(2).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8) // 90 * 90
 
 
+@pytest.mark.usefixtures("_stand_in")
 @pytest.mark.parametrize(("kind", "map_"), RULES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_boxes_are_the_cpu_s(engine: Path, images: np.ndarray, backend: str, kind: str, map_: str) -> None:
