@@ -41,10 +41,11 @@ int main() {
 
   for (const int threads : {1, 3}) {
     const Workspace workspace(threads);
-    batch.want(3, 224, 224, true, true);
+    batch.want(3, 224, 224, true, true, 4);
+    batch.see(28, 28, 224, 224);
     const auto everything = [&] {
       for (const char* const map : {"recombined", "positive", "signed"})
-        for (const char* const rule : {"adaptive", "fixed:0.15"}) {
+        for (const char* const rule : {"adaptive", "fixed:0.15", "foreground", "foreground+colour"}) {
           EXPECT(wgap_rule_parse(rule, map, &batch.options.rule, nullptr) == WGAP_OK);
           batch.input.class_ids = nullptr;
           EXPECT(batch.localize(workspace) == WGAP_OK);

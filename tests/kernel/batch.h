@@ -9,7 +9,8 @@
 #include "wgap/wgap.h"
 
 struct Batch {
-  std::vector<float> weight, logits, features, heatmaps;
+  std::vector<float> weight, logits, features, heatmaps, scores;
+  std::vector<std::uint8_t> pictures;
   std::vector<double> edge_means;
   std::vector<wgap_record> records;
   wgap_classifier* classifier = nullptr;
@@ -40,15 +41,28 @@ struct Batch {
   Batch& operator=(const Batch&) = delete;
 
   // Records for top_k classes on such maps, and what else is asked for.
-  void want(int top_k, int map_height, int map_width, bool maps = false, bool means = false) {
+  void want(int top_k, int map_height, int map_width, bool maps = false, bool means = false, int max_boxes = 1) {
     options.top_k = top_k, options.map_height = map_height, options.map_width = map_width;
-    records.assign(static_cast<std::size_t>(input.images) * top_k, wgap_record{});
+    options.max_boxes = max_boxes;
+    const std::size_t results = static_cast<std::size_t>(input.images) * top_k;
+    records.assign(results * max_boxes, wgap_record{});
     output.records = records.data(), output.records_bytes = records.size() * sizeof(wgap_record);
-    heatmaps.assign(maps ? records.size() * map_height * map_width : 0, -1.0f);
+    heatmaps.assign(maps ? results * map_height * map_width : 0, -1.0f);
     output.heatmaps = maps ? heatmaps.data() : nullptr, output.heatmaps_bytes = heatmaps.size() * sizeof(float);
-    edge_means.assign(means ? records.size() * (WGAP_LEVELS + 1) : 0, -1.0);
+    edge_means.assign(means ? results * (WGAP_LEVELS + 1) : 0, -1.0);
     output.edge_means = means ? edge_means.data() : nullptr;
     output.edge_means_bytes = edge_means.size() * sizeof(double);
+  }
+  // Scores of that size, a few of them 0 or far out, and pictures of the map's, with few colours.
+  void see(int height, int width, int map_height, int map_width) {
+    Random random{23};
+    scores = random_floats(random, static_cast<std::size_t>(input.images) * height * width);
+    for (std::size_t i = 0; i < scores.size(); i += 7) scores[i] = i % 2 != 0 ? 0.0f : 40.0f * scores[i];
+    pictures.resize(static_cast<std::size_t>(input.images) * map_height * map_width * 3);
+    for (std::uint8_t& byte : pictures) byte = static_cast<std::uint8_t>(40 + 100 * random.below(2));
+    input.scores = scores.data(), input.scores_bytes = scores.size() * sizeof(float);
+    input.scores_height = height, input.scores_width = width;
+    input.pictures = pictures.data(), input.pictures_bytes = pictures.size();
   }
   wgap_status localize(wgap_workspace* workspace) {
     return wgap_localize(workspace, classifier, &input, &options, &output, &error);

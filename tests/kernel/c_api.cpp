@@ -57,7 +57,58 @@ void refusals() {
     refused(WGAP_CLASS_OUT_OF_RANGE, i == 0 ? "classes[0] is 3, expected 0..2" : "classes[0] is -1, expected 0..2",
             [i](Fixture& f) { f.input.class_ids = outside + i, f.input.class_ids_bytes = 8; });
   refused(WGAP_UNKNOWN_RULE, "got number 3", [](Fixture& f) { f.options.rule.map = 3; });
-  refused(WGAP_UNKNOWN_RULE, "got kind number 2", [](Fixture& f) { f.options.rule.kind = 2; });
+  refused(WGAP_UNKNOWN_RULE, "got kind number 4", [](Fixture& f) { f.options.rule.kind = 4; });
+  refused(WGAP_INVALID_ARGUMENT, "max_boxes: expected 1..64, and reserved 0, got 0 and 0",
+          [](Fixture& f) { f.options.max_boxes = 0; });
+  refused(WGAP_INVALID_ARGUMENT, "got 65 and 0", [](Fixture& f) { f.options.max_boxes = 65; });
+  refused(WGAP_BUFFER_TOO_SMALL, "records: expected at least", [](Fixture& f) { f.options.max_boxes = 2; });
+  // What the foreground rules read.
+  const auto coloured = [](Fixture& f) {
+    f.see(9, 8, f.options.map_height, f.options.map_width);
+    f.options.rule.kind = WGAP_RULE_FOREGROUND_COLOUR, f.options.rule.map = WGAP_MAP_NONE;
+  };
+  refused(WGAP_UNKNOWN_RULE, "'positive', 'signed' or 'none', got number 4", [&](Fixture& f) {
+    coloured(f);
+    f.options.rule.map = 4;
+  });
+  refused(WGAP_SHAPE_MISMATCH, "at most the map's 224 x 224, got 0 x 8", [&](Fixture& f) {
+    coloured(f);
+    f.input.scores_height = 0;
+  });
+  refused(WGAP_SHAPE_MISMATCH, "got 9 x 225", [&](Fixture& f) {
+    coloured(f);
+    f.input.scores_width = 225;
+  });
+  refused(WGAP_INVALID_ARGUMENT, "scores: expected a pointer", [&](Fixture& f) {
+    coloured(f);
+    f.input.scores = nullptr;
+  });
+  refused(WGAP_BUFFER_TOO_SMALL, "scores: expected at least", [&](Fixture& f) {
+    coloured(f);
+    --f.input.scores_bytes;
+  });
+  refused(WGAP_INVALID_ARGUMENT, "pictures: expected a pointer", [&](Fixture& f) {
+    coloured(f);
+    f.input.pictures = nullptr;
+  });
+  refused(WGAP_BUFFER_TOO_SMALL, "pictures: expected at least", [&](Fixture& f) {
+    coloured(f);
+    --f.input.pictures_bytes;
+  });
+  for (const float bad : {-INFINITY, INFINITY, static_cast<float>(NAN)})
+    refused(WGAP_SCORES_NOT_FINITE, "image 0 of the batch: scores hold NaN or infinity", [&](Fixture& f) {
+      coloured(f);
+      f.scores[5] = bad;
+    });
+  Fixture bare(3, 4, 5, 6);  // features are not looked at
+  coloured(bare);
+  bare.input.channels = bare.input.height = bare.input.width = 0;
+  bare.input.features = nullptr, bare.input.features_bytes = 0;
+  EXPECT(bare.localize() == WGAP_OK);
+  bare.options.rule.kind = WGAP_RULE_FOREGROUND, bare.input.pictures = nullptr, bare.input.pictures_bytes = 0;
+  EXPECT(bare.localize() == WGAP_OK);
+  bare.options.rule.map = WGAP_MAP_SIGNED;
+  EXPECT(bare.localize() == WGAP_SHAPE_MISMATCH);
   refused(WGAP_INVALID_ARGUMENT, "wgap_rule: expected reserved 0, got 1",
           [](Fixture& f) { f.options.rule.reserved = 1; });
   for (const double eta : {0.9995, -0.1, static_cast<double>(NAN)})

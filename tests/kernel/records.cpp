@@ -83,6 +83,49 @@ std::uint64_t localized(const char* target, int number) {
   return hash.state;
 }
 
+// Under the foreground rules, with and without a map.
+std::uint64_t scored(const char* target, int number) {
+  Random random{static_cast<std::uint64_t>(number) + 1000};
+  const int channels = 1 + random.below(9), height = 1 + random.below(9), width = 1 + random.below(9);
+  const int most = 1 + random.below(5);
+  wgap_options options = WGAP_OPTIONS_INIT;
+  options.map_height = 1 + random.below(120), options.map_width = 1 + random.below(120);
+  options.rule.kind = WGAP_RULE_FOREGROUND + number % 2, options.rule.map = random.below(4);
+  options.max_boxes = most;
+  wgap_input input = WGAP_INPUT_INIT;
+  input.images = 1, input.classes = 3, input.channels = channels, input.height = height, input.width = width;
+  input.scores_height = 1 + random.below(options.map_height), input.scores_width = 1 + random.below(options.map_width);
+  const std::vector<float> features = bumps(random, channels, height, width), logits = random_floats(random, 3);
+  const std::vector<float> weight = random_floats(random, static_cast<std::size_t>(3) * channels);
+  std::vector<float> scores = random_floats(random, static_cast<std::size_t>(input.scores_height) * input.scores_width);
+  for (float& score : scores) score = number % 3 == 0 ? static_cast<float>(static_cast<int>(score * 4.0f)) : score;
+  const std::size_t pixels = static_cast<std::size_t>(options.map_height) * options.map_width;
+  std::vector<std::uint8_t> picture(pixels * 3);
+  for (std::uint8_t& byte : picture) byte = static_cast<std::uint8_t>(random.below(number % 5 == 0 ? 1 : 256));
+  input.logits = logits.data(), input.logits_bytes = logits.size() * sizeof(float);
+  input.features = features.data(), input.features_bytes = features.size() * sizeof(float);
+  input.scores = scores.data(), input.scores_bytes = scores.size() * sizeof(float);
+  input.pictures = picture.data(), input.pictures_bytes = picture.size();
+  std::vector<wgap_record> records(static_cast<std::size_t>(most));
+  std::memset(static_cast<void*>(records.data()), 0, records.size() * sizeof(wgap_record));
+  std::vector<float> map(pixels);
+  wgap_output output = WGAP_OUTPUT_INIT;
+  output.records = records.data(), output.records_bytes = records.size() * sizeof(wgap_record);
+  output.heatmaps = map.data(), output.heatmaps_bytes = map.size() * sizeof(float);
+  wgap_classifier* classifier = nullptr;
+  wgap_workspace* workspace = nullptr;
+  EXPECT(wgap_classifier_create(weight.data(), weight.size() * sizeof(float), 3, channels, &classifier, nullptr) ==
+         WGAP_OK);
+  EXPECT(wgap_workspace_create(1, target, &workspace, nullptr) == WGAP_OK);
+  EXPECT(wgap_localize(workspace, classifier, &input, &options, &output, nullptr) == WGAP_OK);
+  wgap_workspace_destroy(workspace);
+  wgap_classifier_destroy(classifier);
+  Hash hash;
+  hash.add(records.data(), records.size());
+  hash.add(map.data(), map.size());
+  return hash.state;
+}
+
 std::uint64_t resized(int number) {
   Random random{static_cast<std::uint64_t>(number)};
   const int channels = 1 + number % 4, from_height = 1 + random.below(90), from_width = 1 + random.below(90);
@@ -105,10 +148,10 @@ std::uint64_t resized(int number) {
 
 int main() {
   for (int number = 0; number < 120; ++number) {
-    const std::uint64_t expected = localized("baseline", number);
+    const std::uint64_t expected = localized("baseline", number), foreground = scored("baseline", number);
     for (const char* const* target = wgap_targets(); *target != nullptr; ++target)
-      EXPECT(localized(*target, number) == expected);
-    std::printf("%d %016" PRIx64 " %016" PRIx64 "\n", number, expected, resized(number));
+      EXPECT(localized(*target, number) == expected && scored(*target, number) == foreground);
+    std::printf("%d %016" PRIx64 " %016" PRIx64 " %016" PRIx64 "\n", number, expected, foreground, resized(number));
   }
   return 0;
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, note, settings
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="the reference is written in PyTorch")
 
+from wgap.images import decode  # noqa: E402
 from wgap.rule import MAPS, Map, Rule  # noqa: E402
 from wgap.runtime.postprocess import BoxRecord, Classifier, cpu_targets, postprocess  # noqa: E402
 from wgap.train import reference  # noqa: E402
@@ -137,6 +140,139 @@ def test_kernel_is_the_reference(case: dict[str, Any], target: str, threads: int
             assert record.logit == logits[n, k]
             assert record.score == pytest.approx(float(softmax[k]), rel=1e-6)
             assert_same(record, reference_box(features[n], weight[k], case["size"], case["map"], case["eta"]))
+
+
+def score_map(rng: np.random.Generator, kind: str, height: int, width: int) -> Array:
+    scores = rng.normal(0, 1, (height, width)) * 10.0 ** rng.integers(-5, 3)
+    whole = np.round(scores / max(np.abs(scores).max(), 1e-30) * 2)
+    chosen = {
+        "noise": scores, "ties": whole, "all above": np.abs(scores) + 1e-3, "all below": -np.abs(scores),
+        "zero": 0 * scores, "huge": scores * 1e30, "blob": 3 * np.exp(-np.hypot(*np.indices(scores.shape) - 3) / 4) - 1,
+    }[kind]  # fmt: skip
+    return chosen.astype(np.float32)
+
+
+@st.composite
+def scored_cases(draw: st.DrawFn) -> dict[str, Any]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    if draw(st.booleans()):  # a whole number of pixels to a cell
+        size = height * draw(st.integers(1, 9)), width * draw(st.integers(1, 9))
+    else:
+        size = height + draw(st.integers(0, 50)), width + draw(st.integers(0, 90))
+    classes, channels, images = draw(st.integers(1, 4)), draw(st.integers(1, 8)), draw(st.integers(1, 3))
+    kinds = draw(
+        st.lists(
+            st.sampled_from(["noise", "ties", "all above", "all below", "zero", "huge", "blob"]),
+            min_size=images, max_size=images,
+        )
+    )  # fmt: skip
+    colours = draw(st.sampled_from([1, 2, 3, 256]))
+    pictures = (rng.integers(0, colours, (images, *size, 3)) * (255 // max(colours - 1, 1))).astype(np.uint8)
+    pictures[:, : size[0] // 2, : size[1] // 2] //= draw(st.sampled_from([1, 2, 255]))
+    return {
+        "scores": np.stack([score_map(rng, kind, height, width)[None] for kind in kinds]),
+        "pictures": pictures,
+        "features": np.stack([feature_maps(rng, KINDS[n % len(KINDS)], channels, 3, 4) for n in range(images)]),
+        "weight": rng.standard_normal((classes, channels)).astype(np.float32),
+        "logits": rng.standard_normal((images, classes)).astype(np.float32),
+        "size": size,
+        "rule": Rule.parse(
+            draw(st.sampled_from(["foreground", "foreground+colour"])), draw(st.sampled_from(["none", *MAPS]))
+        ),
+        "max_boxes": draw(st.integers(1, 5)),
+        "kinds": kinds,
+    }
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=scored_cases(), target=st.sampled_from(TARGETS), threads=st.sampled_from([1, 2]), heatmaps=st.booleans())
+def test_the_foreground_rules_are_the_reference(
+    case: dict[str, Any], target: str, threads: int, heatmaps: bool
+) -> None:
+    note(str({key: case[key] for key in ("kinds", "size", "rule", "max_boxes")} | {"cells": case["scores"].shape}))
+    rule, weight = case["rule"], case["weight"]
+    found = postprocess(
+        case["logits"], None if rule.map == "none" else case["features"], Classifier(weight), size=case["size"],
+        rule=rule, heatmaps=heatmaps, threads=threads, target=target, scores=case["scores"],
+        pictures=case["pictures"], max_boxes=case["max_boxes"],
+    )  # fmt: skip
+    for n, [record] in enumerate(found):
+        assert record.error is None
+        outputs = {
+            name: torch.from_numpy(case[own][n]) for name, own in (("features", "features"), ("foreground", "scores"))
+        }
+        expected = reference.by_rule(
+            rule, case["size"], outputs, torch.from_numpy(weight[record.class_id]),
+            torch.from_numpy(case["pictures"][n]), case["max_boxes"],
+        )  # fmt: skip
+        assert tuple(record.boxes) == expected.boxes
+        assert_same(record, expected)
+
+
+def test_several_boxes_of_a_class_map_are_the_reference_s() -> None:
+    rng, several = np.random.default_rng(12), 0
+    for _ in range(60):
+        features = np.maximum(rng.standard_normal((3, 6, 7)), 0).astype(np.float32)
+        weight, size = (
+            rng.standard_normal((1, 3)).astype(np.float32),
+            (int(rng.integers(6, 50)), int(rng.integers(7, 60))),
+        )
+        most, eta = int(rng.integers(1, 6)), None if rng.random() < 0.5 else 0.5
+        [[record]] = postprocess(
+            np.zeros((1, 1), np.float32), features[None], Classifier(weight), size=size, max_boxes=most,
+            rule=Rule("adaptive" if eta is None else "fixed", "recombined", eta),
+        )  # fmt: skip
+        expected = reference.box_from_features(
+            torch.from_numpy(features), torch.from_numpy(weight[0]), size, "recombined", eta, most
+        )
+        assert tuple(record.boxes) == expected.boxes
+        several += len(expected.boxes) > 1
+    assert several > 20
+
+
+def test_no_logarithm_of_the_table_lies_near_a_rounding_tie() -> None:
+    from wgap import _native
+
+    table = np.frombuffer(_native._cuda_logs(), np.int32)
+    assert len(table) == 2**20 + 513
+    exact = np.log(np.arange(1, len(table), dtype=np.float64)) * 2**16
+    assert np.array_equal(table[1:], np.rint(exact))
+    assert table[0] == 0
+    assert np.abs(exact - np.floor(exact) - 0.5).min() > 1e-7  # an error in the last bit of a double is below 1e-10
+
+
+@pytest.mark.data
+def test_the_boxes_of_another_program_with_the_same_vectors(cub10: Path, cub10_bundle: Path) -> None:
+    """Its pictures were resized by OpenCV; with ours, a grey level apart, 121 and 119 of 122 agree."""
+    from safetensors.torch import load_file
+
+    from wgap.bundle import Bundle
+    from wgap.export.check import model_from_bundle
+    from wgap.train.views import normalise
+
+    shared = cub10.parents[1]
+    head = load_file(shared / "weights" / "foreground_cub10.safetensors")
+    cases = json.loads((shared / "cases" / "foreground_boxes.json").read_text())["images"]
+    bundle = Bundle.open(cub10_bundle)
+    model, classifier = model_from_bundle(bundle), Classifier(bundle.classifier()[0])
+    agreed = dict.fromkeys(("foreground", "foreground+colour"), 0)
+    for case in cases:
+        picture = cv2.resize(decode(cub10 / "images" / case["image"]), (224, 224), interpolation=cv2.INTER_LINEAR)
+        with torch.no_grad():
+            fine = model.run_blocks(normalise(torch.from_numpy(picture)[None], bundle.manifest.preprocessing), 0, 23)
+            logits, coarse = model.head(model.features[23:](fine.clone()))
+        scores = reference.foreground_scores(coarse[0], fine[0], head)
+        for rule in agreed:
+            [[record]] = postprocess(
+                logits.numpy(), None, classifier, size=(224, 224), rule=Rule.parse(rule),
+                scores=scores.numpy()[None], pictures=picture[None],
+            )  # fmt: skip
+            shown = torch.from_numpy(picture) if "colour" in rule else None
+            assert record.box == reference.box_from_scores(scores, (224, 224), shown).box
+            agreed[rule] += max(abs(min(v, 223) - w) for v, w in zip(record.box, case[rule], strict=True)) <= 1
+    assert len(cases) == 122
+    assert min(agreed.values()) >= 120, agreed
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -246,12 +246,13 @@ WGAP_HD void localize_scores(Block& block, const Problem& problem, const Scratch
     return [=](int x) { index[x] = static_cast<u8>(row(x) > 0); };
   });
   if (problem.heatmap) write_scores<Int>(block, problem, scratch);
-  block.sync();
   block.mark(kScores);
   if (problem.rule.kind == kForegroundColour) {
-    count_colours(block, problem, scratch);
+    count_colours(block, problem, scratch);  // first of all of the pixels that this thread has just written
     apply_colours<Int>(block, problem, scratch);
     block.mark(kColour);
+  } else {
+    block.sync();
   }
   find_components(block, shape, scratch, 0, [&] {
     Run* const runs = scratch.runs;
