@@ -254,8 +254,6 @@ void pointers() {
   wgap_rule rule = WGAP_RULE_INIT;
   fails(WGAP_INVALID_ARGUMENT, "wgap_rule_parse",
         [&](wgap_error* error) { return wgap_rule_parse(nullptr, "signed", &rule, error); });
-  fails(WGAP_INVALID_ARGUMENT, "wgap_rule_parse",
-        [&](wgap_error* error) { return wgap_rule_parse("adaptive", nullptr, &rule, error); });
   // A misaligned error holds no sentence; the status is still told, and nothing is written.
   wgap_error errors[2] = {WGAP_ERROR_INIT, WGAP_ERROR_INIT};
   EXPECT(wgap_workspace_create(1, nullptr, &none, misaligned(&errors[0])) == WGAP_INVALID_ARGUMENT && none == nullptr);
@@ -300,6 +298,14 @@ void rules() {
     EXPECT(rule.kind == WGAP_RULE_ADAPTIVE && rule.map == map && rule.parameters[0] == 0.0);
     EXPECT(rule.struct_size == sizeof rule && rule.reserved == 0);
   }
+  EXPECT(wgap_rule_parse("fixed:0.5", nullptr, &rule, nullptr) == WGAP_OK);
+  EXPECT(rule.kind == WGAP_RULE_FIXED && rule.map == WGAP_MAP_RECOMBINED && rule.parameters[0] == 0.5);
+  for (const char* const map : {static_cast<const char*>(nullptr), "none", "recombined", "positive", "signed"})
+    for (const bool colour : {false, true}) {
+      EXPECT(wgap_rule_parse(colour ? "foreground+colour" : "foreground", map, &rule, nullptr) == WGAP_OK);
+      EXPECT(rule.kind == (colour ? WGAP_RULE_FOREGROUND_COLOUR : WGAP_RULE_FOREGROUND));
+      EXPECT((rule.map == WGAP_MAP_NONE) == (map == nullptr || std::string(map) == "none"));
+    }
   const auto eta_of = [&](const std::string& text) {
     EXPECT(wgap_rule_parse(text.c_str(), "signed", &rule, nullptr) == WGAP_OK);
     EXPECT(rule.kind == WGAP_RULE_FIXED && rule.map == WGAP_MAP_SIGNED);

@@ -20,14 +20,14 @@ void* __wrap_realloc(void* p, std::size_t size) { return ++allocations, __real_r
 void* __wrap_aligned_alloc(std::size_t a, std::size_t size) { return ++allocations, __real_aligned_alloc(a, size); }
 }
 
-// Calls inside the standard library arrive here.
-void* operator new(std::size_t size) {
+// Calls inside the standard library arrive here; inlined, GCC takes new and free for a mismatch.
+[[gnu::noinline]] void* operator new(std::size_t size) {
   ++allocations;
   if (void* p = __real_malloc(size)) return p;
   throw std::bad_alloc();
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
 int main() {
   Batch batch(6, 10, 64, 14, 14);

@@ -296,7 +296,7 @@ int main(int count, char** arguments) {
   }
   compare(random, {3, 1, 1, 1, 1, 1}, 0, -1);
   compare(random, {20, 14, 14, 70, 64, 3}, 0, -1);
-  for (int i = 0; i < 80; ++i) {
+  for (int i = 0; i < 40; ++i) {
     const Shape shape{1 + random.below(20), 1 + random.below(9),  1 + random.below(9),
                       1 + random.below(40), 1 + random.below(80), 1 + random.below(40)};
     compare(random, shape, i % 5, -1);
