@@ -233,7 +233,7 @@ def test_the_benchmark_of_stages_runs(tmp_path: Path) -> None:
 def test_kernel_headers_include_nothing() -> None:
     """NVRTC, which compiles them for GPUs at run time, has no standard library."""
     headers = {path.name: path.read_text() for path in (ROOT / "runtime/include/wgap/kernel").glob("*.h")}
-    for host in ("cuda_launch.h", "logs.h"):  # nvcc's, and what a host computes for the device: with the standard library
+    for host in ("cuda_launch.h", "logs.h"):  # with the standard library, on the host alone
         del headers[host]
     for name, text in headers.items():
         included = [line.split()[1].strip('"') for line in text.splitlines() if line.startswith("#include")]

@@ -85,12 +85,12 @@ WGAP_HD void write_scores(Block& block, const Problem& problem, const Scratch& s
 // How many pixels there are of each colour, quadrant by quadrant, outside and inside the mask in `index`.
 template <class Block>
 WGAP_HD void count_colours(Block& block, const Problem& problem, const Scratch& scratch) {
-  constexpr int kCopies = Block::kColourCopies, kSums = kColourSets * kColours;
+  constexpr int kCopies = Block::kColourCopies;
   const int H = problem.shape.map_height, W = problem.shape.map_width;
   u32* const counts = scratch.colour_counts;
   u16* const colours = scratch.colours;
   const u8* const picture = problem.picture;
-  each(block, kSums * kCopies, [=](int i) { counts[i] = 0; });
+  each(block, kQuadrants * kCopies * kColourTable, [=](int i) { counts[i] = 0; });
   const Scratch s = scratch;
   each_row(block, 0, H, W, [=](int y) {
     const u8* const WGAP_RESTRICT from = picture + static_cast<i64>(y) * W * 3;
@@ -105,24 +105,28 @@ WGAP_HD void count_colours(Block& block, const Problem& problem, const Scratch& 
   for (int y = group_of(block); y < H; y += groups_of(block)) {
     const u16* const WGAP_RESTRICT colour = colours + static_cast<i64>(y) * W;
     for (int right = 0; right < 2; ++right) {
-      u32* const WGAP_RESTRICT of_quadrant = counts + (2 * (2 * y >= H) + right) * 2 * kColours * kCopies;
+      u32* const WGAP_RESTRICT of_quadrant = counts + (2 * (2 * y >= H) + right) * kCopies * kColourTable;
       const int end = right ? W : (W + 1) / 2;
       int x = right ? (W + 1) / 2 : 0;
       for (; Block::kLanes == 1 && x + kCopies <= end; x += kCopies) {
         WGAP_UNROLL
-        for (int copy = 0; copy < kCopies; ++copy) block.add(of_quadrant + copy * 2 * kColours + colour[x + copy], 1u);
+        for (int copy = 0; copy < kCopies; ++copy) block.add(of_quadrant + copy * kColourTable + colour[x + copy], 1u);
       }
       for (x += lane_of(block); x < end; x += Block::kLanes)
-        block.add(of_quadrant + x % kCopies * 2 * kColours + colour[x], 1u);
+        block.add(of_quadrant + x % kCopies * kColourTable + colour[x], 1u);
     }
   }
   block.sync();
-  u32* const sums = counts + kSums * kCopies;
-  each(block, kSums, [=](int i) {
-    const u32* const of_quadrant = counts + i / (2 * kColours) * 2 * kColours * kCopies + i % (2 * kColours);
-    u32 sum = 0;
-    for (int copy = 0; copy < kCopies; ++copy) sum += of_quadrant[copy * 2 * kColours];
-    sums[i] = sum;
+  u32* const sums = scratch.colour_sums;
+  each_row(block, 0, kQuadrants, 2 * kColours, [=](int quadrant) {
+    const u32* const WGAP_RESTRICT of_quadrant = counts + quadrant * kCopies * kColourTable;
+    u32* const WGAP_RESTRICT to = sums + quadrant * 2 * kColours;
+    return [=](int i) {
+      u32 sum = 0;
+      WGAP_UNROLL
+      for (int copy = 0; copy < kCopies; ++copy) sum += of_quadrant[copy * kColourTable + i];
+      to[i] = sum;
+    };
   });
   block.sync();
   for (int set = 0; set < kColourSets; ++set) {
@@ -154,7 +158,7 @@ WGAP_HD void apply_colours(Block& block, const Problem& problem, const Scratch& 
   const auto ratio = [&](u32 a, u32 b, int j) {
     return logs[a + 1] - logs[inside[j] + kColours] - logs[b + 1] + logs[outside[j] + kColours];
   };
-  const u32* const sums = scratch.colour_counts + kColourSets * kColours * Block::kColourCopies;
+  const u32* const sums = scratch.colour_sums;
   Int* const evidence = reinterpret_cast<Int*>(scratch.evidence);
   u64 right_inside = 0, right_outside = 0;
   for (int colour = block.rank(); colour < kColours; colour += block.size()) {
@@ -185,15 +189,35 @@ WGAP_HD void apply_colours(Block& block, const Problem& problem, const Scratch& 
   for (int colour = block.rank(); colour < kColours; colour += block.size()) {
     u32 any = 0;
     for (int set = 0; set < kColourSets; ++set) any += sums[set * kColours + colour];
-    if (any != 0) evidence[colour] = static_cast<Int>((weight * evidence[colour] >> 8) * unit);
+    if (any != 0)  // looked up by colours outside the mask and inside
+      evidence[colour] = evidence[kColours + colour] = static_cast<Int>((weight * evidence[colour] >> 8) * unit);
   }
   block.sync();
+  if (Block::kLanes == 1 && block.size() == 1) {
+    // Looked up one by one, and not in the loop that compares: vectors that gather are slower on most processors.
+    constexpr int kTogether = 16;
+    Int* const of_row = reinterpret_cast<Int*>(scratch.fixed_point);
+    for (int y = 0; y < H; ++y) {
+      const ScoreRow<Int> row = score_row<Int>(scratch, W, y);
+      const u16* const colour = scratch.colours + static_cast<i64>(y) * W;
+      int x = 0;
+      for (; x + kTogether <= W; x += kTogether) {
+        WGAP_UNROLL
+        for (int i = 0; i < kTogether; ++i) of_row[x + i] = evidence[colour[x + i]];
+      }
+      for (; x < W; ++x) of_row[x] = evidence[colour[x]];
+      u8* const WGAP_RESTRICT index = scratch.index + static_cast<i64>(y) * scratch.index_stride;
+      WGAP_INDEPENDENT
+      for (int i = 0; i < W; ++i) index[i] = static_cast<u8>(row(i) + of_row[i] > 0);
+    }
+    return;
+  }
   const Scratch s = scratch;
   each_row(block, 0, H, W, [=](int y) {
     const ScoreRow<Int> row = score_row<Int>(s, W, y);
     const u16* const WGAP_RESTRICT colour = s.colours + static_cast<i64>(y) * W;
     u8* const WGAP_RESTRICT index = s.index + static_cast<i64>(y) * s.index_stride;
-    return [=](int x) { index[x] = static_cast<u8>(row(x) + evidence[colour[x] % kColours] > 0); };
+    return [=](int x) { index[x] = static_cast<u8>(row(x) + evidence[colour[x]] > 0); };
   });
   block.sync();
 }

@@ -25,8 +25,10 @@ constexpr int kScoreShift = 16;       // scores are whole multiples of 2^-16
 constexpr int kMostScore = 1 << 20;   // and clamped to this many of them
 constexpr int kNarrowUnit = 1 << 10;  // up to this unit of the upsampled scores 32 bits hold them and the colours' word
 constexpr int kColours = 512;         // that the colour step tells apart: three bits a channel
-constexpr int kColourSets = 8;        // quadrants of the picture, inside and outside the mask
-constexpr int kLightest = 10;         // a further component weighs at least this part of the heaviest
+constexpr int kQuadrants = 4;         // of the picture
+constexpr int kColourSets = 8;        // quadrants outside and inside the mask
+constexpr int kColourTable = 2 * kColours + 16;  // counts apart by a power of two would wait for each other's stores
+constexpr int kLightest = 10;                    // a further component weighs at least this part of the heaviest
 constexpr int kMostBoxes = 64;
 
 // As wgap_map, wgap_rule_kind and wgap_status in wgap.h.

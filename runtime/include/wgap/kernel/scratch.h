@@ -65,8 +65,9 @@ struct Scratch {
   ExactTaps score_rows, score_columns;
   int* scores;              // [score_height, score_width] in units of 2^-16
   void* columns_of_scores;  // [score_height, map_width] int, or i64 where the unit is too large for it
-  u32* colour_counts;       // [kColourSets / 2][kColourCopies][2 * kColours], then sums [kColourSets / 2][2 * kColours]
-  i64* evidence;            // [kColours], in units of the upsampled scores
+  u32* colour_sums;         // [kQuadrants][2 * kColours]: pixels of each colour outside the mask, then inside
+  u32* colour_counts;       // [kQuadrants][kColourCopies][kColourTable], of which colour_sums are the sums
+  i64* evidence;            // [2][kColours], in units of the upsampled scores
   u16* colours;             // [map_height, map_width], with kColours added inside the mask
 };
 
@@ -148,8 +149,9 @@ WGAP_HD u64 lay_out(const Shape& s, void* base, Scratch* scratch, Fast* fast = n
   scratch->scores = carver.take<int>(h_scores * s.score_width);
   scratch->columns_of_scores =
       carver.take<u8>(h_scores * W * (narrow_scores<Block>(*scratch) ? sizeof(int) : sizeof(i64)));
-  scratch->colour_counts = carver.take<u32>(colours * kColourSets * kColours * (Block::kColourCopies + 1));
-  scratch->evidence = carver.take<i64>(colours * kColours);
+  scratch->colour_sums = carver.take<u32>(colours * kQuadrants * 2 * kColours);
+  scratch->colour_counts = carver.take<u32>(colours * kQuadrants * Block::kColourCopies * kColourTable);
+  scratch->evidence = carver.take<i64>(colours * 2 * kColours);
   scratch->runs = carver.take<Run>(runs);
   scratch->colours = carver.take<u16>(colours * H * W);
   return carver.used;
