@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import scored
+
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.calibrate.candidate import calibrate, enter, prepare
@@ -47,11 +49,11 @@ def content(root: Path) -> dict[str, str]:
 
 
 def lowered(bundle: Path, images: Path, out: Path, split: str = "train") -> Path:
-    """A copy of the bundle with INT8 and FP16 models that no gate has judged."""
+    """A copy of the bundle with INT8, FP16 and BF16 models that no gate has judged."""
     root = Path(shutil.copytree(bundle, out / bundle.name))
     opened = Bundle.open(root)
     with prepare(opened, image_set(opened, images, split=split, count=8)) as source:
-        for precision in ("int8", "fp16"):
+        for precision in ("int8", "fp16", "bf16"):
             enter(Bundle.open(root), calibrate(source, precision, out / f"{precision}.onnx"), None)
     return root
 
@@ -105,18 +107,20 @@ def test_every_precision_builds_and_the_manifest_says_what_it_is(own: Path, prec
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_the_real_network_builds_in_every_precision(cub10_lowered: Path, precision: str) -> None:
-    bundle, entry = engine_from_bundle(Bundle.open(cub10_lowered), "tensorrt_rtx", precision, ungated=True)
-    assert entry.engine.attestation["convolutions"] == {precision: 13}
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_the_real_network_with_its_foreground_builds_in_every_precision(cub10_lowered: Path, precision: str) -> None:
+    options = BuildOptions(outputs=("logits", "foreground") if precision == "int8" else ())
+    bundle, entry = engine_from_bundle(Bundle.open(cub10_lowered), "tensorrt_rtx", precision, options, ungated=True)
+    assert entry.engine.attestation["convolutions"] == {precision: 13}  # the head's two are not the network's
     model = bundle.model_file(precision, ungated=True)
     assert 0.2 * model.size < entry.size < 1.5 * model.size
 
 
 @pytest.fixture(scope="module")
 def cub10_lowered(cub10: Path, cub10_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real bundle in three precisions, calibrated on eight photographs."""
-    return lowered(cub10_bundle, cub10, tmp_path_factory.mktemp("cub10-lowered"))
+    """The real bundle with a foreground head of random vectors, in four precisions, calibrated on eight photographs."""
+    folder = tmp_path_factory.mktemp("cub10-lowered")
+    return lowered(scored(cub10_bundle, folder / "scored"), cub10, folder / "lowered")
 
 
 def test_convolutions_kept_in_float_are_told_apart(tiny_bundle: Path, tiny: Path, tmp_path: Path) -> None:
@@ -126,7 +130,7 @@ def test_convolutions_kept_in_float_are_told_apart(tiny_bundle: Path, tiny: Path
         from wgap.calibrate.quantise import convolutions
 
         kept = convolutions(source.graph)[:2]
-        for precision in ("int8", "fp16"):
+        for precision in ("int8", "fp16", "bf16"):
             enter(Bundle.open(root), calibrate(source, precision, tmp_path / f"{precision}.onnx", kept), None)
     for precision in ("int8", "fp16"):
         _, entry = engine_from_bundle(Bundle.open(root), "tensorrt_rtx", precision, ungated=True)
@@ -194,6 +198,40 @@ def test_the_command_builds_and_inspect_shows_it(own: Path) -> None:
     shown = wgap("inspect", own)
     assert shown.returncode == 1
     assert f"{NAME.format('int8')} has sha256" in shown.stderr
+
+
+def test_an_engine_may_leave_outputs_out(scored_bundle: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(scored_bundle, tmp_path / "own"))
+    whole, few = (
+        json.loads(wgap("build", own, "--json", *more).stdout) for more in ((), ("--outputs", "foreground,logits"))
+    )
+    assert few["path"] == NAME.format("fp32").replace(".plan", "-foreground-logits.plan")
+    assert (few["engine"]["options"]["outputs"], whole["engine"]["options"]["outputs"]) == (
+        ["foreground", "logits"],
+        [],
+    )
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    for entry, outputs in ((whole, ["logits", "features", "foreground"]), (few, ["logits", "foreground"])):
+        assert (own / entry["path"]).stat().st_size == entry["size"]
+        if gpus() and (engine := runtime.deserialize_cuda_engine((own / entry["path"]).read_bytes())):
+            names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
+            assert names == ["image", *outputs]
+    assert {entry.path for entry in engines(Bundle.open(own))} == {whole["path"], few["path"]}
+
+
+@pytest.mark.parametrize("outputs", ["foreground", "logits", "logits,masks"])
+def test_outputs_that_no_rule_can_do_with_are_refused(scored_bundle: Path, outputs: str, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(scored_bundle, tmp_path / "own"))
+    done = wgap("build", own, "--outputs", outputs)
+    assert done.returncode == 1
+    assert f"expected logits and some more of features, foreground, got {', '.join(outputs.split(','))}" in done.stderr
+    assert not (own / "engines").exists()
+
+
+def test_a_bundle_without_a_foreground_says_how_to_get_one(own: Path) -> None:
+    done = wgap("build", own, "--outputs", "logits,foreground")
+    assert done.returncode == 1
+    assert "`wgap foreground` adds the output foreground" in done.stderr
 
 
 def _as_file(path: Path) -> dict[str, object]:

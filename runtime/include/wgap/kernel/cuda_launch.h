@@ -39,7 +39,8 @@ inline cudaError_t cuda_prepare(const Shape& shape, int tasks, CudaLaunch* launc
                               static_cast<int>(launch->shared_bytes));
 }
 
-// task: logits, features, weight, records and scratch on the device; rule and per_image are yours; the launch fills in the rest.
+// task: logits, records, scratch and what the rule reads (see CudaTask; logs from fill_logs, in logs.h) on the device; rule,
+// per_image and max_boxes are yours; the launch fills in the rest.
 inline cudaError_t cuda_localize(const CudaLaunch& launch, CudaTask task, cudaStream_t stream) {
   task.shape = launch.shape;
   task.tasks = launch.tasks;
