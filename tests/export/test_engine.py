@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tests.conftest import scored
 
 from wgap import Localizer

@@ -34,6 +34,7 @@ def foreground(
     from wgap.bundle import Bundle
     from wgap.calibrate.foreground import foreground_bundle
     from wgap.rule import Rule
+    from wgap.runtime.engine import engines, stale
 
     made = foreground_bundle(
         Bundle.open(bundle), images, split=split, count=count, rule=Rule.parse(rule, map_),
@@ -46,8 +47,12 @@ def foreground(
     fine = ""
     if found["fine"] is not None:
         fine = f", finer {found['fine']:.2f}; GrabCut agrees on {found['grabcut_agreement']:.1%}"
+    models = [entry for entry in made.bundle.manifest.files if made.bundle.stale(entry)]
+    of_those = {entry.precision for entry in models}
+    old = models + [e for e in engines(made.bundle) if e.precision in of_those or stale(made.bundle, e)]
     typer.echo(
         f"{made.bundle.root}: output foreground {scores} from {len(made.images)} pictures ({made.record.labels})\n"
         f"object and ground lie {found['coarse']:.2f} standard deviations apart{fine}\n"
-        f"rule {made.bundle.manifest.rule}; engines and models of lower precision that were made before are stale"
+        f"rule {made.bundle.manifest.rule}"
+        + (f"; stale, made before: {', '.join(entry.path for entry in old)}; make them again" if old else "")
     )
