@@ -249,7 +249,7 @@ def test_an_unjudged_model_is_not_built_unless_asked(own: Path) -> None:
         (["--batch", "1,8"], "--batch: expected MIN,OPT,MAX such as 1,8,16, got '1,8'"),
         (["--batch", "4,2,8"], "expected a batch 1 <= MIN <= OPT <= MAX, got 4,2,8"),
         (["--batch", "0,1,1"], "got 0,1,1"),
-        (["--precision", "int4"], "holds no int4 model; it has: fp16, fp32, int8"),
+        (["--precision", "int4"], "holds no int4 model; it has: bf16, fp16, fp32, int8"),
         (["--flavor", "openvino"], "unknown flavor 'openvino'; expected one of tensorrt, tensorrt_rtx"),
         (["--timing-cache", "c"], "the flavor tensorrt_rtx has no --timing-cache: it times nothing"),
         (["--version-compatible"], "the flavor tensorrt_rtx has no --version-compatible: its engines fit one release"),
