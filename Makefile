@@ -6,7 +6,7 @@ BIN := .venv/bin
 OUT ?= demo-out
 ROOMS := train export calibrate runtime evaluate
 
-.PHONY: help setup demo test test-wheel lint format types bench gpu-check clean
+.PHONY: help setup demo test test-wheel lint format types fuzz bench gpu-check clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ test: setup ## the test suite against the editable tree
 
 test-wheel: setup ## build the wheel and run the runtime tests against it, installed, away from the tree
 	$(BIN)/python tests/wheel.py
+
+SECONDS ?= 60
+fuzz: setup ## damaged manifests, images and kernel calls for SECONDS
+	$(BIN)/python -m tests.faults.fuzz $(SECONDS)
 
 lint: setup types ## ruff, clang-format and mypy --strict
 	$(BIN)/ruff check .

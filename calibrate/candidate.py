@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from wgap.calibrate.half import HALVES, bf16_graph, fp16_graph, headroom, judgea
 from wgap.calibrate.images import ImageSet, require_disjoint
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
-from wgap.errors import CalibrationError, DataError
+from wgap.errors import BundleError, CalibrationError, DataError
 from wgap.extend import enter_file
 from wgap.manifest import BundleFile, CalibrationRecord, GateRecord, ImageHashes
 from wgap.rule import Rule
@@ -86,7 +87,8 @@ def prepare(
     toolkit()
     with tempfile.TemporaryDirectory(prefix="wgap-calibrate-") as folder:
         graph = Path(folder) / "float.onnx"
-        float_graph(bundle.root / bundle.model_file("fp32").path, graph)
+        source = bundle.model_file("fp32")
+        float_graph(bundle.content(source), bundle.root / source.path, graph)
         ranges = activation_ranges(graph, images, method, cache_dir, lambda items: progress(items, "measuring ranges"))
         yield Calibration(bundle, images, method, graph, ranges)
 
@@ -214,14 +216,19 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
         the bundle, opened again.
 
     Raises:
-        BundleError: if the bundle cannot be written; it is as it was then.
+        BundleError: if the bundle cannot be written, or its float32 model or the candidate was replaced meanwhile; it
+            is as it was then.
     """
     role = "rejected" if judged is not None and not judged.passed else "onnx"
+    content = candidate.path.read_bytes()
+    record = judged.record if judged else None
+    if record is not None and record.candidate_sha256 != hashlib.sha256(content).hexdigest():
+        raise BundleError(f"{candidate.path} was replaced by another process while it was judged; run it again")
     name = f"model.{candidate.precision}.onnx"
     return enter_file(
-        bundle, candidate.path, f"rejected/{name}" if role == "rejected" else name, role, candidate.precision,
-        lambda entry: _superseded(entry, candidate, role), calibration=candidate.record,
-        gate=judged.record if judged else None,
+        bundle, content, f"rejected/{name}" if role == "rejected" else name, role, candidate.precision,
+        lambda entry: _superseded(entry, candidate, role), [bundle.model_file("fp32")], calibration=candidate.record,
+        gate=record,
     )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def foreground_bundle(
     )  # fmt: skip
     _require_structure(chosen, images)
     source = bundle.model_file("fp32")
-    model = without_head(onnx.load(str(bundle.root / source.path)))
+    model = without_head(onnx.load_from_string(bundle.content(source)))
     fine = fine_tensor(model, bundle.manifest.model.feature_shape)
     warnings = list(chosen.warnings)
     if fine is None:
@@ -174,6 +174,7 @@ def foreground_bundle(
             *goldens,
         ],
         lambda entry: entry.role in ("foreground", "golden") or (entry.role, entry.precision) == ("onnx", "fp32"),
+        [source],
         model=info,
         rule=rule,
     )

@@ -15,7 +15,7 @@ from wgap.manifest import HEAD
 __all__ = ["convolutions", "float_graph", "head_nodes", "int8_graph", "scales"]
 
 
-def float_graph(source: Path, out: Path) -> None:
+def float_graph(content: bytes, source: Path, out: Path) -> None:
     """The float32 graph with each ReLU that feeds one max pooling moved behind it.
 
     The outputs are the same, since both take the larger of values. The ReLU, which ONNX Runtime runs in float between
@@ -28,7 +28,7 @@ def float_graph(source: Path, out: Path) -> None:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(source))
+        model = onnx.load_from_string(content)
     except DecodeError as error:
         raise CalibrationError(f"{source} is not an ONNX file ({error}); export the bundle again") from error
     nodes = model.graph.node

@@ -15,7 +15,7 @@ __all__ = ["attest_network", "convolution_nodes", "inspect_plan"]
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 
 
-def convolution_nodes(graph: Path) -> list[str]:
+def convolution_nodes(graph: Path | bytes) -> list[str]:
     """Names of the ONNX graph's convolutions, in its order; those of a foreground head are no part of the network.
 
     Raises:
@@ -28,7 +28,7 @@ def convolution_nodes(graph: Path) -> list[str]:
             "building an engine counts the ONNX graph's convolutions and needs onnx, which is not installed: "
             "pip install 'wgap[calibrate]'"
         ) from error
-    model = onnx.load(str(graph), load_external_data=False)
+    model = onnx.load_from_string(graph if isinstance(graph, bytes) else graph.read_bytes())
     return [node.name for node in model.graph.node if node.op_type == "Conv" and not node.name.startswith(HEAD)]
 
 

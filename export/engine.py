@@ -129,14 +129,15 @@ def engine_from_bundle(
             "shows none. Build there, or take --flavor tensorrt_rtx, which needs no GPU to build"
         )
     architecture = _architecture(flavor, options, here)
+    graph = bundle.content(source)
     with _current(here if device is not None else None):
         builder = _builder(library, log)
-        network, parser = _network(library, builder, log, bundle.root / source.path)
+        network, parser = _network(library, builder, log, graph, bundle.root / source.path)
         require_signature(bundle.manifest.model, _tensors(network), source.path)
         for tensor in [network.get_output(index) for index in range(network.num_outputs)]:
             if options.outputs and tensor.name not in options.outputs:
                 network.unmark_output(tensor)
-        attestation = attest_network(library, network, convolution_nodes(bundle.root / source.path), source)
+        attestation = attest_network(library, network, convolution_nodes(graph), source)
         plan = _plan(library, log, builder, network, bundle.manifest.model.input_size, options, phases, here)
         del parser, network, builder  # the parser owns the weights that the network reads
         attestation["engine_inspector"] = _inspected(library, log, plan, architecture, here)
@@ -148,7 +149,7 @@ def engine_from_bundle(
         calibration_sha256=source.calibration.images_sha256 if source.calibration else None, attestation=attestation,
         tools={"wgap": __version__, "python": platform.python_version()},
     )  # fmt: skip
-    bundle = enter_file(bundle, plan, path, "engine", precision, lambda _: False, engine=built)
+    bundle = enter_file(bundle, plan, path, "engine", precision, lambda _: False, [source], engine=built)
     return bundle, next(entry for entry in bundle.manifest.files if entry.path == path)
 
 
@@ -214,12 +215,12 @@ def _builder(library: Any, log: Any) -> Any:
         ) from error
 
 
-def _network(library: Any, builder: Any, log: Any, graph: Path) -> tuple[Any, Any]:
+def _network(library: Any, builder: Any, log: Any, content: bytes, graph: Path) -> tuple[Any, Any]:
     """The parsed network and the parser, which owns the weights."""
     strongly = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly is None else 1 << int(strongly))  # TensorRT 11 knows no other kind
     parser = library.OnnxParser(network, log)
-    if not parser.parse_from_file(str(graph)):
+    if not parser.parse(content):
         problems = [parser.get_error(index) for index in range(parser.num_errors)]
         reasons = "; ".join(
             f"node {p.node_name()!r}, operator {p.node_operator()}: {p.desc()}" if p.node_operator() else p.desc()

@@ -13,6 +13,7 @@ from wgap import __version__
 from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, golden_case, sha256_of, write_manifest
 from wgap.errors import CheckFailedError, CheckpointError, MissingDependencyError
+from wgap.extend import one_writer
 from wgap.manifest import HEAD, Architecture, Manifest, ModelInfo, TrainingRecord
 from wgap.preprocessing import preprocessing as preprocessing_named
 from wgap.rule import Rule
@@ -74,7 +75,7 @@ def bundle_from_checkpoint(
     names = None if classes is None else read_classes(Path(classes))
     loaded = load_model(Path(checkpoint), names, preprocessing, stride=stride, pooling=pooling, input_size=input_size)
     source = TrainingRecord(sha256_of(Path(checkpoint)), _tools())
-    with atomic_dir(out, overwrite=force) as folder:
+    with atomic_dir(out, force, one_writer) as folder:
         write_onnx(loaded, folder / "model.onnx")
         _write_classifier(loaded, folder / "classifier.safetensors")
         cases = _write_golden(loaded, rule, folder)
@@ -265,7 +266,7 @@ def _compare_with_golden(graph: Path, cases: list[Path]) -> None:
 
     from wgap.runtime.networks.onnxruntime import open_session
 
-    golden = [case for case in map(golden_case, cases) if "image" in case]
+    golden = [case for case in (golden_case(path.read_bytes(), path) for path in cases) if "image" in case]
     session = open_session(graph, None)
     outputs = session.run(["logits", "features"], {"image": np.stack([case["image"] for case in golden])})
     for name, got in zip(("logits", "features"), outputs, strict=True):

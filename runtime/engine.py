@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wgap.bundle import Bundle
+from wgap.bundle import Bundle, confined, open_regular
 from wgap.errors import BundleError, EngineError, EngineMismatchError, GateError
 from wgap.manifest import BundleFile, EngineRecord
 from wgap.rule import Rule
@@ -212,9 +212,10 @@ def preflight(
             f"{where} is not listed in the manifest as an engine, so that nothing says what it is. A plan is code: "
             f"pass trust=True only if you know who made it; else build one: {command}"
         )
-    if not where.is_file():
+    if not where.exists():
         raise EngineError(f"{where} is missing; copy the whole bundle or build it again: {command}")
-    plan = where.read_bytes()
+    with open_regular(where if entry is None else confined(bundle.root, entry.path)) as stream:
+        plan = stream.read()
     rows: list[Mismatch] = []
     if entry is not None and entry.role == "engine":
         rows = [*_content(entry, plan), *mismatches(bundle, entry, host, batch, rule)]

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias, cast, overload
 
 from wgap import _native
 from wgap.bundle import Bundle
 from wgap.errors import DataError, FeatureError, ImageError, WgapError
 from wgap.geometry import scaled
-from wgap.images import decode, resize
+from wgap.images import Source, decode, resize
 from wgap.rule import Map, Rule
 from wgap.runtime.localization import Failure, Localization
 from wgap.runtime.locator import Locator, Request, open_locator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Localization", "Localizer", "chosen_rule"]
 
-Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
+Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8]"
 """A path, the bytes of an image file, or a decoded image uint8[H, W, 3] RGB (any object NumPy can view as one)."""
 
 Images: TypeAlias = "Image | Iterable[Image]"
@@ -240,6 +240,10 @@ class Localizer:
                 pixels = resize(pixels, *self._input_size)
         except WgapError as error:
             return _Prepared(path, label, (0, 0), class_id, None, error)
+        except Exception as error:  # noqa: BLE001  # whatever an object that is taken for an image raises is that image's failure
+            failed = ImageError(f"{label}: cannot be taken as an image ({type(error).__name__}: {error})")
+            failed.__cause__ = error
+            return _Prepared(path, label, (0, 0), class_id, None, failed)
         return _Prepared(path, label, (height, width), class_id, pixels, None)
 
     def _localize(self, items: Sequence[_Prepared], heatmap: bool) -> list[Localization | Failure]:
@@ -341,12 +345,17 @@ class Localizer:
 
 def _each(images: Images) -> Iterator[Image]:
     """One image, a batch or an iterable as an iterator of images."""
-    if isinstance(images, str | os.PathLike | bytes | bytearray):
-        return iter((images,))
+    if isinstance(images, str | os.PathLike | bytes | bytearray) or hasattr(images, "read"):
+        return iter((cast("Image", images),))
     if _is_array(images):
         import numpy as np
 
-        array = np.asarray(images)
+        try:
+            array = np.asarray(images)
+        except Exception:  # noqa: BLE001  (it is one image then, which says why it cannot be taken)
+            return iter((cast("Image", images),))
+        if array.dtype.kind in "OUT":  # paths, as NumPy and Pandas hold them
+            return iter(array.ravel().tolist())
         return iter(array if array.ndim == 4 else (array,))
     if not isinstance(images, Iterable) or isinstance(images, memoryview):
         raise ImageError(f"expected a path, an image, a batch or an iterable of them, got {type(images).__name__}")
@@ -359,8 +368,8 @@ def _is_array(value: Any) -> bool:
 
 def _pixels(image: Image, label: str) -> NDArray[np.uint8]:
     """One image as C-contiguous uint8[H, W, 3], decoded if need be."""
-    if isinstance(image, str | os.PathLike | bytes | bytearray):
-        return decode(image, label)
+    if isinstance(image, str | os.PathLike | bytes | bytearray) or hasattr(image, "read"):
+        return decode(cast("Source", image), label)
     import numpy as np
 
     array = np.asarray(image)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from wgap.atomic import atomic_file
-from wgap.errors import OutputExistsError
+from wgap.errors import ImageError, OutputExistsError, WgapError
 from wgap.images import decode
 from wgap.runtime.localization import Failure, Localization
 from wgap.runtime.overlay import save_picture
 
-__all__ = ["RESULTS", "ResultFolder", "picture_names"]
+__all__ = ["PARTIAL", "RESULTS", "ResultFolder", "picture_names"]
 
 RESULTS = "results.jsonl"
+
+PARTIAL = "results.partial.jsonl"
+"""The lines of a run that was ended before its last image."""
+
+_LONGEST = 200  # bytes of a picture's name: file systems take 255, and a temporary name is longer
 
 
 class ResultFolder:
     """Where results of some images are written, one by one: ``results.jsonl``, whole at the end, and pictures.
+
+    A run that is ended earlier, by an error, an interrupt or SIGTERM, leaves its lines in ``results.partial.jsonl``.
 
     ::
 
@@ -51,22 +59,37 @@ class ResultFolder:
 
     def __enter__(self) -> ResultFolder:
         self._open = ExitStack()
-        temporary = self._open.enter_context(atomic_file(self._out / RESULTS))
-        self._lines: TextIO = self._open.enter_context(temporary.open("w", encoding="utf-8"))
+        self._temporary = self._open.enter_context(atomic_file(self._out / RESULTS))
+        self._lines: TextIO = self._open.enter_context(self._temporary.open("w", encoding="utf-8"))
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        partial = self._out / PARTIAL
+        with suppress(OSError):
+            if raised[0] is None:
+                partial.unlink(missing_ok=True)
+            else:
+                self._lines.flush()
+                shutil.copyfile(self._temporary, partial)
         self._open.__exit__(*raised)
 
-    def add(self, path: Path, result: Localization | Failure) -> None:
+    def add(self, path: Path, result: Localization | Failure) -> Localization | Failure:
         """Write one image's line, and its picture.
 
-        Raises:
-            ImageError: the image can be read no more.
+        Returns:
+            the result; or a failure where its picture could not be made or written, which the line then says too.
         """
+        line, failure = result.to_json(), None
         if path in self._pictures and isinstance(result, Localization):
-            save_picture(self._pictures[path], result.draw(decode(path)))
-        self._lines.write(json.dumps(result.to_json()) + "\n")
+            try:
+                save_picture(self._pictures[path], result.draw(decode(path)))
+            except (WgapError, OSError) as error:
+                why = error if isinstance(error, WgapError) else error.strerror or error
+                text = f"{self._pictures[path]}: the picture was not written ({why})"
+                failure = Failure(str(path), ImageError(text))
+                line["error"] = str(failure.error)
+        self._lines.write(json.dumps(line) + "\n")
+        return failure or result
 
 
 def picture_names(images: Sequence[Path]) -> dict[Path, str]:
@@ -74,10 +97,11 @@ def picture_names(images: Sequence[Path]) -> dict[Path, str]:
     taken: set[str] = set()
     names = {}
     for path in images:
-        name, count = path.stem, 1
+        stem = path.stem.encode(errors="surrogateescape")[:_LONGEST].decode(errors="ignore")
+        name, count = stem, 1
         while name.casefold() in taken:
             count += 1
-            name = f"{path.stem}-{count}"
+            name = f"{stem}-{count}"
         taken.add(name.casefold())
         names[path] = f"{name}.jpg"
     return names

@@ -85,7 +85,7 @@ def scored_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     return scored(tiny_bundle, tmp_path_factory.mktemp("bundles") / "scored")
 
 
-def scored(source: Path, root: Path) -> Path:
+def scored(source: Path, root: Path, seed: int = 5) -> Path:
     """A copy of a bundle with a foreground head of random vectors."""
     onnx = pytest.importorskip("onnx")
     import shutil
@@ -103,7 +103,7 @@ def scored(source: Path, root: Path) -> Path:
     shutil.copytree(source, root)
     bundle = Bundle.open(root)
     info, path = bundle.manifest.model, bundle.path("onnx", "fp32")
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     fine = fine_tensor(onnx.load(str(path)), info.feature_shape)
     channels = {"A": info.feature_shape[0], "B": info.feature_shape[0]}  # VGG16's last two blocks are equally wide
     head = {f"{name}.weight": rng.normal(0, 1, n).astype(np.float32) for name, n in channels.items()}

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wgap.bundle import open_regular
 from wgap.errors import BackendError, MissingDependencyError
 from wgap.manifest import ModelInfo, require_signature
+from wgap.onnx_wire import require_self_contained
 from wgap.runtime.network import Network, Outputs, require_host
 
 if TYPE_CHECKING:
@@ -72,13 +74,15 @@ def open_bundle(bundle: Bundle, name: str, options: NetworkOptions) -> OnnxRunti
         MissingDependencyError: if ONNX Runtime is not installed.
     """
     options.require_only(name, "threads")
-    path = bundle.root / bundle.model_file(options.precision, options.ungated, options.rule).path
+    entry = bundle.model_file(options.precision, options.ungated, options.rule)
+    path = bundle.root / entry.path
     if options.precision == "bf16":
         raise BackendError(
             f"{path}: ONNX Runtime's CPU provider has no bfloat16 convolution; run it as an engine (`wgap build "
             f"{bundle.root} --precision bf16`, backend tensorrt or tensorrt_rtx), or run another precision here"
         )
-    return file_network(bundle, path, options.precision, options.threads)
+    session = open_session(path, bundle.manifest.model, options.threads, content=bundle.content(entry))
+    return OnnxRuntimeNetwork(session, options.precision)
 
 
 def file_network(bundle: Bundle, path: Path, precision: str, threads: int | None = None) -> OnnxRuntimeNetwork:
@@ -97,6 +101,7 @@ def open_session(
     providers: Sequence[Any] = ("CPUExecutionProvider",),
     settings: Mapping[str, str] | None = None,
     optimised: Path | None = None,
+    content: bytes | None = None,
 ) -> Any:
     """An ``onnxruntime.InferenceSession``; every session of this package is made here.
 
@@ -107,10 +112,11 @@ def open_session(
         providers: as ONNX Runtime takes them.
         settings: session configuration entries.
         optimised: write the optimised graph there.
+        content: of the file, where it has been read already: what was hashed is what runs.
 
     Raises:
         BackendError: if ONNX Runtime refuses the file.
-        BundleError: if its inputs and outputs are not the model's.
+        BundleError: if its inputs and outputs are not the model's, or some of its values lie in another file.
         MissingDependencyError: if ONNX Runtime is not installed.
     """
     try:
@@ -129,8 +135,12 @@ def open_session(
         options.optimized_model_filepath = str(optimised)
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
+    if content is None:
+        with open_regular(path) as stream:
+            content = stream.read()
+        require_self_contained(content, path)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(content, options, providers=list(providers))
     except library_errors() as error:
         on_gpu = tuple(providers) != ("CPUExecutionProvider",)
         raise BackendError(

@@ -41,7 +41,7 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
 
     def __init__(self, bundle: Bundle, name: str, options: NetworkOptions) -> None:
         options.require_only(name, "device", "memory_limit")
-        path = bundle.root / bundle.model_file(options.precision, options.ungated, options.rule).path
+        entry = bundle.model_file(options.precision, options.ungated, options.rule)
         wanted = _PROVIDERS[name]
         try:
             import onnxruntime
@@ -56,8 +56,8 @@ class OnnxRuntimeGpuNetwork(OnnxRuntimeNetwork):
         getattr(onnxruntime, "preload_dlls", lambda: None)()  # CUDA and cuDNN from wheels, where they are wheels
         self.memory_limit = MEMORY_LIMIT if options.memory_limit is None else options.memory_limit
         session = open_session(
-            path, bundle.manifest.model, None, _providers(name, device, self.memory_limit),
-            {"session.disable_cpu_ep_fallback": "1"},
+            bundle.root / entry.path, bundle.manifest.model, None, _providers(name, device, self.memory_limit),
+            {"session.disable_cpu_ep_fallback": "1"}, content=bundle.content(entry),
         )  # fmt: skip
         super().__init__(session, options.precision, name)
         if wanted not in (started := session.get_providers()):

@@ -98,18 +98,19 @@ class TensorRtNetwork(Network):
             if self._engine is None:
                 raise BackendError(f"{flavor} {host.version} refuses {bundle.root / entry.path}: {self.reason()}")
             if made.options.get("strip_weights"):
-                self._refit(bundle.root / bundle.model_file(options.precision, ungated=True).path)
+                source = bundle.model_file(options.precision, ungated=True)
+                self._refit(bundle.content(source), bundle.root / source.path)
             require_signature(model, _tensors(self._engine), str(bundle.root / entry.path), outputs=self.outputs)
 
     def reason(self) -> str:
         """What the library reported last at severity ERROR."""
         return "; ".join(self._log.errors[-3:]) or "it gives no reason"
 
-    def _refit(self, onnx: Path) -> None:
+    def _refit(self, graph: bytes, onnx: Path) -> None:
         """Give a plan without weights those of the file it was built from, which the preflight has compared."""
         refitter = self._library.Refitter(self._engine, self._log)
         parser = self._library.OnnxParserRefitter(refitter, self._log)
-        if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+        if not parser.refit_from_bytes(graph) or not refitter.refit_cuda_engine():
             raise BackendError(f"{self.name} {self.version} cannot refit its engine from {onnx}: {self.reason()}")
 
     @contextmanager

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from wgap.errors import OutputExistsError
+
+TEMPORARY = re.compile(r"\.[^/]*-[0-9a-f]{12}(\.[^/.]*)?(-old)?")
+"""The names under which things are written here before they get their own."""
 
 
 def _sync(path: Path) -> None:
@@ -67,8 +72,17 @@ def require_new(folder: Path, force: bool, mark: str = "report.json", what: str 
 
 
 @contextmanager
-def atomic_dir(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
+def atomic_dir(
+    path: Path | str, overwrite: bool = False, alone: Callable[[Path], AbstractContextManager[None]] | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder beside the target; on success it becomes ``path``, on any error it is removed.
+
+    The folder is locked while it is in use, so that what a killed run left is told from it, and removed.
+
+    Args:
+        path: the target.
+        overwrite: whether it may be there already; the two then change places in one step where the system can.
+        alone: held while they do, for instance the lock of the bundle that is replaced.
 
     Raises:
         OutputExistsError: if ``path`` exists and ``overwrite`` is false; nothing has been written then.
@@ -77,24 +91,63 @@ def atomic_dir(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} already exists; choose another place or pass --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_residue(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     retired = temporary.with_name(temporary.name + "-old")
     temporary.mkdir()
+    held = _locked(temporary)
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
                 file.chmod(temporary.stat().st_mode & 0o666)  # some writers make their files private
             _sync(file)
-        if path.exists():
-            path.rename(retired)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if retired.exists():
-                retired.rename(path)
-            raise
+        with alone(path) if alone is not None and path.exists() else nullcontext():
+            if not path.exists():
+                temporary.rename(path)
+            elif not _exchanged(temporary, path):
+                path.rename(retired)
+                try:
+                    temporary.rename(path)
+                except OSError:
+                    retired.rename(path)
+                    raise
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the kernel or the file system cannot."""
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None if another has it, or the file system has none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_residue(path: Path) -> None:
+    """Remove temporary folders of the target whose makers are gone. A retired one comes back if there is none else."""
+    mine = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{12}}(-old)?")
+    for folder in [entry for entry in path.parent.iterdir() if mine.fullmatch(entry.name)]:
+        with suppress(OSError):  # not a folder, or gone
+            if (held := _locked(folder)) is not None:
+                if folder.name.endswith("-old") and not path.exists():
+                    folder.rename(path)
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)

@@ -14,19 +14,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wgap.atomic import atomic_file
 from wgap.errors import BundleError, GateError, HashMismatchError, ManifestError
-from wgap.manifest import BundleFile, Manifest
+from wgap.manifest import MANIFEST, BundleFile, Manifest
+from wgap.onnx_wire import require_self_contained
 from wgap.rule import Rule
 
-__all__ = ["MANIFEST", "Bundle", "describe_file", "golden_case", "sha256_of", "write_manifest"]
+__all__ = [
+    "MANIFEST", "Bundle", "confined", "describe_file", "golden_case", "open_regular", "sha256_of", "write_manifest",
+]  # fmt: skip
 
-MANIFEST = "wgap.json"
+_LONGEST_MANIFEST = 64 << 20
+"""Bytes: a hundred thousand calibration images take a third of it."""
 
 
 def sha256_of(path: Path) -> str:
@@ -36,6 +44,42 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def confined(root: Path, path: str) -> Path:
+    """The place of a file of the bundle.
+
+    Raises:
+        BundleError: if a link on the way leads out of the bundle.
+    """
+    where = root / path
+    real = Path(os.path.realpath(where))
+    if not real.is_relative_to(os.path.realpath(root)):
+        raise BundleError(
+            f"{where} leads out of the bundle, to {real}; nothing outside is read, written or removed. Put the file "
+            "or the folder itself in the link's place"
+        )
+    return where
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A file to read, and nothing that would block or never end.
+
+    Raises:
+        BundleError: it is a folder, a pipe, a device or a socket, or it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing; copy the whole bundle or export it again") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{path} is no regular file; expected a file with content, as `wgap export` writes it")
+    with os.fdopen(descriptor, "rb") as stream:
+        yield stream
 
 
 def describe_file(root: Path, path: Path, role: str, precision: str = "", **records: Any) -> BundleFile:
@@ -81,14 +125,18 @@ class Bundle:
         where = root / MANIFEST
         if not root.is_dir():
             raise BundleError(f"{root} is not a folder; expected a bundle made by `wgap export`")
+        if not where.exists():
+            raise ManifestError(f"{where} not found; expected a bundle made by `wgap export`")
         try:
-            text = where.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise ManifestError(f"{where} not found; expected a bundle made by `wgap export`") from error
+            with open_regular(confined(root, MANIFEST)) as stream:
+                data = stream.read(_LONGEST_MANIFEST + 1)
+            text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ManifestError(f"{where} is not UTF-8 text; export the bundle again") from error
         except OSError as error:
             raise ManifestError(f"{where} cannot be read ({error.strerror}); expected the bundle's manifest") from error
+        if len(data) > _LONGEST_MANIFEST:
+            raise ManifestError(f"{where} has more than {_LONGEST_MANIFEST >> 20} MiB; is it a manifest?")
         bundle = Bundle(root, Manifest.from_json(text, where))
         if verify:
             bundle.verify()
@@ -98,27 +146,44 @@ class Bundle:
         """Compare every listed file with its size and sha256.
 
         Raises:
-            BundleError: if a file is missing.
+            BundleError: if a file is missing, is no regular file, or lies outside the bundle.
             HashMismatchError: naming the first file that differs, with both values.
         """
         for entry in self.manifest.files:
-            path = self.root / entry.path
-            if not path.is_file():
-                raise BundleError(
-                    f"{path} is listed in {MANIFEST} but missing; copy the whole bundle or export it again"
-                )
-            size = path.stat().st_size
-            if size != entry.size:
+            for _ in self._blocks(entry):
+                pass
+
+    def content(self, entry: BundleFile) -> bytes:
+        """The bytes of a listed file, the very ones whose size and sha256 were compared.
+
+        Raises:
+            BundleError, HashMismatchError: see :meth:`verify`; or it is a graph some of whose values lie elsewhere.
+        """
+        content = b"".join(self._blocks(entry))
+        if entry.role in ("onnx", "rejected"):
+            require_self_contained(content, self.root / entry.path)
+        return content
+
+    def _blocks(self, entry: BundleFile) -> Iterator[bytes]:
+        path, digest = confined(self.root, entry.path), hashlib.sha256()
+        if not path.exists():
+            raise BundleError(f"{path} is listed in {MANIFEST} but missing; copy the whole bundle or export it again")
+        with open_regular(path) as stream:
+            if (size := os.fstat(stream.fileno()).st_size) != entry.size:
                 raise HashMismatchError(
                     f"{path} has {size} bytes, {MANIFEST} says {entry.size}: it was cut short or replaced; "
                     "copy the bundle again or export it again"
                 )
-            found = sha256_of(path)
-            if found != entry.sha256:
-                raise HashMismatchError(
-                    f"{path} has sha256 {found[:12]}..., {MANIFEST} says {entry.sha256[:12]}...: it was changed after "
-                    "export; copy the bundle again or export it again"
-                )
+            left = entry.size
+            while block := stream.read(min(left, 1 << 20)):
+                digest.update(block)
+                left -= len(block)
+                yield block
+        if digest.hexdigest() != entry.sha256:
+            raise HashMismatchError(
+                f"{path} has sha256 {digest.hexdigest()[:12]}..., {MANIFEST} says {entry.sha256[:12]}...: it was "
+                "changed after export; copy the bundle again or export it again"
+            )
 
     def file(self, role: str, precision: str = "") -> BundleFile:
         """The manifest entry with that role and precision.
@@ -134,8 +199,8 @@ class Bundle:
         raise BundleError(f"{self.root} holds no {wanted}; it has: {have}")
 
     def path(self, role: str, precision: str = "") -> Path:
-        """Path of the file with that role and precision; raises as :meth:`file` does."""
-        return self.root / self.file(role, precision).path
+        """Path of the file with that role and precision; raises as :meth:`file` and :func:`confined` do."""
+        return confined(self.root, self.file(role, precision).path)
 
     def model_file(self, precision: str = "fp32", ungated: bool = False, rule: Rule | None = None) -> BundleFile:
         """The network's file of that precision, if its gate says that it may be used.
@@ -205,8 +270,8 @@ class Bundle:
 
         path = self.path("classifier")
         try:
-            tensors = dict(deserialize(path.read_bytes()))
-        except (SafetensorError, OSError) as error:
+            tensors = dict(deserialize(self.content(self.file("classifier"))))
+        except SafetensorError as error:
             raise BundleError(f"{path} is not a safetensors file ({error}); export the bundle again") from error
         classes, channels = len(self.manifest.model.classes), self.manifest.model.feature_shape[0]
         views: list[memoryview[float]] = []
@@ -224,17 +289,20 @@ class Bundle:
         Raises:
             BundleError: if a file is not a golden case.
         """
-        return [golden_case(self.root / entry.path) for entry in self.manifest.files if entry.role == "golden"]
+        entries = [entry for entry in self.manifest.files if entry.role == "golden"]
+        return [golden_case(self.content(entry), self.root / entry.path) for entry in entries]
 
 
-def golden_case(path: Path) -> dict[str, Any]:
-    """One golden case; see :meth:`Bundle.golden`."""
-    from safetensors import SafetensorError, safe_open
+def golden_case(content: bytes, path: Path) -> dict[str, Any]:
+    """One golden case, from the bytes of its file; see :meth:`Bundle.golden`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
 
     try:
-        with safe_open(path, "numpy") as file:
-            text = (file.metadata() or {}).get("rule")
-            rule = Rule.from_json(json.loads(text)) if text else Rule()  # wgap 0.1 knew no other
-            return {"rule": rule, **{name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        text = header.get("__metadata__", {}).get("rule")
+        rule = Rule.from_json(json.loads(text)) if text else Rule()  # wgap 0.1 knew no other
+        return {"rule": rule, **tensors}
+    except (SafetensorError, ValueError) as error:
         raise BundleError(f"{path} is not a golden case ({error}); export the bundle again") from error

@@ -1,82 +1,43 @@
-"""How a file enters a bundle that is already there: whole at every instant, and as it was on any error."""
+"""How files enter a bundle that is there: one writer at a time, whole at every instant, as it was on any error."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
+import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wgap.atomic import atomic_file, put_in_place
-from wgap.bundle import MANIFEST, Bundle, describe_file, write_manifest
+from wgap.atomic import TEMPORARY, atomic_file
+from wgap.bundle import Bundle, confined, describe_file, write_manifest
 from wgap.errors import BundleError
 from wgap.manifest import BundleFile
 
-__all__ = ["NewFile", "enter_file", "enter_files", "require_writable", "writing"]
+__all__ = ["LOCK", "NewFile", "enter_file", "enter_files", "one_writer", "require_writable", "writing"]
+
+LOCK = ".lock"
+"""The file that a writer holds locked, and removes. What is left of a killed one holds nobody up."""
+
+PATIENCE = 120.0
+"""Seconds that a writer waits for another. Files are entered in a few; making them needs no lock."""
 
 _ORDER = {"onnx": 0, "rejected": 0, "engine": 2}
+_MARK = re.compile(r"-[0-9a-f]{8}(?=\.\w+$)")
+"""In the name of a file until its own is free."""
 
-
-def enter_file(
-    bundle: Bundle, source: Path | bytes, path: str, role: str, precision: str,
-    superseded: Callable[[BundleFile], bool], **records: Any,
-) -> Bundle:  # fmt: skip
-    """Put a file into the bundle and its entry into the manifest, in place of the entries it supersedes.
-
-    File and new manifest are written under temporary names first; then the superseded entries leave the manifest, and
-    two renames put the new ones in place.
-
-    Args:
-        bundle: which; its manifest is read again.
-        source: the file to copy, in the bundle or not, or its content.
-        path: where it goes, relative to the bundle.
-        role: see :class:`wgap.manifest.BundleFile`.
-        precision: likewise.
-        superseded: whether an entry goes when this one comes; its file is removed.
-        records: of the new entry, by their names in :class:`wgap.manifest.BundleFile`.
-
-    Returns:
-        the bundle, opened again.
-
-    Raises:
-        BundleError: if the bundle cannot be written; it is as it was then.
-    """
-    target = bundle.root / path
-    incoming, listing = target.with_name(f".incoming-{target.name}"), bundle.root / f".incoming-{MANIFEST}"
-    with writing(bundle):
-        bundle = Bundle.open(bundle.root, verify=False)
-        manifest = bundle.manifest
-        replaced = [entry for entry in manifest.files if entry.path == path or superseded(entry)]
-        kept = [entry for entry in manifest.files if entry not in replaced]
-        content = source if isinstance(source, bytes) else source.read_bytes()
-        same = target.is_file() and target.read_bytes() == content
-        try:
-            if not same:
-                with atomic_file(incoming) as temporary:
-                    temporary.write_bytes(content)
-            described = describe_file(bundle.root, target if same else incoming, role, precision, **records)
-            files = sorted([*kept, replace(described, path=path)], key=lambda entry: _ORDER.get(entry.role, 1))
-            with atomic_file(listing) as temporary:
-                temporary.write_text(replace(manifest, files=tuple(files)).to_json(), encoding="utf-8")
-            if not same:
-                if replaced:
-                    write_manifest(bundle.root, replace(manifest, files=tuple(kept)))
-                put_in_place(incoming, target)
-            put_in_place(listing, bundle.root / MANIFEST)
-            for entry in replaced:
-                if entry.path != path:
-                    (bundle.root / entry.path).unlink(missing_ok=True)
-        finally:
-            incoming.unlink(missing_ok=True)
-            listing.unlink(missing_ok=True)
-            for folder in {target.parent, *((bundle.root / entry.path).parent for entry in replaced)} - {bundle.root}:
-                with suppress(OSError):  # not empty, or never made
-                    folder.rmdir()
-    return Bundle.open(bundle.root)
+_MADE_HERE = re.compile(
+    r"(rejected/)?model(\.(int8|fp16|bf16))?(-[0-9a-f]{8})?\.onnx|foreground(-[0-9a-f]{8})?\.safetensors"
+    r"|golden/case-\d+(-[0-9a-f]{8})?\.safetensors|engines/model\.[^/]+-[0-9a-f]{8}\.plan"
+    r"|(|rejected/|golden/|engines/)(" + TEMPORARY.pattern + r"|\.incoming-[^/]+)"
+)
+"""Paths in a bundle that nobody else gives a file: unlisted, such a file is what a killed writer left."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +46,7 @@ class NewFile:
 
     Attributes:
         content: its bytes.
-        path: where it goes, relative to the bundle; where other content has that name, the first digits of its sha256
-            are added.
+        path: where it goes, relative to the bundle.
         role: see :class:`wgap.manifest.BundleFile`.
         precision: likewise.
         records: likewise, by their names there.
@@ -99,33 +59,56 @@ class NewFile:
     records: dict[str, Any] = field(default_factory=dict)
 
 
-def enter_files(
-    bundle: Bundle, files: Sequence[NewFile], superseded: Callable[[BundleFile], bool], **changes: Any
-) -> Bundle:
-    """Put several files into the bundle at once, in place of the entries they supersede.
+def enter_file(
+    bundle: Bundle, source: Path | bytes, path: str, role: str, precision: str,
+    superseded: Callable[[BundleFile], bool], made_from: Collection[BundleFile] = (), **records: Any,
+) -> Bundle:  # fmt: skip
+    """One file, or its content, as :func:`enter_files` puts several into a bundle."""
+    with writing(bundle):
+        content = source if isinstance(source, bytes) else source.read_bytes()
+    return enter_files(bundle, [NewFile(content, path, role, precision, records)], superseded, made_from)
 
-    They are written under names of their own; one rename of the manifest then brings all of them in and the superseded
-    ones out, whose files are removed last.
+
+def enter_files(
+    bundle: Bundle, files: Sequence[NewFile], superseded: Callable[[BundleFile], bool],
+    made_from: Collection[BundleFile] = (), **changes: Any,
+) -> Bundle:  # fmt: skip
+    """Put files into a bundle at once, in place of the entries that they supersede or share their path with.
+
+    They are written under names that nothing has; one rename of the manifest brings all of them in and the superseded
+    ones out, whose files are then removed, and the new ones get their own names.
 
     Args:
         bundle: which; its manifest is read again.
         files: the new files.
         superseded: whether an entry goes.
+        made_from: entries that the files were made from. If one of them is no longer there, nothing is entered.
         changes: of the manifest's other fields.
 
     Returns:
-        the bundle, opened again.
+        the bundle as it then was.
 
     Raises:
-        BundleError: if the bundle cannot be written; it is as it was then.
+        BundleError: if another process writes it for minutes, it cannot be written, or what the files were made from
+            was replaced; it is as it was then.
     """
-    with writing(bundle):
-        root, manifest = bundle.root, Bundle.open(bundle.root, verify=False).manifest
-        kept = [entry for entry in manifest.files if not superseded(entry)]
+    root = bundle.root
+    with writing(bundle), one_writer(root):
+        manifest = Bundle.open(root, verify=False).manifest
+        listed = {(entry.path, entry.sha256) for entry in manifest.files}
+        for entry in made_from:
+            if entry.sha256 not in {sha256 for _, sha256 in listed}:
+                raise BundleError(
+                    f"{root / entry.path} was replaced by another process while something was made from it, which is "
+                    "therefore not entered; run it again"
+                )
+        _remove_residue(root, {path for path, _ in listed})
+        wanted = {new.path for new in files}
+        kept = [e for e in manifest.files if _MARK.sub("", e.path) not in wanted and not superseded(e)]
         entered, written = [], []
         try:
             for new in files:
-                target = root / new.path
+                target = confined(root, new.path)
                 if target.exists() and (not target.is_file() or target.read_bytes() != new.content):
                     digest = hashlib.sha256(new.content).hexdigest()
                     target = target.with_name(f"{target.stem}-{digest[:8]}{target.suffix}")
@@ -134,17 +117,93 @@ def enter_files(
                     with atomic_file(target) as temporary:
                         temporary.write_bytes(new.content)
                 entered.append(describe_file(root, target, new.role, new.precision, **new.records))
-            listed = sorted([*entered, *kept], key=lambda entry: _ORDER.get(entry.role, 1))
-            write_manifest(root, replace(manifest, files=tuple(listed), **changes))
+            manifest = replace(manifest, files=_sorted([*entered, *kept]), **changes)
+            write_manifest(root, manifest)
         except BaseException:
             for path in written:
                 path.unlink(missing_ok=True)
+            _remove_empty(root)
             raise
-        paths = {entry.path for entry in listed}
-        for entry in manifest.files:
-            if entry.path not in paths:
-                (root / entry.path).unlink(missing_ok=True)
-    return Bundle.open(bundle.root)
+        with suppress(OSError):  # the bundle is whole; names that could not be tidied are tidied by the next writer
+            named = [replace(entry, path=new.path) for entry, new in zip(entered, files, strict=True)]
+            _remove(root, listed=manifest.files, files={path for path, _ in listed})
+            if named != entered:
+                manifest = _renamed(root, replace(manifest, files=_sorted([*named, *kept])), entered, named)
+    return Bundle(root, manifest)
+
+
+def _sorted(files: Sequence[BundleFile]) -> tuple[BundleFile, ...]:
+    return tuple(sorted(files, key=lambda entry: _ORDER.get(entry.role, 1)))
+
+
+def _renamed(root: Path, manifest: Any, entered: Sequence[BundleFile], named: Sequence[BundleFile]) -> Any:
+    """Give files their own names: a second name first, then the manifest that says so, then the first name goes."""
+    for old, new in zip(entered, named, strict=True):
+        if old.path != new.path:
+            second = (root / new.path).with_name(f".name-{secrets.token_hex(6)}")
+            os.link(root / old.path, second)
+            second.replace(root / new.path)
+    write_manifest(root, manifest)
+    _remove(root, listed=manifest.files, files={entry.path for entry in entered})
+    return manifest
+
+
+def _remove(root: Path, listed: Sequence[BundleFile], files: Collection[str]) -> None:
+    """Remove those files that the manifest no longer lists, and folders that are then empty."""
+    for path in set(files) - {entry.path for entry in listed}:
+        confined(root, path).unlink(missing_ok=True)
+    _remove_empty(root)
+
+
+def _remove_empty(root: Path) -> None:
+    for folder in ("engines", "rejected", "golden"):
+        with suppress(OSError):  # not empty, or not there
+            (root / folder).rmdir()
+
+
+def _remove_residue(root: Path, listed: Collection[str]) -> None:
+    """Remove what killed writers left."""
+    for folder in (root, *(root / name for name in ("engines", "rejected", "golden"))):
+        for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
+            name = path.relative_to(root).as_posix()
+            if name not in listed and _MADE_HERE.fullmatch(name) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_writer(root: Path) -> Iterator[None]:
+    """Hold the bundle's lock: of all processes and threads, one at a time writes into a bundle.
+
+    Raises:
+        BundleError: if another one holds it for two minutes.
+    """
+    path, start = root / LOCK, time.monotonic()
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):  # else its holder removed it
+                break
+        except BlockingIOError:
+            if time.monotonic() - start > PATIENCE:
+                os.close(descriptor)
+                raise BundleError(
+                    f"{root}: another process has been writing into this bundle for {PATIENCE:.0f} s ({path} is "
+                    "locked); wait for it or end it, and run this again. The bundle is as it was"
+                ) from None
+            time.sleep(0.02)
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
 
 
 def require_writable(bundle: Bundle) -> None:

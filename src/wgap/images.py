@@ -9,13 +9,14 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 import struct
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from wgap.errors import DataError, ImageError
 
@@ -25,15 +26,28 @@ if TYPE_CHECKING:
 
     RgbImage = NDArray[np.uint8]
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "decode", "find_images", "image_size", "resize"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SCANS", "SUFFIXES", "decode", "find_images", "image_size", "resize"]
+
+MAX_BYTES = 1 << 31
+"""Files of more bytes are refused before they are read."""
 
 MAX_PIXELS = 1 << 28
 """Images of more pixels (268 million, 0.8 GB decoded) are refused from their header, before memory is asked for."""
+
+MAX_SCANS = 100
+"""JPEGs of more scans are refused: each goes over the whole picture, cameras and encoders write at most a dozen."""
+
+_DENSEST = (1 << 24, 10_000)
+"""Images of more pixels than the first and, per byte of the file, than the second are made to exhaust memory."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 """Endings (any case) that make a file inside a searched folder an image."""
 
 _KINDS = "JPEG, PNG, BMP, WebP or TIFF"
+
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+"""An image as it is stored."""
 
 
 class _Header(NamedTuple):
@@ -49,11 +63,15 @@ class _CutShortError(Exception):
     """Raised by the header readers; becomes an ImageError that names the image."""
 
 
-def decode(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name: str | None = None) -> RgbImage:
+class _NotTakenError(Exception):
+    """Likewise, of a file that is whole and of a kind that is not taken."""
+
+
+def decode(source: Source, name: str | None = None) -> RgbImage:
     """Decode one image.
 
     Args:
-        source: a path, or the encoded bytes of the whole file.
+        source: a path, the encoded bytes of the whole file, or a file opened in binary mode.
         name: what error messages call the image; by default its path, or ``<bytes>``.
 
     Returns:
@@ -61,8 +79,8 @@ def decode(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name
         an alpha channel is ignored; grey is replicated to three channels.
 
     Raises:
-        ImageError: the file is missing, a folder, unreadable, empty, cut short, corrupt, of more than ``MAX_PIXELS``
-            pixels, or not an image of a supported kind.
+        ImageError: the file is missing, no regular file, unreadable, empty, cut short, corrupt, of more than
+            ``MAX_BYTES`` bytes, ``MAX_PIXELS`` pixels or ``MAX_SCANS`` scans, or not an image of a supported kind.
     """
     data, name = _read(source, name)
     header = _checked_header(data, name)
@@ -80,7 +98,7 @@ def decode(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name
     return decoded
 
 
-def image_size(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> tuple[int, int]:
+def image_size(source: Source) -> tuple[int, int]:
     """(height, width) in pixels as :func:`decode` returns the image, EXIF orientation applied.
 
     Reads the header alone for JPEG, BMP and most PNG files; kinds whose orientation only the decoder knows are decoded.
@@ -170,23 +188,54 @@ def _is_image_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _read(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name: str | None) -> tuple[Any, str]:
+def _read(source: Source, name: str | None) -> tuple[Any, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         data: Any = source
         name = name or "<bytes>"
-    else:
+    elif isinstance(source, str | os.PathLike):
         name = name or os.fspath(source)
+        data = _read_file(os.fspath(source), name)
+    else:
+        name = name or str(getattr(source, "name", "<file>"))
         try:
-            data = Path(source).read_bytes()
-        except FileNotFoundError:
-            raise ImageError(f"{name}: no such file") from None
-        except IsADirectoryError:
-            raise ImageError(f"{name}: expected an image file, got a folder") from None
-        except OSError as error:
-            raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
+            data = source.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{name}: cannot be read ({error})") from error
+        if not isinstance(data, bytes):
+            raise ImageError(f"{name}: expected a file opened in binary mode, it gave {type(data).__name__}")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name}: expected an image of at most {MAX_BYTES >> 20} MiB, got a larger file")
     if not len(data):
         raise ImageError(f"{name}: expected an image, got an empty file (0 bytes)")
     return data, name
+
+
+def _read_file(path: str, name: str) -> bytes:
+    """The bytes of a regular file; nothing else is read, for it may block or never end."""
+    if not path:
+        raise ImageError("expected the path of an image, got an empty one")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError) as error:  # a NUL, or a path of bytes
+        raise ImageError(f"{name!a}: is no path ({error})") from error
+    try:
+        about = os.fstat(descriptor)
+        if stat.S_ISDIR(about.st_mode):
+            raise ImageError(f"{name}: expected an image file, got a folder")
+        if not stat.S_ISREG(about.st_mode):
+            raise ImageError(f"{name}: expected an image file, got a pipe, a socket or a device")
+        if about.st_size > MAX_BYTES:
+            raise ImageError(f"{name}: expected an image of at most {MAX_BYTES >> 20} MiB, got {about.st_size} bytes")
+        with open(descriptor, "rb", closefd=False) as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
+    finally:
+        os.close(descriptor)
 
 
 def _checked_header(data: Any, name: str) -> _Header:
@@ -195,13 +244,22 @@ def _checked_header(data: Any, name: str) -> _Header:
     except (_CutShortError, struct.error, IndexError) as error:
         detail = str(error) if isinstance(error, _CutShortError) else "its header ends early"
         raise ImageError(f"{name}: the image is cut short or corrupt: {detail}") from None
+    except _NotTakenError as error:
+        raise ImageError(f"{name}: {error}") from None
     if header is None:
         start = bytes(data[:12])
+        if start[4:8] == b"ftyp":
+            raise ImageError(f"{name}: HEIC, AVIF and other pictures of that family are not taken; save it as a JPEG")
         raise ImageError(f"{name}: not an image: expected {_KINDS}, got a file that starts with {start!r}")
     if header.width * header.height > MAX_PIXELS:
         raise ImageError(
             f"{name}: {header.width} x {header.height} pixels exceed the limit of {MAX_PIXELS} pixels; "
             "make the image smaller first"
+        )
+    if header.width * header.height > max(_DENSEST[0], _DENSEST[1] * len(data)):
+        raise ImageError(
+            f"{name}: {header.width} x {header.height} pixels in {len(data)} bytes: made to exhaust memory, or a "
+            "picture of nothing; it is not decoded"
         )
     return header
 
@@ -217,7 +275,9 @@ def _header(data: Any) -> _Header | None:
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return _webp_header(data)
     if start.startswith((b"II*\x00", b"MM\x00*")):
-        width, height, _ = _tiff_tags(data)
+        width, height, _, float_samples = _tiff_tags(data)
+        if float_samples:
+            raise _NotTakenError("a TIFF of floating-point samples, which is not taken; save it with 8 or 16 bits")
         return _Header("TIFF", width, height, None)
     return None
 
@@ -228,7 +288,8 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 def _jpeg_header(data: Any) -> _Header:
     """Walk the segments to the end-of-image marker; what follows it (a second picture, a trailer) is ignored."""
-    position, width, height, orientation, scanned = 2, 0, 0, 1, False
+    position, width, height, scans = 2, 0, 0, 0
+    orientations: list[int] = []
     while True:
         match = _JPEG_MARKER.search(data, position)
         if match is None:
@@ -243,12 +304,15 @@ def _jpeg_header(data: Any) -> _Header:
         if marker in _JPEG_FRAMES and not width:
             height, width = struct.unpack_from(">HH", data, position + 3)
         elif marker == 0xE1 and bytes(data[position + 2 : position + 8]) == b"Exif\0\0":
-            orientation = _exif_orientation(data[position + 8 : position + length])
-        scanned |= marker == 0xDA
+            orientations.append(_exif_orientation(data[position + 8 : position + length]))
+        scans += marker == 0xDA
+        if scans > MAX_SCANS:
+            raise _NotTakenError(f"a JPEG of more than {MAX_SCANS} scans, made to take long; it is not decoded")
         position += length
-    if not (width and height and scanned):
+    if not (width and height and scans):
         raise _CutShortError("a JPEG without a picture in it")
-    return _Header("JPEG", width, height, orientation)
+    # Which of several counts, only the decoder knows.
+    return _Header("JPEG", width, height, None if len(orientations) > 1 else (orientations or [1])[0])
 
 
 def _exif_orientation(exif: Any) -> int:
@@ -258,18 +322,21 @@ def _exif_orientation(exif: Any) -> int:
         return 1  # decoders, too, ignore metadata that they cannot read
 
 
-def _tiff_tags(data: Any) -> tuple[int, int, int]:
-    """(width, height, orientation) of the first directory; 0, 0, 1 where a tag is absent."""
+def _tiff_tags(data: Any) -> tuple[int, int, int, bool]:
+    """(width, height, orientation, samples are floats) of the first directory; 0, 0, 1, False where a tag is absent."""
     order = "<" if bytes(data[:2]) == b"II" else ">"
     (at,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, at)
-    values = {0x100: 0, 0x101: 0, 0x112: 1}
+    values = {0x100: 0, 0x101: 0, 0x112: 1, 0x153: 1}
     for entry in range(at + 2, at + 2 + 12 * count, 12):
-        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        tag, kind, samples = struct.unpack_from(order + "HHI", data, entry)
         if tag in values:
-            (values[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+            place = entry + 8
+            if kind == 3 and samples > 2:  # one for each channel, elsewhere: the first stands for all
+                (place,) = struct.unpack_from(order + "I", data, place)
+            (values[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, place)
     orientation = values[0x112] if 1 <= values[0x112] <= 8 else 1
-    return values[0x100], values[0x101], orientation
+    return values[0x100], values[0x101], orientation, values[0x153] == 3
 
 
 def _png_header(data: Any) -> _Header:

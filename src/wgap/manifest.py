@@ -6,21 +6,25 @@ Written as schema 2. Schema 1 is read too, upgraded in memory (:mod:`wgap.schema
 from __future__ import annotations
 
 import json
+import re
 import reprlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from wgap.errors import BundleError, ManifestError
-from wgap.plain import PlainError, from_plain, to_plain
+from wgap.plain import PlainError, from_plain, read_json, to_plain
 from wgap.preprocessing import Preprocessing
 from wgap.rule import Rule
 
 __all__ = [
-    "HEAD", "SCHEMA", "Architecture", "BundleFile", "CalibrationRecord", "EngineRecord", "ForegroundRecord",
+    "HEAD", "MANIFEST", "SCHEMA", "Architecture", "BundleFile", "CalibrationRecord", "EngineRecord", "ForegroundRecord",
     "GateRecord", "ImageHashes", "Manifest", "ModelInfo", "Profile", "Tensor", "TrainingRecord", "require_signature",
 ]  # fmt: skip
+
+MANIFEST = "wgap.json"
 
 SCHEMA = 2
 
@@ -29,6 +33,10 @@ HEAD = "foreground/"
 
 _LARGEST = 65535
 """Of the extents of a tensor."""
+
+_MOST_FILES = 1000
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 _LONGEST = 240
 """Bytes of a file's path: every file system takes a name of so many, and of a few more for a temporary one."""
@@ -367,8 +375,8 @@ class Manifest:
                 names it.
         """
         try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            raw = read_json(text)
+        except ValueError as error:
             raise ManifestError(f"{where} is not valid JSON ({error}); export the bundle again") from error
         schema = raw.pop("schema", None) if isinstance(raw, dict) else None
         if type(schema) is not int:
@@ -393,6 +401,14 @@ class Manifest:
 def _check(manifest: Manifest) -> None:
     """What types do not say."""
     model = manifest.model
+    _require_distinct("model.classes", model.classes)
+    _require_distinct("model", [tensor.name for tensor in (*model.inputs, *model.outputs)])
+    if len(manifest.files) > _MOST_FILES:
+        raise PlainError(f"files: expected at most {_MOST_FILES}, got {len(manifest.files)}")
+    _require_distinct("files", [str(PurePosixPath(entry.path)) for entry in manifest.files])
+    _require_distinct(
+        "files", [f"{e.role} {e.precision}".strip() for e in manifest.files if e.role not in ("golden", "engine")]
+    )
     signature = model.signature()
     expected = {"image": ("NHWC", 3), "logits": ("NK", len(model.classes)), "features": ("NCHW", None)}
     if "foreground" in signature or manifest.rule.on_scores:
@@ -415,10 +431,24 @@ def _check(manifest: Manifest) -> None:
         pure = PurePosixPath(entry.path)
         if pure.is_absolute() or ".." in pure.parts:
             raise PlainError(f"files[{number}].path: {entry.path!r} lies outside the bundle; refusing to read it")
-        if not pure.parts or not entry.path.isprintable() or len(entry.path.encode()) > _LONGEST:
+        if pure.parts in ((), (MANIFEST,)) or not entry.path.isprintable() or len(entry.path.encode()) > _LONGEST:
             raise PlainError(
-                f"files[{number}].path: expected the path of a file, of printable characters and at most {_LONGEST} "
-                f"bytes, got {reprlib.repr(entry.path)}"
+                f"files[{number}].path: expected the path of a file, of printable characters and "
+                f"at most {_LONGEST} bytes, got {reprlib.repr(entry.path)}"
+            )
+        if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
+            raise PlainError(
+                f"files[{number}]: expected a sha256 of 64 hexadecimal digits and a size of 0 or more, got "
+                f"{reprlib.repr(entry.sha256)} and {reprlib.repr(entry.size)}"
             )
         if entry.role == "engine" and entry.engine is None:
             raise PlainError(f"files[{number}].engine: missing")
+        if entry.engine and not 1 <= entry.engine.profile.min <= entry.engine.profile.opt <= entry.engine.profile.max:
+            raise PlainError(f"files[{number}].engine.profile: expected 1 <= min <= opt <= max")
+
+
+def _require_distinct(path: str, names: Sequence[str]) -> None:
+    """Refuse an empty name, and one that comes twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1 or not name.strip()]
+    if twice or not names:
+        raise PlainError(f"{path}: expected names, none of them empty, each once; got {reprlib.repr(twice)}")

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import math
 import reprlib
 import sys
 import types
+import unicodedata
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["PlainError", "from_plain", "to_plain"]
+__all__ = ["PlainError", "from_plain", "read_json", "to_plain"]
 
 T = TypeVar("T")
 
 _LARGEST = sys.float_info.max
+
+_DEEPEST = 32
+"""Lists and objects within each other."""
 
 _NAMES = {
     str: "text",
@@ -26,6 +33,44 @@ _NAMES = {
 
 class PlainError(ValueError):
     """A value is not of its field's type; the message starts with the field's path."""
+
+
+def read_json(text: str) -> Any:
+    """JSON without a key twice in one object, nested to 32 levels at most.
+
+    Raises:
+        PlainError: it is not that.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise PlainError(f"the key {next(k for k in keys if keys.count(k) > 1)!a} stands twice in one object")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        value = None
+        depth = _DEEPEST + 1
+    else:
+        depth = _depth(value)
+    if depth > _DEEPEST:
+        raise PlainError(f"lists and objects lie deeper than {_DEEPEST} levels within each other")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie within each other, or more than ``_DEEPEST``."""
+    level, depth = [value], 0
+    while level and depth <= _DEEPEST:
+        level = [
+            item for outer in level if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]  # fmt: skip
+        depth += bool(level)
+    return depth
 
 
 def to_plain(value: Any) -> Any:
@@ -93,9 +138,9 @@ def _read(kind: Any, value: object, path: str) -> Any:
 def _read_fields(kind: Any, value: object, path: str) -> Any:
     given = value if isinstance(value, dict) else _refuse(path, "an object", value)
     below = f"{path}." if path else ""
-    hints, fields = get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    hints, fields = _hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     if unknown := sorted(given.keys() - fields.keys()):
-        raise PlainError(f"{below}{unknown[0][:60]}: no such field; expected some of {', '.join(fields)}")
+        raise PlainError(f"{below}{ascii(unknown[0][:60])[1:-1]}: no such field; expected some of {', '.join(fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in given:
@@ -103,11 +148,20 @@ def _read_fields(kind: Any, value: object, path: str) -> Any:
     return kind(**{name: _read(hints[name], item, below + name) for name, item in given.items()})
 
 
+_hints = functools.cache(get_type_hints)
+
+
 def _require_text(value: object, path: str) -> None:
-    """Refuse half a character, which JSON can spell and no file or terminal can hold."""
+    """Refuse what JSON can spell and no file or terminal can hold: half a character, control characters, infinity."""
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        kinds = set() if value.isprintable() else {unicodedata.category(letter) for letter in value}
+        if "Cs" in kinds:
             _refuse(path, "text of whole characters", value)
+        if "Cc" in kinds:
+            _refuse(path, "text without control characters", value)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            _refuse(path, "a finite number", value)
     elif isinstance(value, dict):
         for key, item in value.items():
             _require_text(key, path)

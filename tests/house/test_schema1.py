@@ -204,7 +204,7 @@ MADE = ("files", 1, "provenance")
         (put("files", 0, "path", value="golden/../../x"), "files[0].path: 'golden/../../x' lies outside the bundle"),
         (put("files", 0, "path", value="x" * 5000), "files[0].path: expected the path of a file, of printable"),
         (put("files", 0, "path", value=""), "files[0].path: expected the path of a file"),
-        (put("files", 0, "path", value="a\0b"), "files[0].path: expected the path of a file"),
+        (put("files", 0, "path", value="a\0b"), "files[0].path: expected text without control characters"),
         (put("files", 0, "provenance", value=0.5), "files[0].provenance: expected an object, got 0.5"),
         (put(*MADE, "calibration", value=[]), "files[1].provenance.calibration: expected an object, got []"),
         (drop(*MADE, "calibration", "sha256"), "files[1].provenance.calibration.sha256: missing"),

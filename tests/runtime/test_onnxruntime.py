@@ -41,12 +41,23 @@ def test_a_changed_model_is_caught_by_its_hash(copy: Path) -> None:
         Localizer(copy)
 
 
-def test_a_model_cut_short_is_refused_by_the_backend_where_hashes_are_not_checked(
-    copy: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_runs_is_compared_with_its_hash_where_the_whole_bundle_is_not(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(cut(copy / "model.onnx"))
-    with pytest.raises(BackendError, match=r"ONNX Runtime .* refuses .*model\.onnx: .*copy the bundle again"):
+    with pytest.raises(HashMismatchError, match=r"model\.onnx has \d+ bytes"):
         Localizer(copy, verify=False)
+
+
+def test_what_is_no_model_is_refused_by_the_backend(
+    copy: Path, rewrite: Rewrite, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from wgap.bundle import sha256_of
+
+    graph = copy / "model.onnx"
+    graph.write_bytes(b"\x08\x0a")  # an ir_version and nothing else
+    entry = {"path": "model.onnx", "sha256": sha256_of(graph), "size": 2}
+    rewrite(copy, lambda m: next(e for e in m["files"] if e["path"] == "model.onnx").update(entry))
+    with pytest.raises(BackendError, match=r"ONNX Runtime .* refuses .*model\.onnx: .*copy the bundle again"):
+        Localizer(copy)
     assert capfd.readouterr() == ("", "")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,12 +55,38 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; errors raised on purpose become one line on stderr and exit code 1."""
+    """Run the command line; errors raised on purpose and the system's become one line on stderr and exit code 1."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and then so do we
+            signal.signal(number, _end)
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where what is wrong with it can still be said
     except WgapError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error))
     except BrokenPipeError:  # the reader of our output left, as `wgap ... | head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        _drop_output()
+        where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        _fail(f"{where or 'output or working directory'}: {error.strerror or error}")
+
+
+def _end(number: int, _frame: object) -> None:
+    """End as an interrupt does, so that what is half-written is removed."""
+    sys.exit(128 + number)
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"error: {text}", err=True)
+    sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Nothing more is written to standard output, not by the interpreter as it ends either."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -48,13 +48,12 @@ def localize(
     failed = 0
     with results or nullcontext(), _progress(len(paths)) as advance:
         for path, result in zip(paths, localizer(paths, classes, heatmap, on_error="yield"), strict=True):
-            if results is not None:
-                results.add(path, result)
-            failed += isinstance(result, Failure)
+            ended = result if results is None else results.add(path, result)
+            failed += isinstance(ended, Failure)
             if as_json:
-                typer.echo(json.dumps(result.to_json()))
+                typer.echo(json.dumps({**result.to_json(), **ended.to_json()}))
             else:
-                typer.echo(_sentence(result, localizer.rule.on_scores), err=isinstance(result, Failure))
+                typer.echo(_sentence(ended, localizer.rule.on_scores), err=isinstance(ended, Failure))
             advance()
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)
@@ -69,7 +68,7 @@ def _class_of(given: str, localizer: Localizer) -> int | str:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar on stderr, where that is a terminal and stdout is not: there the lines themselves show how far it is."""
-    if sys.stdout.isatty() or not sys.stderr.isatty():
+    if sys.stdout is None or sys.stderr is None or sys.stdout.isatty() or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console

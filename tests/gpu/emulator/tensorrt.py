@@ -69,7 +69,7 @@ class Engine:
         self.weights = Memory(len(plan))
         self.load(plan)
 
-    def load(self, model: bytes | str) -> None:
+    def load(self, model: bytes) -> None:
         if model == b"stripped of its weights":
             return
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -95,7 +95,7 @@ class Engine:
 class Refitter:
     def __init__(self, engine: Engine, _log: ILogger) -> None:
         self.engine = engine
-        self.model = ""
+        self.model = b""
 
     def refit_cuda_engine(self) -> bool:
         self.engine.load(self.model)
@@ -106,9 +106,9 @@ class OnnxParserRefitter:
     def __init__(self, refitter: Refitter, log: ILogger) -> None:
         self.refitter, self.log = refitter, log
 
-    def refit_from_file(self, path: str) -> bool:
-        self.refitter.model = path
-        if path.endswith(".onnx"):
+    def refit_from_bytes(self, graph: bytes) -> bool:
+        self.refitter.model = graph
+        if graph.startswith(b"\x08"):  # ir_version, the first field
             return True
         self.log.log(ILogger.Severity.ERROR, "not a model")
         return False

@@ -1,0 +1,247 @@
+"""What files, disks and other processes do to a bundle: an error of ours, and a bundle that opens."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tests.faults.manifests import attack
+from tests.faults.writers import Writer, together, writers
+
+from wgap import Localizer
+from wgap.bundle import MANIFEST, Bundle, describe_file, write_manifest
+from wgap.calibrate.images import ImageSet, image_set
+from wgap.errors import BundleError, HashMismatchError, ManifestError, WgapError
+from wgap.extend import LOCK, enter_file, one_writer
+
+OLD = Path(__file__).parents[1] / "house" / "schema1" / "bundle"
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["schema 1", "schema 2"])
+def test_a_damaged_manifest_is_judged_by_every_verb(first: int, tmp_path: Path) -> None:
+    """`make fuzz` goes on where this stops."""
+    outcomes, found = attack(OLD, tmp_path, range(first, 2500 + first))
+    assert not found, found[:5]
+    assert outcomes["ManifestError"] > 1000
+    assert outcomes["ok"] > 100  # free text
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OLD, tmp_path / "bundle"))
+
+
+def noise(folder: Path, seed: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for number in range(8):
+        cv2.imwrite(str(folder / f"{number}.png"), rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def verbs(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Writer]:
+    pytest.importorskip("onnx")
+    folder, opened = tmp_path_factory.mktemp("writers"), Bundle.open(tiny_bundle)
+
+    def images(name: str, seed: int) -> ImageSet:
+        return image_set(opened, noise(folder / name, seed), split="all", count=8)
+
+    return writers(tiny_bundle, images("calibration", 1), images("gate", 2), folder)
+
+
+def test_two_writers_are_one_after_the_other(verbs: dict[str, Writer], tiny_bundle: Path, tmp_path: Path) -> None:
+    """Both entries are there, or one is refused because what it was made from is gone; the bundle opens."""
+    before = {(entry.path, entry.sha256) for entry in Bundle.open(tiny_bundle).manifest.files}
+    pairs = [*itertools.combinations(verbs, 2), *((name, name) for name in verbs)]
+    for number, pair in enumerate(pairs * 2):
+        root = Path(shutil.copytree(tiny_bundle, tmp_path / str(number)))
+        ends = together(root, *(verbs[name] for name in pair))
+        now = {(entry.path, entry.sha256) for entry in Bundle.open(root).manifest.files}
+        done = [end for end in ends if isinstance(end, Bundle)]
+        refused = [str(end) for end in ends if not isinstance(end, Bundle)]
+        assert done, (pair, refused)
+        assert all("was replaced by another process" in text for text in refused), (pair, refused)
+        # The one that came last left what it says it left; the other's files are there unless the last replaced them.
+        assert any({(e.path, e.sha256) for e in end.manifest.files} == now for end in done), pair
+        independent = len({name.split(" ")[0] for name in pair} & {"foreground", "export"}) == 0
+        if independent and pair[0][:11] != pair[1][:11] and pair[0][:7] != pair[1][:7]:
+            assert len(done) == 2, (pair, refused)
+            assert len(now - before) == 2, pair
+        left = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        assert left == {path for path, _ in now} | {MANIFEST}
+        shutil.rmtree(root)
+
+
+def test_a_file_keeps_its_name_when_another_takes_its_place(own: Path) -> None:
+    bundle = Bundle.open(own)
+    for content in (b"one", b"two", b"two", b"three"):
+        bundle = enter_file(bundle, content, "notes.txt", "notes", "", lambda _: False)
+        assert (own / "notes.txt").read_bytes() == content
+        assert Bundle.open(own).manifest == bundle.manifest
+    assert sorted(path.name for path in own.glob("*notes*")) == ["notes.txt"]
+
+
+def test_what_a_killed_writer_left_is_cleared_by_the_next(own: Path) -> None:
+    residue = [
+        f".model-{'0' * 12}.onnx", ".incoming-wgap.json", "model.bf16.onnx", "model.int8-0a1b2c3d.onnx", LOCK,
+        "golden/.case-0-0123456789ab.safetensors", "rejected/model.bf16.onnx", "engines/model.fp32.x-0a1b2c3d.plan",
+    ]  # fmt: skip
+    theirs = ["notes.md", "engines/own.plan", "golden/mine.safetensors", ".hidden"]
+    for name in residue + theirs:
+        (own / name).parent.mkdir(exist_ok=True)
+        (own / name).write_bytes(b"left")
+    enter_file(Bundle.open(own), b"new", "notes.txt", "notes", "", lambda _: False)
+    assert not [name for name in residue if (own / name).exists()]
+    assert all((own / name).exists() for name in theirs)
+
+
+def test_a_writer_that_is_alive_is_waited_for_and_named(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wgap.extend.PATIENCE", 0.2)
+    before = (own / MANIFEST).read_bytes()
+    with one_writer(own), pytest.raises(BundleError, match=r"another process has been writing .*\.lock is locked"):
+        enter_file(Bundle.open(own), b"new", "notes.txt", "notes", "", lambda _: False)
+    assert (own / MANIFEST).read_bytes() == before
+    assert not (own / LOCK).exists()
+
+
+def test_a_killed_writer_holds_nobody_up(own: Path) -> None:
+    program = "import os, sys; from pathlib import Path; from wgap.extend import one_writer\n"
+    program += "with one_writer(Path(sys.argv[1])): print('held', flush=True); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", program, own], capture_output=True, text=True, check=False)
+    assert (killed.returncode, killed.stdout) == (-9, "held\n")
+    assert (own / LOCK).exists()
+    enter_file(Bundle.open(own), b"new", "notes.txt", "notes", "", lambda _: False)
+    assert not (own / LOCK).exists()
+
+
+def swapped(own: Path, name: str, make: Callable[[Path], object]) -> None:
+    """Something else in the place of a listed file."""
+    (own / name).unlink()
+    make(own / name)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "classifier.safetensors", "golden/case-0.safetensors", MANIFEST])
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_no_file_is_not_read(own: Path, name: str, verify: bool) -> None:
+    for what, make in {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda p: p.symlink_to("/dev/zero")}.items():
+        copy = Path(shutil.copytree(own, own.with_name(what)))
+        swapped(copy, name, make)
+        with pytest.raises(BundleError, match=r"is no regular file|leads out of the bundle"):
+            Bundle.open(Localizer(copy, verify=verify).bundle.root, verify=False).golden()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "classifier.safetensors", "golden"])
+def test_a_link_out_of_the_bundle_is_refused_and_what_it_leads_to_stays(own: Path, name: str) -> None:
+    outside = own.with_name("outside")
+    (own / name).rename(outside)
+    (own / name).symlink_to(outside)
+    before = {p: p.read_bytes() for p in [outside, *outside.rglob("*")] if p.is_file()}
+    with pytest.raises(BundleError, match=rf"{Path(name).stem}.* leads out of the bundle, to .*outside"):
+        Bundle.open(own)
+    unverified = Bundle.open(own, verify=False)
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        enter_file(unverified, b"x", f"{name}/x", "golden", "", lambda e: e.role in ("golden", "onnx"))
+    assert {p: p.read_bytes() for p in [outside, *outside.rglob("*")] if p.is_file()} == before
+
+
+def test_a_link_inside_the_bundle_will_do(own: Path) -> None:
+    (own / "model.onnx").rename(own / "graph")
+    (own / "model.onnx").symlink_to("graph")
+    Bundle.open(own)
+
+
+def test_the_bytes_that_were_hashed_are_the_bytes_that_run(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaced between the check of the whole bundle and the opening of the network."""
+    real = Bundle.verify
+
+    def replaced_after(bundle: Bundle) -> None:
+        real(bundle)
+        data = bytearray((own / "model.onnx").read_bytes())
+        data[-40] ^= 1
+        (own / "model.onnx").write_bytes(data)
+
+    monkeypatch.setattr(Bundle, "verify", replaced_after)
+    with pytest.raises(HashMismatchError, match=r"model\.onnx has sha256"):
+        Localizer(own)
+
+
+@pytest.mark.parametrize("where", ["beside", "outside", "absolute"])
+def test_values_in_another_file_are_refused(own: Path, where: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(own / "model.onnx"))
+    onnx.save_model(
+        model, str(own / "model.onnx"), save_as_external_data=True, location="weights.bin", size_threshold=16
+    )
+    if where != "beside":
+        (own / "weights.bin").rename(own.with_name("weights.bin"))
+        model = onnx.load(str(own / "model.onnx"), load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = "../weights.bin" if where == "outside" else str(own.with_name("weights.bin"))
+        (own / "model.onnx").write_bytes(model.SerializeToString())
+    manifest = Bundle.open(own, verify=False).manifest
+    new = describe_file(own, own / "model.onnx", "onnx", "fp32")
+    files = [new if entry.path == new.path else entry for entry in manifest.files]
+    write_manifest(own, replace(manifest, files=tuple(files)))
+    for work in (lambda: Localizer(own), lambda: Bundle.open(own).content(Bundle.open(own).file("onnx", "fp32"))):
+        with pytest.raises(BundleError, match=r"the values of the tensor '[^']+' lie in another file"):
+            work()
+
+
+@pytest.mark.parametrize("text", [b"", b"\x00", b"not a model", b"\x3a\xff\xff\xff\xff\x7f", b"\x3b\x08", b"\xff" * 80])
+def test_what_is_no_graph_is_refused(text: bytes) -> None:
+    from wgap.onnx_wire import require_self_contained
+
+    if text:
+        with pytest.raises(BundleError, match=r"x\.onnx is not an ONNX file"):
+            require_self_contained(text, "x.onnx")
+    else:
+        require_self_contained(text, "x.onnx")  # ONNX Runtime says what it lacks
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema": 2, "schema": 2}', "the key 'schema' stands twice"),
+        ('{"schema": 2, "x": ' + "[" * 40 + "]" * 40 + "}", "deeper than 32 levels"),
+        ('{"schema": 2, "x": ' + "[" * 5000 + "]" * 5000 + "}", "deeper than 32 levels"),
+    ],
+)
+def test_json_that_says_too_much_is_refused(own: Path, text: str, message: str) -> None:
+    (own / MANIFEST).write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        Bundle.open(own)
+
+
+def test_a_manifest_of_thirty_thousand_files_is_refused_at_once(own: Path) -> None:
+    import json
+
+    raw = json.loads(Bundle.open(own).manifest.to_json())
+    raw["files"] = [{**raw["files"][0], "path": f"x{number}", "precision": str(number)} for number in range(30_000)]
+    (own / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(ManifestError, match="files: expected at most 1000, got 30000"):
+        Bundle.open(own)
+    (own / MANIFEST).write_bytes(b" " * (65 << 20))
+    with pytest.raises(ManifestError, match="more than 64 MiB"):
+        Bundle.open(own)
+
+
+@pytest.mark.data
+def test_manifests_that_once_ended_in_something_else(cub10: Path, own: Path) -> None:
+    cases = sorted((cub10.parents[1] / "cases" / "manifests").glob("*.json"))
+    assert len(cases) > 10
+    for case in cases:
+        shutil.copyfile(case, own / MANIFEST)
+        with pytest.raises(WgapError):
+            Localizer(own)
