@@ -227,8 +227,8 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
     name = f"model.{candidate.precision}.onnx"
     return enter_file(
         bundle, content, f"rejected/{name}" if role == "rejected" else name, role, candidate.precision,
-        lambda entry: _superseded(entry, candidate, role), [bundle.model_file("fp32")], calibration=candidate.record,
-        gate=record,
+        lambda entry: _superseded(entry, candidate, role), [candidate.record.float32_sha256],
+        calibration=candidate.record, gate=record,
     )  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def foreground_bundle(
             *goldens,
         ],
         lambda entry: entry.role in ("foreground", "golden") or (entry.role, entry.precision) == ("onnx", "fp32"),
-        [source],
+        [source.sha256],
         model=info,
         rule=rule,
     )

@@ -149,7 +149,7 @@ def engine_from_bundle(
         calibration_sha256=source.calibration.images_sha256 if source.calibration else None, attestation=attestation,
         tools={"wgap": __version__, "python": platform.python_version()},
     )  # fmt: skip
-    bundle = enter_file(bundle, plan, path, "engine", precision, lambda _: False, [source], engine=built)
+    bundle = enter_file(bundle, plan, path, "engine", precision, lambda _: False, [source.sha256], engine=built)
     return bundle, next(entry for entry in bundle.manifest.files if entry.path == path)
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from wgap.atomic import atomic_file
+from wgap.atomic import atomic_file, remove_residue
 from wgap.errors import ImageError, OutputExistsError, WgapError
 from wgap.images import decode
 from wgap.runtime.localization import Failure, Localization
@@ -59,6 +59,8 @@ class ResultFolder:
 
     def __enter__(self) -> ResultFolder:
         self._open = ExitStack()
+        if self._out.is_dir():
+            remove_residue(self._out)
         self._temporary = self._open.enter_context(atomic_file(self._out / RESULTS))
         self._lines: TextIO = self._open.enter_context(self._temporary.open("w", encoding="utf-8"))
         return self

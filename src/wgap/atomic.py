@@ -34,7 +34,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
-    temporary.touch()
+    held = _locked(temporary, os.O_CREAT)
     mode = temporary.stat().st_mode & 0o777
     try:
         yield temporary
@@ -43,6 +43,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -129,15 +131,24 @@ def _exchanged(one: Path, other: Path) -> bool:
     return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None if another has it, or the file system has none."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def _locked(path: Path, flags: int = 0) -> int | None:
+    """A descriptor that holds the lock of a file or a folder; None if another has it, or the file system has none."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def remove_residue(folder: Path) -> None:
+    """Remove temporary files in a folder whose makers are gone."""
+    for path in [entry for entry in folder.iterdir() if TEMPORARY.fullmatch(entry.name) and entry.is_file()]:
+        with suppress(OSError):
+            if (held := _locked(path)) is not None:
+                path.unlink()
+                os.close(held)
 
 
 def _remove_residue(path: Path) -> None:

@@ -61,7 +61,7 @@ class NewFile:
 
 def enter_file(
     bundle: Bundle, source: Path | bytes, path: str, role: str, precision: str,
-    superseded: Callable[[BundleFile], bool], made_from: Collection[BundleFile] = (), **records: Any,
+    superseded: Callable[[BundleFile], bool], made_from: Collection[str] = (), **records: Any,
 ) -> Bundle:  # fmt: skip
     """One file, or its content, as :func:`enter_files` puts several into a bundle."""
     with writing(bundle):
@@ -71,7 +71,7 @@ def enter_file(
 
 def enter_files(
     bundle: Bundle, files: Sequence[NewFile], superseded: Callable[[BundleFile], bool],
-    made_from: Collection[BundleFile] = (), **changes: Any,
+    made_from: Collection[str] = (), **changes: Any,
 ) -> Bundle:  # fmt: skip
     """Put files into a bundle at once, in place of the entries that they supersede or share their path with.
 
@@ -82,7 +82,7 @@ def enter_files(
         bundle: which; its manifest is read again.
         files: the new files.
         superseded: whether an entry goes.
-        made_from: entries that the files were made from. If one of them is no longer there, nothing is entered.
+        made_from: sha256 of the bundle's files that they were made from. If one is no longer there, nothing is entered.
         changes: of the manifest's other fields.
 
     Returns:
@@ -95,14 +95,13 @@ def enter_files(
     root = bundle.root
     with writing(bundle), one_writer(root):
         manifest = Bundle.open(root, verify=False).manifest
-        listed = {(entry.path, entry.sha256) for entry in manifest.files}
-        for entry in made_from:
-            if entry.sha256 not in {sha256 for _, sha256 in listed}:
-                raise BundleError(
-                    f"{root / entry.path} was replaced by another process while something was made from it, which is "
-                    "therefore not entered; run it again"
-                )
-        _remove_residue(root, {path for path, _ in listed})
+        listed = {entry.path for entry in manifest.files}
+        if gone := set(made_from) - {entry.sha256 for entry in manifest.files}:
+            raise BundleError(
+                f"{root}: the file of sha256 {min(gone)[:12]}... was replaced by another process while "
+                f"{', '.join(new.path for new in files)} was made from it, which is therefore not entered; run it again"
+            )
+        _remove_residue(root, listed)
         wanted = {new.path for new in files}
         kept = [e for e in manifest.files if _MARK.sub("", e.path) not in wanted and not superseded(e)]
         entered, written = [], []
@@ -126,7 +125,7 @@ def enter_files(
             raise
         with suppress(OSError):  # the bundle is whole; names that could not be tidied are tidied by the next writer
             named = [replace(entry, path=new.path) for entry, new in zip(entered, files, strict=True)]
-            _remove(root, listed=manifest.files, files={path for path, _ in listed})
+            _remove(root, listed=manifest.files, files=listed)
             if named != entered:
                 manifest = _renamed(root, replace(manifest, files=_sorted([*named, *kept])), entered, named)
     return Bundle(root, manifest)

@@ -82,6 +82,18 @@ def test_two_writers_are_one_after_the_other(verbs: dict[str, Writer], tiny_bund
         shutil.rmtree(root)
 
 
+def test_what_was_made_from_a_model_that_is_gone_is_not_entered(
+    verbs: dict[str, Writer], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    verbs["foreground"](root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    for name in set(verbs) - {"export --force"}:
+        with pytest.raises(BundleError, match=r"was replaced by another process while .* was made from it"):
+            verbs[name](root)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
 def test_a_file_keeps_its_name_when_another_takes_its_place(own: Path) -> None:
     bundle = Bundle.open(own)
     for content in (b"one", b"two", b"two", b"three"):

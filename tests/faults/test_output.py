@@ -127,3 +127,17 @@ def test_no_descriptor_is_left_open(images: Path) -> None:
         for _ in range(50):
             list(localizer([images / "a.png", "/dev/zero", images, images / "missing.png"], on_error="yield"))
         assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_what_a_killed_run_left_is_removed_and_what_is_in_use_is_not(images: Path, tmp_path: Path) -> None:
+    from wgap.atomic import atomic_file
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".results-0123456789ab.jsonl").write_text("left")
+    (out / ".a-0123456789ab.jpg").write_text("left")
+    (out / ".hidden").write_text("theirs")
+    with atomic_file(out / "theirs.jsonl") as used:
+        assert wgap("localize", OLD, images / "a.png", "--out", out, "--overlay").returncode == 0
+        assert used.exists()
+    assert sorted(path.name for path in out.iterdir()) == [".hidden", "a.jpg", "results.jsonl", "theirs.jsonl"]

@@ -39,7 +39,7 @@ def writers(bundle: Path, images: ImageSet, judges: ImageSet, folder: Path) -> d
             now = Bundle.open(root)
             return enter_file(
                 now, plan, f"engines/model.fp32.{number % 2}.plan", "engine", "fp32", lambda _: False,
-                [opened.file("onnx", "fp32")], engine=record,
+                [opened.file("onnx", "fp32").sha256], engine=record,
             )  # fmt: skip
 
         return write
@@ -55,7 +55,7 @@ def writers(bundle: Path, images: ImageSet, judges: ImageSet, folder: Path) -> d
             now = Bundle.open(root)
             return enter_files(
                 now, files, lambda e: (e.role, e.precision) == ("onnx", "fp32") or e.role in ("foreground", "golden"),
-                [opened.file("onnx", "fp32")], model=source.model, rule=Rule("foreground"),
+                [opened.file("onnx", "fp32").sha256], model=source.model, rule=Rule("foreground"),
             )  # fmt: skip
 
         return write

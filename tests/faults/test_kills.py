@@ -1,0 +1,82 @@
+"""Verbs killed at any moment: what they extend or replace is whole, and the next run leaves nothing else behind.
+
+WGAP_KILLS=200 kills more often than the suite does.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from wgap.bundle import MANIFEST, Bundle
+
+KILLS = int(os.environ.get("WGAP_KILLS", "8"))
+PROGRAM = [sys.executable, "-c", "from wgap.cli import main; main()"]
+VERBS = ("export", "foreground", "calibrate", "localize")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty bright discs on a dim ground, for a network that sees brightness or nothing."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(40):
+        picture = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
+        centre = (int(rng.integers(18, 46)), int(rng.integers(18, 46)))
+        cv2.circle(picture, centre, int(rng.integers(9, 17)), (250, 240, 200), -1)
+        cv2.imwrite(str(folder / f"{number}.png"), picture)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_killed_verb_leaves_something_whole(
+    verb: str, tiny_checkpoint: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    place = tmp_path / "place"
+    place.mkdir()
+    root, out = Path(shutil.copytree(tiny_bundle, place / "bundle")), place / "out"
+    commands: dict[str, list[object]] = {
+        "export": [
+            "export", tiny_checkpoint, "--classes", tiny_checkpoint.with_name("classes.txt"), "--preprocessing",
+            "torchvision-rgb", "--input-size", 64, "--out", root, "--force",
+        ],
+        "foreground": ["foreground", root, "--images", pictures],
+        "calibrate": ["calibrate", root, "--images", pictures],
+        "localize": ["localize", root, pictures, "--out", out, "--overlay", "--force"],
+    }  # fmt: skip
+    command = [*PROGRAM, *map(str, commands[verb])]
+
+    def finished() -> None:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        bundle = Bundle.open(root)
+        files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        assert files == {entry.path for entry in bundle.manifest.files} | {MANIFEST}
+        assert {path.name for path in place.iterdir()} <= {"bundle", "out"}
+        if verb == "localize":
+            assert len(list(out.iterdir())) == 41
+
+    start = time.monotonic()
+    finished()
+    took, chance = time.monotonic() - start, random.Random(verb)
+    killed = 0
+    for number in range(max(1, KILLS // len(VERBS))):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(took * chance.uniform(0.3, 1.05))
+        process.kill()
+        killed += process.wait() == -9
+        Bundle.open(root)
+        if number % 4 == 0:
+            finished()
+    finished()
+    assert killed > 0 or KILLS < 40
