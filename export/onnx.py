@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,16 +94,21 @@ def bundle_from_checkpoint(
 
 
 def read_classes(path: Path) -> list[str]:
-    """Class names out of a text file, one per line in the order of the classifier's rows.
+    """Class names out of a text file, one per line in the order of the classifier's rows; UTF-8, with or without a BOM.
+
+    CUB's own ``classes.txt``, whose lines are ``1 name``, is read as the names.
 
     Raises:
         CheckpointError: if the file is missing, not text, names nothing, or names a class twice or not at all.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: expected a text file with one class name per line ({error})") from error
     names = [line.strip() for line in lines]
+    numbered = [re.fullmatch(r"(\d+)\s+(\S.*)", name) for name in names]
+    if all(match and int(match[1]) == number for number, match in enumerate(numbered, start=1)):
+        names = [match[2] for match in numbered if match]
     seen: set[str] = set()
     for number, name in enumerate(names, start=1):
         if not name or name in seen:

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
     RgbImage = NDArray[np.uint8]
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SCANS", "SUFFIXES", "decode", "find_images", "image_size", "resize"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_SCANS",
+    "SUFFIXES",
+    "decode",
+    "find_images",
+    "image_size",
+    "images_below",
+    "resize",
+]
 
 MAX_BYTES = 1 << 31
 """Files of more bytes are refused before they are read."""
@@ -146,8 +156,8 @@ def find_images(
 
     A folder gives every file below it, recursively, whose name ends in one of ``SUFFIXES`` and does not start with a
     dot. A glob (``*``, ``?``, ``[...]``, ``**`` for any depth) gives every file it matches, whatever its ending. A file
-    named outright is taken as it is. Inputs keep their order, each expansion is sorted by path, and a file that several
-    inputs reach comes once, at its first place.
+    named outright is taken as it is. Links to folders are followed. Inputs keep their order, each expansion is sorted
+    by path, and a path that several inputs reach comes once, at its first place.
 
     Args:
         inputs: one or several paths or patterns.
@@ -162,14 +172,14 @@ def find_images(
     found: dict[Path, Path] = {}
     for entry in inputs:
         for path in _expand(os.fspath(entry), missing):
-            found.setdefault(path.resolve(), path)
+            found.setdefault(Path(os.path.abspath(path)), path)  # noqa: PTH100  (two names of one file are two)
     return list(found.values())
 
 
 def _expand(entry: str, missing: Literal["raise", "keep"]) -> list[Path]:
     path = Path(entry)
     if path.is_dir():
-        images = sorted(p for p in path.rglob("*") if _is_image_name(p.relative_to(path)) and p.is_file())
+        images = images_below(path)
         if not images:
             endings = " ".join(sorted(SUFFIXES))
             raise DataError(f"{entry}: expected a folder with images in it, found none (looked for {endings})")
@@ -184,8 +194,31 @@ def _expand(entry: str, missing: Literal["raise", "keep"]) -> list[Path]:
     return matches
 
 
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+def images_below(folder: Path) -> list[Path]:
+    """Image files of a folder and the folders below it, sorted by path; other files are left alone.
+
+    Links to folders are followed, but not back to a folder that they lie in. Names that begin with a dot and
+    ``__MACOSX``, which unpacking leaves behind, are left out.
+    """
+    found: list[Path] = []
+    parents = {(about.st_dev, about.st_ino) for about in map(os.stat, Path(os.path.realpath(folder)).parents)}
+    above: dict[str, set[tuple[int, int]]] = {}  # folder to those that it lies in, and itself
+    for here, folders, files in os.walk(folder, followlinks=True):
+        about = os.stat(here)  # noqa: PTH116  (a text)
+        this, outer = (about.st_dev, about.st_ino), above.get(os.path.dirname(here), parents)  # noqa: PTH120
+        if this in outer:
+            folders.clear()
+            continue
+        above[here] = outer | {this}
+        folders[:] = [name for name in folders if is_shown(name)]
+        names = [name for name in files if is_shown(name) and os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122
+        found += [path for name in names if (path := Path(here, name)).is_file()]
+    return sorted(found)
+
+
+def is_shown(name: str) -> bool:
+    """Whether a file or folder of that name is looked at."""
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def _read(source: Source, name: str | None) -> tuple[Any, str]:

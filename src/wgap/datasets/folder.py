@@ -9,29 +9,50 @@ from pathlib import Path
 from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
 from wgap.errors import DataError
 from wgap.geometry import Box
-from wgap.images import SUFFIXES
+from wgap.images import SUFFIXES, images_below, is_shown
 
 BOX_HEADER = ["image", "x0", "y0", "x1", "y1"]
-_SPLITS = ("train", "val", "test")
+_SPLITS = {
+    "train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing"),
+}  # fmt: skip
+"""Split to the names that its folder may have."""
 
 
 def class_folders(folder: Path) -> list[Path]:
     """Sub-folders, sorted by name, hidden ones left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and is_shown(p.name))
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Image files of a folder and the folders below it, sorted; other files are left alone."""
-    return sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of a set that are its splits: train, val and test, or the usual other names of them, in any case.
+
+    Raises:
+        DataError: two folders are one split.
+    """
+    found: dict[str, Path] = {}
+    for folder in class_folders(root):
+        split = next((s for s, names in _SPLITS.items() if folder.name.casefold() in names), None)
+        if split is None:
+            continue
+        if split in found:
+            both = f"{found[split].name} and {folder.name}"
+            raise DataError(f"{root}: expected one folder for the split {split}, got {both}")
+        found[split] = folder
+    return {split: found[split] for split in _SPLITS if split in found}
+
+
+def _inside(root: Path) -> Path:
+    """The set's own folder: one that lies alone in another, ``images`` or ``data``, is it."""
+    folders = class_folders(root)
+    alone = len(folders) == 1 and folders[0].name.casefold() in ("images", "data")
+    return folders[0] if alone and class_folders(folders[0]) else root
 
 
 def recognises(root: Path) -> bool:
     """Whether some sub-folder (of a split, if there are splits) holds an image."""
-    splits = [root / s for s in _SPLITS if (root / s).is_dir()]
-    folders = [c for s in splits or [root] for c in class_folders(s)]
-    return any(p.suffix.lower() in SUFFIXES for f in folders for p in f.rglob("*"))
+    root = _inside(root)
+    splits = split_folders(root)
+    return any(images_below(c) for s in splits.values() or [root] for c in class_folders(s))
 
 
 def _class_names(root: Path, folders: list[Path]) -> list[str]:
@@ -47,12 +68,13 @@ def _class_names(root: Path, folders: list[Path]) -> list[str]:
 
 def open_split(root: Path, split: str) -> Dataset:
     """Splits: the sub-folders train, val and test that exist, and ``all``. Without such sub-folders: train and all."""
-    present = [s for s in _SPLITS if (root / s).is_dir()]
+    outer, root = root, _inside(root)
+    present = split_folders(root)
     if present:
         if split != "all" and split not in present:
             raise DataError(f"{root}: expected a folder {split!r}; the splits here are {', '.join(present)} (and all)")
-        wanted = [root / s for s in (present if split == "all" else [split])]
-        reference = root / "train" if "train" in present else None
+        wanted = list(present.values()) if split == "all" else [present[split]]
+        reference = present.get("train")
         names = _class_names(
             root, class_folders(reference) if reference else [c for w in wanted for c in class_folders(w)]
         )
@@ -78,7 +100,7 @@ def open_split(root: Path, split: str) -> Dataset:
             samples += [Sample(path, index[folder.name]) for path in found]
 
     def read_boxes(wanted_samples: Sequence[Sample]) -> list[list[Box]]:
-        return per_sample(wanted_samples, _boxes(root, wanted), root / "boxes.csv")
+        return per_sample(wanted_samples, _boxes(outer, [root, *wanted]), outer / "boxes.csv")
 
     return Dataset(root, "folder", split, names, samples, read_boxes)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, indexed, lines
-from wgap.datasets.folder import class_folders, images_below
+from wgap.datasets.folder import class_folders
 from wgap.errors import DataError
 from wgap.geometry import Box
+from wgap.images import images_below
 
 _SYNSET = re.compile(r"n\d{8}")
 _CLASS_LISTS = ("LOC_synset_mapping.txt", "synset_words.txt", "synsets.txt")

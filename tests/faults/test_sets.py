@@ -1,0 +1,91 @@
+"""Folders as people have them: links, hidden files, other names of splits, what an archive leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wgap.datasets import open_dataset
+from wgap.errors import CheckpointError, DataError
+from wgap.images import find_images
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"never decoded here")
+    return path
+
+
+def test_links_to_folders_are_followed_and_cycles_end(tmp_path: Path) -> None:
+    elsewhere = picture(tmp_path / "elsewhere" / "deep" / "1.jpg").parents[1]
+    root = tmp_path / "set"
+    picture(root / "train" / "otter" / "2.jpg")
+    (root / "train" / "otter" / "more").symlink_to(elsewhere)
+    (root / "train" / "otter" / "again").symlink_to(elsewhere)
+    (root / "train" / "otter" / "up").symlink_to(root)
+    (root / "train" / "heron").symlink_to(elsewhere)
+    found = open_dataset(root)
+    names = [str(sample.path.relative_to(root / "train")) for sample in found]
+    assert names == ["heron/deep/1.jpg", "otter/2.jpg", "otter/again/deep/1.jpg", "otter/more/deep/1.jpg"]
+    assert len(find_images(root)) == 4
+
+
+def test_two_names_of_one_file_are_two_images(tmp_path: Path) -> None:
+    blob = picture(tmp_path / "blobs" / "0a1b2c")
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).symlink_to(blob)
+    assert [path.name for path in find_images(tmp_path / "set")] == ["a.jpg", "b.jpg"]
+    assert len(find_images([tmp_path / "set", tmp_path / "set" / "a.jpg", f"{tmp_path}/set/../set/b.jpg"])) == 2
+
+
+def test_what_is_hidden_is_left_out_everywhere(tmp_path: Path) -> None:
+    for name in (
+        "otter/1.jpg",
+        "otter/.2.jpg",
+        "otter/.thumbnails/3.jpg",
+        "otter/__MACOSX/4.jpg",
+        "__MACOSX/otter/5.jpg",
+    ):
+        picture(tmp_path / "train" / name)
+    picture(tmp_path / "train" / ".git" / "6.jpg")
+    found = open_dataset(tmp_path)
+    assert found.classes == ["otter"]
+    assert [sample.path.name for sample in found] == ["1.jpg"]
+    assert [path.name for path in find_images(tmp_path)] == ["1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "Valid", "Test"), ("training", "validation", "testing"), ("TRAIN", "val", "TEST")],
+)
+@pytest.mark.parametrize("wrapper", ["", "images", "Data"])
+def test_splits_have_many_names(train: str, val: str, test: str, wrapper: str, tmp_path: Path) -> None:
+    for split, count in ((train, 3), (val, 2), (test, 1)):
+        for number in range(count):
+            picture(tmp_path / wrapper / split / "otter" / f"{number}.jpg")
+    assert [len(open_dataset(tmp_path, split)) for split in ("train", "val", "test", "all")] == [3, 2, 1, 6]
+    inside = f"{wrapper}/{test}".strip("/")
+    (tmp_path / "boxes.csv").write_text(f"image,x0,y0,x1,y1\n{inside}/otter/0.jpg,0,0,5,6\n")
+    assert open_dataset(tmp_path, "test").boxes() == [[(0, 0, 5, 6)]]
+
+
+def test_two_folders_for_one_split_are_named(tmp_path: Path) -> None:
+    for split in ("val", "validation"):
+        picture(tmp_path / split / "otter" / "1.jpg")
+    with pytest.raises(DataError, match="one folder for the split val, got val and validation"):
+        open_dataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize("text", ["otter\nheron\n", "\ufeffotter\r\nheron\r\n", "1 otter\n2 heron\n"])
+def test_class_names_come_with_a_mark_and_with_numbers(text: str, tmp_path: Path) -> None:
+    from wgap.export.onnx import read_classes
+
+    (tmp_path / "classes.txt").write_bytes(text.encode())
+    assert read_classes(tmp_path / "classes.txt") == ["otter", "heron"]
+    (tmp_path / "classes.txt").write_text("1 otter\n3 heron\n")  # no numbering: names
+    assert read_classes(tmp_path / "classes.txt") == ["1 otter", "3 heron"]
+    (tmp_path / "classes.txt").write_text("1 otter\n2 otter\n")
+    with pytest.raises(CheckpointError, match="a second time"):
+        read_classes(tmp_path / "classes.txt")
