@@ -146,6 +146,7 @@ def open_session(
         raise BackendError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {path}: {error}. {_ADVICE[on_gpu]}"
         ) from error
+    session._model_bytes = None  # the wrapper keeps the file for providers that are set later, and none are
     if model is not None:
         arguments = (*session.get_inputs(), *session.get_outputs())
         require_signature(model, {arg.name: (_dtype(arg.type), arg.shape) for arg in arguments}, str(path))

@@ -187,6 +187,16 @@ def test_the_bytes_that_were_hashed_are_the_bytes_that_run(own: Path, monkeypatc
         Localizer(own)
 
 
+def test_a_session_does_not_hold_its_file_in_memory(own: Path) -> None:
+    from wgap.runtime.networks.onnxruntime import open_session
+
+    content = (own / "model.onnx").read_bytes()
+    held = sys.getrefcount(content)
+    session = open_session(own / "model.onnx", None, content=content)
+    assert sys.getrefcount(content) == held
+    assert session.get_inputs()[0].name == "image"
+
+
 @pytest.mark.parametrize("where", ["beside", "outside", "absolute"])
 def test_values_in_another_file_are_refused(own: Path, where: str) -> None:
     onnx = pytest.importorskip("onnx")
