@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from wgap.bundle import open_regular
 from wgap.errors import BackendError, MissingDependencyError
 from wgap.manifest import ModelInfo, require_signature
 from wgap.onnx_wire import require_self_contained
+from wgap.runtime.cpus import allowed_cpus
 from wgap.runtime.network import Network, Outputs, require_host
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def open_session(
     Args:
         path: the ONNX file.
         model: whose inputs and outputs the file must have; None for any.
-        threads: of one forward pass; None takes every core.
+        threads: of one forward pass; None takes every core that affinity and control group leave to the process.
         providers: as ONNX Runtime takes them.
         settings: session configuration entries.
         optimised: write the optimised graph there.
@@ -130,7 +132,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _SILENT
-    options.intra_op_num_threads = threads or 0
+    fewer = allowed_cpus() if allowed_cpus() < (os.cpu_count() or 1) else 0  # 0: ONNX Runtime counts physical cores
+    options.intra_op_num_threads = threads or fewer
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     for key, value in (settings or {}).items():

@@ -1,0 +1,34 @@
+"""How many CPUs this process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["allowed_cpus"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def allowed_cpus() -> int:
+    """CPUs that the affinity mask and the quota of the control group leave to this process, at least 1.
+
+    A container with a quota of two CPUs on a machine of 64 still sees 64: libraries that start a thread for each spend
+    their time waiting for each other.
+    """
+    return max(1, min(len(os.sched_getaffinity(0)), _quota()))
+
+
+def _quota() -> int:
+    """Of the control group, rounded up; a large number without one."""
+    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # version 2, version 1
+        try:
+            words = (_CGROUP / name).read_text().split()
+            if name != "cpu.max":
+                words.append((_CGROUP / "cpu/cpu.cfs_period_us").read_text())
+            quota, period = int(words[0]), int(words[1])
+        except (OSError, ValueError, IndexError):  # none there, or "max"
+            continue
+        if quota > 0 < period:
+            return -(-quota // period)
+    return 1 << 20
