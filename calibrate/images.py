@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wgap.bundle import Bundle
 from wgap.datasets import layout_of, open_dataset
+from wgap.datasets.folder import has_splits
 from wgap.errors import CalibrationError, DataError, ImageError
 from wgap.geometry import Box
 from wgap.images import decode, find_images, resize
@@ -103,7 +104,7 @@ def image_set(
         progress: wraps the list of images, for a progress bar.
 
     Raises:
-        CalibrationError: fewer than ``fewest`` images, or the same image twice.
+        CalibrationError: fewer than ``fewest`` images; the same picture under two names counts once, with a warning.
         DataError: ``source`` holds no images.
         ImageError: an image is missing, cut short or corrupt: none is skipped.
     """
@@ -122,13 +123,14 @@ def image_set(
     pictures = [
         _picture(path, label, boxes, bundle.manifest.model.input_size) for path, label, boxes in progress(chosen)
     ]
-    first: dict[str, Path] = {}
-    for picture in pictures:
-        if picture.pixels_sha256 in first:
-            raise CalibrationError(
-                f"{picture.path} is the same picture as {first[picture.pixels_sha256]}; give each {purpose} image once"
-            )
-        first[picture.pixels_sha256] = picture.path
+    once = {picture.pixels_sha256: picture for picture in reversed(pictures)}
+    if again := [picture for picture in pictures if once[picture.pixels_sha256] is not picture]:
+        first = once[again[0].pixels_sha256].path
+        text = f"{len(again)} of {len(pictures)} {purpose} images come again, {again[0].path} for one is {first}"
+        if len(once) < fewest:
+            raise CalibrationError(f"{text}; expected at least {fewest} pictures, got {len(once)}")
+        warnings.append(f"{text}; each counts once")
+        pictures = [picture for picture in pictures if once[picture.pixels_sha256] is picture]
     digest = hashlib.sha256("".join(p.pixels_sha256 for p in pictures).encode()).hexdigest()
     return ImageSet(tuple(pictures), digest, tuple(warnings))
 
@@ -158,7 +160,7 @@ def _entries(bundle: Bundle, source: Path, split: str, with_boxes: bool) -> tupl
         return [(path, None, ()) for path in find_images([source])], (
             [f"{source}: no boxes known"] if with_boxes else []
         )
-    if layout == "folder" and not any((source / name).is_dir() for name in ("train", "val", "test")):
+    if layout == "folder" and not has_splits(source):
         split = "all"
     dataset = open_dataset(source, split, layout)
     ids = {name: index for index, name in enumerate(bundle.manifest.model.classes)}

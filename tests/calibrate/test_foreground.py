@@ -236,7 +236,7 @@ def pictures_of(folder: Path, images: list[np.ndarray]) -> Path:
     [
         (lambda rng: [picture(rng)], "expected at least 30 calibration images, got 1"),
         (lambda rng: [picture(rng) for _ in range(29)], "expected at least 30 calibration images, got 29"),
-        (lambda rng: [picture(rng)] * 40, "is the same picture as"),
+        (lambda rng: [picture(rng)] * 40, "39 of 40 calibration images come again"),
         (lambda _: [np.full((64, 64, 3), n + 20, np.uint8) for n in range(40)], "pictures that show something, got 0"),
         (lambda rng: [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(40)], "would be ground"),
     ],

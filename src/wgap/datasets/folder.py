@@ -41,6 +41,11 @@ def split_folders(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in _SPLITS if split in found}
 
 
+def has_splits(root: Path) -> bool:
+    """Whether classes lie in folders of splits."""
+    return bool(split_folders(_inside(root)))
+
+
 def _inside(root: Path) -> Path:
     """The set's own folder: one that lies alone in another, ``images`` or ``data``, is it."""
     folders = class_folders(root)
