@@ -87,9 +87,11 @@ def atomic_dir(
         alone: held while they do, for instance the lock of the bundle that is replaced.
 
     Raises:
-        OutputExistsError: if ``path`` exists and ``overwrite`` is false; nothing has been written then.
+        OutputExistsError: if ``path`` exists and ``overwrite`` is false, or it is a link; nothing was written then.
     """
     path = Path(path)
+    if path.is_symlink():
+        raise OutputExistsError(f"{path} is a link to {os.readlink(path)}; name the folder itself, or remove the link")  # noqa: PTH115
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} already exists; choose another place or pass --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)

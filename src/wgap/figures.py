@@ -12,18 +12,26 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of so many inches, without the global state of ``pyplot``.
+    """A matplotlib figure of so many inches, without the global state of ``pyplot``; texts stand as they are written.
 
     Raises:
         MissingDependencyError: if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.text import Text
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "plots need matplotlib, which is not installed: pip install 'matplotlib>=3.8'"
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+
+    class Plain(Figure):
+        def savefig(self, *arguments: Any, **options: Any) -> None:
+            for text in self.findobj(Text):
+                text.set_parse_math(False)  # a class may be called $x^_$
+            super().savefig(*arguments, **options)
+
+    return Plain(figsize=(width, height), layout="constrained")
 
 
 def fitted(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -166,6 +166,39 @@ def test_a_link_out_of_the_bundle_is_refused_and_what_it_leads_to_stays(own: Pat
     assert {p: p.read_bytes() for p in [outside, *outside.rglob("*")] if p.is_file()} == before
 
 
+@pytest.mark.parametrize("leads", ["somewhere", "nowhere"])
+def test_a_folder_does_not_take_a_link_s_place(own: Path, leads: str) -> None:
+    from wgap.atomic import atomic_dir
+    from wgap.errors import OutputExistsError
+
+    link = own.with_name("link")
+    link.symlink_to(own if leads == "somewhere" else own.with_name("gone"))
+    with (
+        pytest.raises(OutputExistsError, match=r"link is a link to .*; name the folder itself"),
+        atomic_dir(link, True),
+    ):
+        pass
+    assert link.is_symlink()
+    assert sorted(path.name for path in own.parent.iterdir()) == ["bundle", "link"]
+
+
+def test_folders_change_places_and_residue_goes(own: Path) -> None:
+    from wgap.atomic import atomic_dir
+
+    dead = own.with_name(".bundle-0123456789ab")
+    dead.mkdir()
+    with atomic_dir(own, True) as one, atomic_dir(own, True) as other:  # of the living neither takes the other's
+        assert not dead.exists()
+        (one / "x").write_text("1")
+        (other / "x").write_text("2")
+    assert (own / "x").read_text() == "1"
+    assert [path.name for path in own.parent.iterdir()] == ["bundle"]
+    own.rename(own.with_name(".bundle-0123456789ab-old"))  # killed between two renames, where they were two
+    with pytest.raises(RuntimeError), atomic_dir(own, True):
+        raise RuntimeError
+    assert (own / "x").read_text() == "1"
+
+
 def test_a_link_inside_the_bundle_will_do(own: Path) -> None:
     (own / "model.onnx").rename(own / "graph")
     (own / "model.onnx").symlink_to("graph")
