@@ -71,7 +71,8 @@ def compile_kernel(
         macros: to define.
 
     Raises:
-        BackendError: if NVRTC does not know the architecture, or refuses the source; with its log.
+        BackendError: if NVRTC does not know the architecture, or refuses the source, with its log; or others may write
+            into the cache.
         MissingDependencyError: if cuda-core or NVRTC is not installed.
     """
     version = ".".join(map(str, nvrtc_version()))
@@ -81,7 +82,10 @@ def compile_kernel(
         f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v",
         *(f"--define-macro={macro}" for macro in (f"WGAP_CUDA_THREADS={threads}", *macros)),
     ]  # fmt: skip
-    path = None if cache is None else cache / f"{_key(options, version)}.cubin"
+    path = None
+    if cache is not None:
+        _require_own(cache)
+        path = cache / f"{_key(options, version)}.cubin"
     if path is not None and (cubin := _read(path)) is not None:
         return Compiled(cubin, "")
     name = f"NVRTC {version}"
@@ -101,6 +105,17 @@ def compile_kernel(
         with atomic_file(path) as temporary:
             temporary.write_bytes(hashlib.sha256(cubin).digest() + cubin)
     return Compiled(cubin, text)
+
+
+def _require_own(cache: Path) -> None:
+    """Refuse a cache from which somebody else's code would be run: its hashes fit whatever its writer wants."""
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = cache.stat()
+    if about.st_uid not in (os.getuid(), 0) or about.st_mode & 0o002:
+        raise BackendError(
+            f"{cache}: code for the GPU is kept there, and others may write it (mode {about.st_mode & 0o7777:o}, owner "
+            f"{about.st_uid}); run chmod o-w on it, or name a folder of your own in WGAP_CACHE"
+        )
 
 
 def _checked(name: str, answer: tuple[Any, ...]) -> Any:

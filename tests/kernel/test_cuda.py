@@ -83,6 +83,21 @@ def test_spills_and_local_memory_would_be_seen() -> None:
         resources("")
 
 
+def test_a_cache_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    import os
+
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(BackendError, match=r"shared: code for the GPU is kept there.*mode 777.*WGAP_CACHE"):
+        compiler.compile_kernel("sm_90", folder)
+    folder.chmod(0o755)
+    if os.getuid() == 0:
+        os.chown(folder, 12345, 12345)
+        with pytest.raises(BackendError, match="owner 12345"):
+            compiler.compile_kernel("sm_90", folder)
+
+
 def test_the_cache_is_keyed_by_content_and_repairs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compiler.compile_kernel("sm_80", tmp_path)
     assert first.log
