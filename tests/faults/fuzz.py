@@ -71,6 +71,7 @@ def broken(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+@np.errstate(over="ignore")
 def kernel(chance: random.Random, rng: np.random.Generator) -> str:
     """One call of the kernel with anything a network may give it: a box inside the map, or an error that names it."""
     classes, channels = chance.randint(1, 6), chance.randint(1, 9)
