@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wgap import __version__
-from wgap.bundle import Bundle, sha256_of
+from wgap.bundle import Bundle, open_regular, sha256_of
 from wgap.calibrate.attest import attest_int8
 from wgap.calibrate.gate import Limits, Observation, Verdict, observe, verdict
 from wgap.calibrate.half import HALVES, bf16_graph, fp16_graph, headroom, judgeable
@@ -220,7 +220,8 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
             is as it was then.
     """
     role = "rejected" if judged is not None and not judged.passed else "onnx"
-    content = candidate.path.read_bytes()
+    with open_regular(candidate.path) as stream:
+        content = stream.read()
     record = judged.record if judged else None
     if record is not None and record.candidate_sha256 != hashlib.sha256(content).hexdigest():
         raise BundleError(f"{candidate.path} was replaced by another process while it was judged; run it again")

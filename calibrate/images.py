@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from wgap.bundle import Bundle
 from wgap.datasets import layout_of, open_dataset
 from wgap.datasets.folder import has_splits
-from wgap.errors import CalibrationError, DataError, ImageError
+from wgap.errors import CalibrationError, DataError
 from wgap.geometry import Box
-from wgap.images import decode, find_images, resize
+from wgap.images import decode, find_images, read_file, resize
 from wgap.manifest import ImageHashes
 
 if TYPE_CHECKING:
@@ -197,10 +197,7 @@ def _spread(entries: list[_Entry], count: int | None) -> list[_Entry]:
 def _picture(path: Path, label: int | None, boxes: tuple[Box, ...], side: tuple[int, int]) -> Picture:
     import numpy as np
 
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+    data = read_file(path)
     image = decode(data, str(path))
     pixels = np.ascontiguousarray(resize(image, *side) if image.shape[:2] != side else image)
     return Picture(

@@ -132,8 +132,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _SILENT
-    fewer = allowed_cpus() if allowed_cpus() < (os.cpu_count() or 1) else 0  # 0: ONNX Runtime counts physical cores
-    options.intra_op_num_threads = threads or fewer
+    allowed = allowed_cpus()
+    options.intra_op_num_threads = threads or (allowed if allowed < (os.cpu_count() or 1) else 0)  # 0: physical cores
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     for key, value in (settings or {}).items():

@@ -60,12 +60,10 @@ class NewFile:
 
 
 def enter_file(
-    bundle: Bundle, source: Path | bytes, path: str, role: str, precision: str,
+    bundle: Bundle, content: bytes, path: str, role: str, precision: str,
     superseded: Callable[[BundleFile], bool], made_from: Collection[str] = (), **records: Any,
 ) -> Bundle:  # fmt: skip
-    """One file, or its content, as :func:`enter_files` puts several into a bundle."""
-    with writing(bundle):
-        content = source if isinstance(source, bytes) else source.read_bytes()
+    """One file, as :func:`enter_files` puts several into a bundle."""
     return enter_files(bundle, [NewFile(content, path, role, precision, records)], superseded, made_from)
 
 
@@ -101,6 +99,8 @@ def enter_files(
                 f"{root}: the file of sha256 {min(gone)[:12]}... was replaced by another process while "
                 f"{', '.join(new.path for new in files)} was made from it, which is therefore not entered; run it again"
             )
+        for path in listed:
+            confined(root, path)  # now, while nothing has changed: some of them may have to be removed
         _remove_residue(root, listed)
         wanted = {new.path for new in files}
         kept = [e for e in manifest.files if _MARK.sub("", e.path) not in wanted and not superseded(e)]
@@ -119,8 +119,8 @@ def enter_files(
             manifest = replace(manifest, files=_sorted([*entered, *kept]), **changes)
             write_manifest(root, manifest)
         except BaseException:
-            for path in written:
-                path.unlink(missing_ok=True)
+            for target in written:
+                target.unlink(missing_ok=True)
             _remove_empty(root)
             raise
         with suppress(OSError):  # the bundle is whole; names that could not be tidied are tidied by the next writer

@@ -35,6 +35,7 @@ __all__ = [
     "find_images",
     "image_size",
     "images_below",
+    "read_file",
     "resize",
 ]
 
@@ -227,7 +228,7 @@ def _read(source: Source, name: str | None) -> tuple[Any, str]:
         name = name or "<bytes>"
     elif isinstance(source, str | os.PathLike):
         name = name or os.fspath(source)
-        data = _read_file(os.fspath(source), name)
+        data = read_file(source, name)
     else:
         name = name or str(getattr(source, "name", "<file>"))
         try:
@@ -243,9 +244,15 @@ def _read(source: Source, name: str | None) -> tuple[Any, str]:
     return data, name
 
 
-def _read_file(path: str, name: str) -> bytes:
-    """The bytes of a regular file; nothing else is read, for it may block or never end."""
-    if not path:
+def read_file(path: str | os.PathLike[str], name: str | None = None) -> bytes:
+    """The bytes of a regular file; nothing else is read, for it may block or never end.
+
+    Raises:
+        ImageError: the path is empty, the file is missing, no regular file, larger than ``MAX_BYTES``,
+            or cannot be read.
+    """
+    name = name or os.fspath(path)
+    if not os.fspath(path):
         raise ImageError("expected the path of an image, got an empty one")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -163,6 +163,10 @@ def test_a_link_out_of_the_bundle_is_refused_and_what_it_leads_to_stays(own: Pat
     unverified = Bundle.open(own, verify=False)
     with pytest.raises(BundleError, match="leads out of the bundle"):
         enter_file(unverified, b"x", f"{name}/x", "golden", "", lambda e: e.role in ("golden", "onnx"))
+    with pytest.raises(BundleError, match="leads out of the bundle"):  # which another file would have removed
+        enter_file(unverified, b"x", "notes.txt", "notes", "", lambda e: e.path.startswith(name))
+    assert Bundle.open(own, verify=False).manifest == unverified.manifest
+    assert not (own / "notes.txt").exists()
     assert {p: p.read_bytes() for p in [outside, *outside.rglob("*")] if p.is_file()} == before
 
 

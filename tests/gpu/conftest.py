@@ -82,7 +82,8 @@ def enter_plan(root: Path, plan: Path | bytes, **options: Any) -> None:
         "tensorrt", import_module("tensorrt").__version__, "8.6", f"linux {platform.machine()}", Profile(1, 2, 6),
         bundle.model_file("fp32").sha256, options,
     )  # fmt: skip
-    enter_file(bundle, plan, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, engine=record)
+    content = plan if isinstance(plan, bytes) else plan.read_bytes()
+    enter_file(bundle, content, "engines/model.fp32.plan", "engine", "fp32", lambda _: False, engine=record)
 
 
 @pytest.fixture(scope="session")
