@@ -13,10 +13,12 @@ from wgap.calibrate.auto import search
 from wgap.calibrate.candidate import Candidate, GateRun, Progress, calibrate, enter, prepare, silent
 from wgap.calibrate.gate import Limits, Verdict
 from wgap.calibrate.images import ImageSet, image_set, require_disjoint
+from wgap.calibrate.ranges import toolkit
 from wgap.calibrate.report import write_report
 from wgap.calibrate.sensitivity import Sensitivity, sensitivity
 from wgap.errors import CalibrationError, DataError
 from wgap.extend import require_writable
+from wgap.extras import require
 from wgap.manifest import BundleFile
 from wgap.rule import Rule
 
@@ -64,6 +66,7 @@ def calibrate_bundle(
     report: Path | None = None,
     force: bool = False,
     cache_dir: Path | None = None,
+    max_bad: int = 0,
     progress: Progress = silent,
     note: Note = lambda _: None,
 ) -> Calibrated:
@@ -86,6 +89,7 @@ def calibrate_bundle(
         report: folder for pictures and report.json.
         force: replace an earlier report there.
         cache_dir: keep ranges and the search's log here, named by content.
+        max_bad: images that cannot be read and are left out, at most so many of each set.
         progress: shown while it works.
         note: called with each warning about the calibration images, and each step of the search.
 
@@ -100,10 +104,12 @@ def calibrate_bundle(
     if auto and (gate is None or precision != "int8"):
         raise DataError("--auto searches for an int8 file that passes the gate: give --gate, and --precision int8")
     if report is not None:
+        require("--report", "matplotlib")
         require_new(report, force)
+    toolkit()
     require_writable(bundle)
-    chosen = _read(bundle, images, "calibration", split, count, progress, note)
-    judges = None if gate is None else _read(bundle, gate, "gate", gate_split, gate_count, progress)
+    chosen = _read(bundle, images, "calibration", split, count, max_bad, progress, note)
+    judges = None if gate is None else _read(bundle, gate, "gate", gate_split, gate_count, max_bad, progress)
     if judges is not None:
         require_disjoint(chosen.listing(), judges)
     with prepare(bundle, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
@@ -130,6 +136,7 @@ def gate_bundle(
     split: str = "test",
     limits: Limits | None = None,
     rule: Rule | None = None,
+    max_bad: int = 0,
     progress: Progress = silent,
 ) -> Calibrated:
     """Judge a lower-precision model that the bundle holds anew, usable or rejected, and enter the verdict.
@@ -142,6 +149,7 @@ def gate_bundle(
         split: of a labelled set: ``train``, ``val``, ``test`` or ``all``.
         limits: what the lower precision may cost.
         rule: whose boxes are compared, and which the verdict then holds for; None for the bundle's own.
+        max_bad: images that cannot be read and are left out, at most so many.
         progress: shown while it works.
 
     Raises:
@@ -160,7 +168,7 @@ def gate_bundle(
             f"`wgap calibrate {bundle.root} --precision {precision}`"
         )
     require_writable(bundle)
-    run = GateRun(bundle, _read(bundle, images, "gate", split, count, progress), limits, progress, rule)
+    run = GateRun(bundle, _read(bundle, images, "gate", split, count, max_bad, progress), limits, progress, rule)
     verdict = run.judge(path, precision, made.images)
     return _calibrated(enter(bundle, Candidate(path, precision, made), verdict), precision, verdict)
 
@@ -174,6 +182,7 @@ def measure_layers(
     split: str = "train",
     cache_dir: Path | None = None,
     pareto: bool = True,
+    max_bad: int = 0,
     progress: Progress = silent,
     note: Note = lambda _: None,
 ) -> Sensitivity:
@@ -182,17 +191,19 @@ def measure_layers(
     Measured on the calibration images; with ``pareto`` mixtures of INT8 and float32 are timed too. The other arguments
     and the errors are those of :func:`calibrate_bundle`.
     """
-    chosen = _read(bundle, images, "calibration", split, count, progress, note)
+    toolkit()
+    chosen = _read(bundle, images, "calibration", split, count, max_bad, progress, note)
     with prepare(bundle, chosen, method, cache_dir, progress) as source:
         return sensitivity(source, pareto, progress)
 
 
 def _read(
-    bundle: Bundle, images: Path, purpose: str, split: str, count: int | None, progress: Progress,
+    bundle: Bundle, images: Path, purpose: str, split: str, count: int | None, max_bad: int, progress: Progress,
     note: Note = lambda _: None,
 ) -> ImageSet:  # fmt: skip
     chosen = image_set(
         bundle, images, split=split, count=count, with_boxes=purpose == "gate", purpose=purpose,
+        max_bad=max_bad,
         progress=lambda items: progress(items, f"reading {purpose} images"),
     )  # fmt: skip
     for warning in chosen.warnings:

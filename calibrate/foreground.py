@@ -22,6 +22,7 @@ from wgap.calibrate.ranges import toolkit
 from wgap.errors import CalibrationError, CheckFailedError
 from wgap.export.golden import golden_cases
 from wgap.extend import NewFile, enter_files, require_writable
+from wgap.extras import require
 from wgap.manifest import HEAD, BundleFile, ForegroundRecord
 from wgap.rule import Rule
 
@@ -93,6 +94,7 @@ def foreground_bundle(
     sum_of_channels: bool = False,
     report: Path | None = None,
     force: bool = False,
+    max_bad: int = 0,
     progress: Progress = silent,
     note: Callable[[str], None] = lambda _: None,
 ) -> Foreground:
@@ -108,6 +110,7 @@ def foreground_bundle(
             classifier knows nothing of these pictures.
         report: folder for pictures and report.json.
         force: replace an earlier report there.
+        max_bad: pictures that cannot be read and are left out, at most so many.
         progress: shown while it works.
         note: called with each warning.
 
@@ -116,7 +119,7 @@ def foreground_bundle(
             separates nothing.
         CheckFailedError: the new graph does not compute what the head says.
         DataError: ``images`` holds none.
-        ImageError: an image cannot be read: none is skipped.
+        ImageError: more than ``max_bad`` pictures cannot be read.
         BundleError: the bundle cannot be written; it is as it was then.
         OutputExistsError: ``report`` exists, and is no report or ``force`` is false.
         MissingDependencyError: onnx is not installed.
@@ -127,11 +130,12 @@ def foreground_bundle(
 
     toolkit()
     if report is not None:
+        require("--report", "matplotlib")
         require_new(report, force)
     require_writable(bundle)
     chosen = image_set(
         bundle, images, split=split, count=count or COUNT, at_most=count is None, fewest=FEWEST,
-        progress=lambda items: progress(items, "reading pictures"),
+        max_bad=max_bad, progress=lambda items: progress(items, "reading pictures"),
     )  # fmt: skip
     _require_structure(chosen, images)
     source = bundle.model_file("fp32")

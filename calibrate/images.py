@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wgap.bundle import Bundle
 from wgap.datasets import layout_of, open_dataset
 from wgap.datasets.folder import has_splits
-from wgap.errors import CalibrationError, DataError
+from wgap.errors import CalibrationError, DataError, ImageError
 from wgap.geometry import Box
 from wgap.images import decode, find_images, read_file, resize
 from wgap.manifest import ImageHashes
@@ -87,6 +87,7 @@ def image_set(
     purpose: str = "calibration",
     fewest: int = FEWEST,
     at_most: bool = False,
+    max_bad: int = 0,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
 ) -> ImageSet:
     """Read images for calibration or for the gate.
@@ -101,12 +102,13 @@ def image_set(
         purpose: what messages call the set.
         fewest: that will do.
         at_most: say nothing where the set has fewer than ``count``.
+        max_bad: at most so many images that cannot be read are left out, with a warning.
         progress: wraps the list of images, for a progress bar.
 
     Raises:
         CalibrationError: fewer than ``fewest`` images; the same picture under two names counts once, with a warning.
         DataError: ``source`` holds no images.
-        ImageError: an image is missing, cut short or corrupt: none is skipped.
+        ImageError: more than ``max_bad`` images are missing, cut short or corrupt.
     """
     entries, warnings = _entries(bundle, source, split, with_boxes)
     chosen = _spread(entries, count)
@@ -120,9 +122,20 @@ def image_set(
     if any(label is not None for _, label, _ in chosen) and len({label for _, label, _ in chosen}) == 1:
         name = bundle.manifest.model.classes[chosen[0][1] or 0]
         warnings.append(f"all {len(chosen)} {purpose} images are of one class, {name}")
-    pictures = [
-        _picture(path, label, boxes, bundle.manifest.model.input_size) for path, label, boxes in progress(chosen)
-    ]
+    pictures, bad = [], []
+    for path, label, boxes in progress(chosen):
+        try:
+            pictures.append(_picture(path, label, boxes, bundle.manifest.model.input_size))
+        except ImageError as error:
+            bad.append(error)
+            if len(bad) > max_bad:
+                raise ImageError(
+                    f"{error}; {len(bad)} of the {purpose} images cannot be read, --max-bad allows {max_bad}"
+                ) from error
+    if bad:
+        warnings.append(f"{len(bad)} of {len(chosen)} {purpose} images cannot be read and are left out; {bad[0]}")
+    if len(pictures) < fewest:
+        raise CalibrationError(f"{source}: expected at least {fewest} {purpose} images, got {len(pictures)} whole ones")
     once = {picture.pixels_sha256: picture for picture in reversed(pictures)}
     if again := [picture for picture in pictures if once[picture.pixels_sha256] is not picture]:
         first = once[again[0].pixels_sha256].path

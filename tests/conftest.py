@@ -55,8 +55,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of ``tiny_checkpoint``. Shared: copy it before changing it."""
+def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of ``tiny_checkpoint``, or one made before (WGAP_TINY). Shared: copy it before changing it."""
+    if made := os.environ.get("WGAP_TINY"):
+        return Path(made)
+    tiny_checkpoint = request.getfixturevalue("tiny_checkpoint")
     from wgap.export.onnx import bundle_from_checkpoint
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +22,50 @@ from torch import Tensor
 
 from wgap.atomic import atomic_file
 from wgap.errors import CheckpointError
+from wgap.plain import PlainError, from_plain, read_json, require_distinct
 from wgap.preprocessing import preprocessing as preprocessing_named
-from wgap.train.model import Neck, Pooling, WgapVgg16, arch_from_state
+from wgap.train.model import Neck, Pooling, WgapVgg16, arch_from_state, check_arch
 
 METADATA_KEY = "wgap"
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Arch:
+    """The arguments of :class:`wgap.train.model.WgapVgg16`."""
+
+    num_classes: int
+    stride: int
+    neck: Neck
+    pooling: Pooling
+    width: float
+    input_size: int
+
+    def __post_init__(self) -> None:
+        try:
+            check_arch(self.stride, self.neck, self.pooling, self.width, self.input_size)
+        except ValueError as error:
+            raise PlainError(f"arch: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What every checkpoint says of its network; other keys are kept and not read."""
+
+    format: int
+    arch: _Arch
+    preprocessing: str
+    classes: tuple[str, ...]
+    input_size: int
+
+    def __post_init__(self) -> None:
+        require_distinct("classes", self.classes)
+        for name, here, there in (
+            ("input_size", self.input_size, self.arch.input_size),
+            ("classes", len(self.classes), self.arch.num_classes),
+        ):
+            if here != there:
+                raise PlainError(f"{name}: {here}, but arch says {there}")
 
 
 @dataclass(frozen=True)
@@ -79,12 +119,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if METADATA_KEY not in header:
         return state, {}
     try:
-        metadata = json.loads(header[METADATA_KEY])
+        metadata = read_json(header[METADATA_KEY])
     except ValueError as error:
         raise CheckpointError(f"{path}: its {METADATA_KEY!r} metadata is not JSON ({error})") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
-        raise CheckpointError(f"{path}: checkpoint format {found!r}; this version reads format {FORMAT}")
+        raise CheckpointError(f"{path}: checkpoint format {reprlib.repr(found)}; this version reads format {FORMAT}")
+    try:
+        from_plain(_Facts, {f.name: metadata[f.name] for f in fields(_Facts) if f.name in metadata})
+    except PlainError as error:
+        raise CheckpointError(f"{path}: its {METADATA_KEY!r} metadata: {error}; save the checkpoint again") from error
     return state, metadata
 
 
@@ -224,9 +268,13 @@ def load_model(
                 f"{path} is a bare state dict and does not say its {' and '.join(lacking)}: give "
                 f"{' and '.join(options[k] for k in lacking)}"
             )
-    model = _model(arch, path)
-    if wrong := differences(state, model.state_dict()):
+    with torch.device("meta"):  # no memory for what only the metadata says
+        expected = _model(arch, path).state_dict()
+    if wrong := differences(state, expected):
         raise CheckpointError(_listing(f"{path} is not the network it looks like ({_describe(arch)})", wrong))
+    if damaged := [k for k, v in state.items() if not (v.is_floating_point() and bool(v.isfinite().all()))]:
+        raise CheckpointError(f"{path}: expected finite floating point weights, got others in {', '.join(damaged[:5])}")
+    model = _model(arch, path)
     model.load_state_dict(state)
     names = cast("list[str]", given["classes"])
     _check_classes(names, model.num_classes, path)
@@ -238,7 +286,7 @@ def load_model(
 def _model(arch: dict[str, Any], path: Path | str) -> WgapVgg16:
     try:
         return WgapVgg16(**arch)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path} describes a network that cannot be built: {error}") from error
 
 

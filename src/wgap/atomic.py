@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -64,7 +65,13 @@ def require_new(folder: Path, force: bool, mark: str = "report.json", what: str 
 
     Raises:
         OutputExistsError: if ``folder`` exists, and ``force`` is false or ``mark`` is not in it.
+        OSError: nothing can be written there: what lies above is a file, or may not be written to.
     """
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "nothing may be written there", str(above))
     if not folder.exists():
         return
     if not force:

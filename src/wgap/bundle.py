@@ -266,22 +266,8 @@ class Bundle:
         Raises:
             BundleError: if the file does not hold these tensors in the shapes that the manifest implies.
         """
-        from safetensors import SafetensorError, deserialize
-
-        path = self.path("classifier")
-        try:
-            tensors = dict(deserialize(self.content(self.file("classifier"))))
-        except SafetensorError as error:
-            raise BundleError(f"{path} is not a safetensors file ({error}); export the bundle again") from error
-        classes, channels = len(self.manifest.model.classes), self.manifest.model.feature_shape[0]
-        views: list[memoryview[float]] = []
-        for name, shape in (("weight", [classes, channels]), ("bias", [classes])):
-            tensor = tensors.get(name)
-            if tensor is None or tensor["dtype"] != "F32" or list(tensor["shape"]) != shape:
-                got = "nothing" if tensor is None else f"{tensor['dtype']} {list(tensor['shape'])}"
-                raise BundleError(f"{path}: expected {name} F32 {shape}, got {got}; export the bundle again")
-            views.append(memoryview(bytes(tensor["data"])).cast("f", shape))
-        return views[0], views[1]
+        shape = len(self.manifest.model.classes), self.manifest.model.feature_shape[0]
+        return classifier_tensors(self.content(self.file("classifier")), self.path("classifier"), *shape)
 
     def golden(self) -> list[dict[str, Any]]:
         """The golden cases in order: tensor name to NumPy array; ``rule`` is what map and box were made under.
@@ -291,6 +277,26 @@ class Bundle:
         """
         entries = [entry for entry in self.manifest.files if entry.role == "golden"]
         return [golden_case(self.content(entry), self.root / entry.path) for entry in entries]
+
+
+def classifier_tensors(
+    content: bytes, path: Path, classes: int, channels: int
+) -> tuple[memoryview[float], memoryview[float]]:
+    """Weight and bias, from the bytes of their file; see :meth:`Bundle.classifier`."""
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        tensors = dict(deserialize(content))
+    except SafetensorError as error:
+        raise BundleError(f"{path} is not a safetensors file ({error}); export the bundle again") from error
+    views: list[memoryview[float]] = []
+    for name, shape in (("weight", [classes, channels]), ("bias", [classes])):
+        tensor = tensors.get(name)
+        if tensor is None or tensor["dtype"] != "F32" or list(tensor["shape"]) != shape:
+            got = "nothing" if tensor is None else f"{tensor['dtype']} {list(tensor['shape'])}"
+            raise BundleError(f"{path}: expected {name} F32 {shape}, got {got}; export the bundle again")
+        views.append(memoryview(bytes(tensor["data"])).cast("f", shape))
+    return views[0], views[1]
 
 
 def golden_case(content: bytes, path: Path) -> dict[str, Any]:

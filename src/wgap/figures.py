@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wgap.errors import MissingDependencyError
+from wgap.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,13 +17,9 @@ def new_figure(width: float, height: float) -> Any:
     Raises:
         MissingDependencyError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.text import Text
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "plots need matplotlib, which is not installed: pip install 'matplotlib>=3.8'"
-        ) from error
+    require("a figure", "matplotlib")
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     class Plain(Figure):
         def savefig(self, *arguments: Any, **options: Any) -> None:

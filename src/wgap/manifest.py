@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from wgap.errors import BundleError, ManifestError
-from wgap.plain import PlainError, from_plain, read_json, to_plain
+from wgap.plain import PlainError, from_plain, read_json, require_distinct, to_plain
 from wgap.preprocessing import Preprocessing
 from wgap.rule import Rule
 
@@ -401,12 +400,12 @@ class Manifest:
 def _check(manifest: Manifest) -> None:
     """What types do not say."""
     model = manifest.model
-    _require_distinct("model.classes", model.classes)
-    _require_distinct("model", [tensor.name for tensor in (*model.inputs, *model.outputs)])
+    require_distinct("model.classes", model.classes)
+    require_distinct("model", [tensor.name for tensor in (*model.inputs, *model.outputs)])
     if len(manifest.files) > _MOST_FILES:
         raise PlainError(f"files: expected at most {_MOST_FILES}, got {len(manifest.files)}")
-    _require_distinct("files", [str(PurePosixPath(entry.path)) for entry in manifest.files])
-    _require_distinct(
+    require_distinct("files", [str(PurePosixPath(entry.path)) for entry in manifest.files])
+    require_distinct(
         "files", [f"{e.role} {e.precision}".strip() for e in manifest.files if e.role not in ("golden", "engine")]
     )
     signature = model.signature()
@@ -445,10 +444,3 @@ def _check(manifest: Manifest) -> None:
             raise PlainError(f"files[{number}].engine: missing")
         if entry.engine and not 1 <= entry.engine.profile.min <= entry.engine.profile.opt <= entry.engine.profile.max:
             raise PlainError(f"files[{number}].engine.profile: expected 1 <= min <= opt <= max")
-
-
-def _require_distinct(path: str, names: Sequence[str]) -> None:
-    """Refuse an empty name, and one that comes twice."""
-    twice = [name for name, count in Counter(names).items() if count > 1 or not name.strip()]
-    if twice or not names:
-        raise PlainError(f"{path}: expected names, none of them empty, each once; got {reprlib.repr(twice)}")

@@ -10,9 +10,11 @@ import reprlib
 import sys
 import types
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["PlainError", "from_plain", "read_json", "to_plain"]
+__all__ = ["PlainError", "from_plain", "read_json", "require_distinct", "to_plain"]
 
 T = TypeVar("T")
 
@@ -169,6 +171,13 @@ def _require_text(value: object, path: str) -> None:
     elif isinstance(value, list):
         for number, item in enumerate(value):
             _require_text(item, f"{path}[{number}]")
+
+
+def require_distinct(path: str, names: Sequence[str]) -> None:
+    """Refuse an empty name, and one that comes twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1 or not name.strip()]
+    if twice or not names:
+        raise PlainError(f"{path}: expected names, none of them empty, each once; got {reprlib.repr(twice)}")
 
 
 def _refuse(path: str, expected: str, value: object) -> Any:

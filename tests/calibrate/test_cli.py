@@ -172,6 +172,24 @@ def test_a_verdict_holds_for_the_file_it_was_measured_on_alone(
         Localizer(own, precision="int8")
 
 
+def test_damaged_pictures_are_left_out_as_far_as_told(own: Path, shapes: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(shapes, tmp_path / "damaged"))
+    for split in ("train", "test"):
+        pictures = sorted((damaged / split / "ring").glob("*.png"))
+        pictures[0].write_bytes(pictures[0].read_bytes()[:200])
+    command = ("calibrate", own, "--images", damaged, "--gate", damaged, "--count", "1000", *LENIENT)
+    refused = wgap(*command)
+    assert refused.returncode == 1
+    assert "1 of the calibration images cannot be read, --max-bad allows 0" in refused.stderr
+    done = wgap(*command, "--max-bad", "1")
+    assert done.returncode == 0, done.stderr
+    for purpose in ("calibration", "gate"):
+        assert f"{purpose} images cannot be read and are left out; {damaged}" in done.stderr
+    assert "--max-bad allows 0" in wgap("gate", own, "--images", damaged, *LENIENT).stderr
+    assert wgap("gate", own, "--images", damaged, "--max-bad", "1", *LENIENT).returncode == 0
+    assert "--max-bad allows 0" in wgap("sensitivity", own, "--images", damaged, "--count", "1000").stderr
+
+
 def test_a_picture_that_comes_again_counts_once(own: Path, shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes / "train", tmp_path / "twice")
     for number in (90, 91):

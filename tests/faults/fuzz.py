@@ -5,6 +5,8 @@ Prints a line for each kind: how many, how many a second, what came of them, and
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import random
 import sys
@@ -17,15 +19,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tests.faults.manifests import attack
+from tests.faults.manifests import attack, damaged
 
+from wgap.bundle import Bundle, classifier_tensors, golden_case
 from wgap.errors import ImageError, WgapError
 from wgap.images import decode, image_size, resize
 from wgap.rule import MAPS, Rule
 from wgap.runtime.postprocess import Classifier, postprocess
 
 OLD = Path(__file__).parents[1] / "house" / "schema1" / "bundle"
-CHUNK = {"manifest": 200, "image": 500, "kernel": 2000, "resize": 1000}
+CHUNK = {"manifest": 200, "checkpoint": 50, "tensors": 1000, "image": 500, "kernel": 2000, "resize": 1000}
 Attack = Callable[[range], tuple[dict[str, int], list[str]]]
 
 
@@ -69,6 +72,42 @@ def broken(data: bytes, chance: random.Random) -> bytes:
         if not changed:
             return b"\0"
     return bytes(changed)
+
+
+def checkpoint(path: Path, whole: bytes, number: int) -> str:
+    """Load a checkpoint with faults in what it says of itself, or anywhere: whole weights, or an error of ours."""
+    from wgap.train.checkpoint import load_model
+
+    chance = random.Random(number)
+    if number % 4:
+        header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+        facts = damaged(header["__metadata__"]["wgap"], number).decode("utf-8", "replace")
+        text = json.dumps({**header, "__metadata__": {"wgap": facts}}).encode()
+        tensors = whole[8 + int.from_bytes(whole[:8], "little") :]
+        path.write_bytes(len(text).to_bytes(8, "little") + text + tensors)
+    else:
+        path.write_bytes(broken(whole[:3000], chance) + whole[3000:])
+    try:
+        loaded = load_model(path)
+    except WgapError as error:
+        if not str(error).replace("\n", "").isprintable():
+            raise ValueError(f"a message that no terminal should get: {str(error)!a}") from error
+        return "refused"
+    if len(loaded.classes) != loaded.model.num_classes:
+        raise ValueError(f"{loaded.classes}")
+    return "loaded"
+
+
+def tensors(files: list[tuple[Path, str, bytes]], channels: int, number: int) -> str:
+    """Read a bundle's classifier or a golden case from damaged bytes, as if their hash were right."""
+    chance = random.Random(number)
+    path, role, whole = chance.choice(files)
+    data = broken(whole[:600], chance) + whole[600:]
+    try:
+        classifier_tensors(data, path, 3, channels) if role == "classifier" else golden_case(data, path)
+    except WgapError:
+        return "refused"
+    return "read"
 
 
 @np.errstate(over="ignore")
@@ -147,8 +186,20 @@ def attacks(folder: Path) -> dict[str, Attack]:
         chance = random.Random(number)
         return image(broken(chance.choice(pictures), chance))
 
-    return {
-        "manifest": manifest,
+    kinds: dict[str, Attack] = {"manifest": manifest}
+    if importlib.util.find_spec("torch"):
+        from wgap.train.checkpoint import save
+        from wgap.train.model import WgapVgg16
+
+        path = folder / "checkpoint.safetensors"
+        save(WgapVgg16(3, width=1 / 64, input_size=32), path, classes=["a", "b", "c"], preprocessing="caffe-bgr")
+        whole = path.read_bytes()
+        kinds["checkpoint"] = repeated(lambda number: checkpoint(path, whole, number))
+    old = Bundle.open(OLD)
+    channels = old.manifest.model.feature_shape[0]
+    files = [(OLD / e.path, e.role, old.content(e)) for e in old.manifest.files if e.role in ("classifier", "golden")]
+    return kinds | {
+        "tensors": repeated(lambda number: tensors(files, channels, number)),
         "image": repeated(picture),
         "kernel": repeated(lambda number: kernel(random.Random(number), np.random.default_rng(number))),
         "resize": repeated(lambda number: resized(random.Random(number), np.random.default_rng(number))),
@@ -160,10 +211,11 @@ def main(seconds: float, first: int = 0) -> int:
     found = 0
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg tells every fault there
     with tempfile.TemporaryDirectory() as folder:
-        for kind, run in attacks(Path(folder)).items():
+        kinds = attacks(Path(folder))
+        for kind, run in kinds.items():
             outcomes: Counter[str] = Counter()
             start, at = time.monotonic(), first
-            while time.monotonic() - start < seconds / 4:
+            while time.monotonic() - start < seconds / len(kinds):
                 told, findings = run(range(at, at + CHUNK[kind]))
                 outcomes.update(told)
                 found += len(findings)
@@ -171,7 +223,7 @@ def main(seconds: float, first: int = 0) -> int:
                 for finding in findings[:5]:
                     print(f"{kind} {finding[:300]}")  # noqa: T201
             count = outcomes.total()
-            print(f"{kind:8} {count:9} at {count / (time.monotonic() - start):.0f}/s: {dict(outcomes)}", flush=True)  # noqa: T201
+            print(f"{kind:10} {count:9} at {count / (time.monotonic() - start):.0f}/s: {dict(outcomes)}", flush=True)  # noqa: T201
     return int(found > 0)
 
 

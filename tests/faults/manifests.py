@@ -92,6 +92,8 @@ def damaged(text: str, number: int) -> bytes:
         return _written(raw)
     data = bytearray(text.encode())
     for _ in range(chance.choice([1, 1, 2, 8])):
+        if not data:
+            break
         at = chance.randrange(len(data))
         kind = chance.randrange(5)
         if kind == 0:

@@ -24,6 +24,7 @@ from wgap.cli.selftest import selftest
 from wgap.cli.sensitivity import sensitivity
 from wgap.cli.train import train
 from wgap.errors import WgapError
+from wgap.extras import EXTRAS, missing
 
 app = typer.Typer(
     name="wgap",
@@ -67,6 +68,10 @@ def main() -> None:
                 sys.stdout.flush()  # here, where what is wrong with it can still be said
     except WgapError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (name := (error.name or "").partition(".")[0]) not in EXTRAS:
+            raise
+        _fail(str(missing("this", name)))
     except BrokenPipeError:  # the reader of our output left, as `wgap ... | head` does
         _drop_output()
         sys.exit(1)

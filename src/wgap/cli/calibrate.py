@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, chosen, note, show_progress, warn, with_rule
+from wgap.cli.options import BundleFolder, MaxBad, chosen, note, show_progress, warn, with_rule
 from wgap.plain import to_plain
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def calibrate(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Keep ranges and the log of --auto here, named by content, to go on later.")
     ] = None,
+    max_bad: MaxBad = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace --report if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
@@ -61,8 +62,8 @@ def calibrate(
     done = calibrate_bundle(
         opened, images, precision, method=method, count=count, split=split, keep_float=keep_float or (), auto=auto,
         gate=gate_images, gate_count=gate_count, gate_split=gate_split, limits=Limits(max_drop, min_iou, min_agreement),
-        rule=chosen(opened, ctx.params), report=report, force=force, cache_dir=cache_dir, progress=show_progress(),
-        note=note,
+        rule=chosen(opened, ctx.params), report=report, force=force, cache_dir=cache_dir, max_bad=max_bad,
+        progress=show_progress(), note=note,
     )  # fmt: skip
     _finish(done, as_json)
 
@@ -78,6 +79,7 @@ def gate(
     max_drop: Annotated[float, typer.Option(help="Largest loss of GT-known and Top-1 localization, a share.")] = 0.01,
     min_iou: Annotated[float, typer.Option(help="Smallest mean IoU of the boxes against float32's.")] = 0.98,
     min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
+    max_bad: MaxBad = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
     """Judge a lower-precision model of BUNDLE anew and enter the verdict; exit code 3 if it is refused."""
@@ -88,7 +90,7 @@ def gate(
     opened = Bundle.open(bundle)
     done = gate_bundle(
         opened, images, precision, count=count, split=split, limits=Limits(max_drop, min_iou, min_agreement),
-        rule=chosen(opened, ctx.params), progress=show_progress(),
+        rule=chosen(opened, ctx.params), max_bad=max_bad, progress=show_progress(),
     )  # fmt: skip
     _finish(done, as_json)
 

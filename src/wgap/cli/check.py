@@ -28,6 +28,9 @@ def check(
     from rich.console import Console
     from rich.table import Table
 
+    from wgap.extras import require
+
+    require("check", "torch")
     from wgap.export.check import check_localizer
     from wgap.images import find_images
 

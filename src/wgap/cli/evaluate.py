@@ -41,10 +41,12 @@ def evaluate(
     from wgap.datasets import open_dataset
     from wgap.evaluate.protocol import ablation_rules, evaluate_localizer
     from wgap.evaluate.report import write_report
+    from wgap.extras import require
 
     if plot and out is None:
         raise DataError("--plot writes pictures: say where with --out DIR")
     if out is not None:
+        require("--out", "matplotlib")
         require_new(out, force)
     bar = show_progress(transient=False)
     localizer = open_localizer(ctx.params)

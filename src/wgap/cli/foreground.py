@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, note, show_progress
+from wgap.cli.options import BundleFolder, MaxBad, note, show_progress
 from wgap.plain import to_plain
 
 
@@ -27,6 +27,7 @@ def foreground(
         bool, typer.Option("--sum-of-channels", help="Begin with the sum of the features, not with the class's map.")
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Folder for pictures and report.json.")] = None,
+    max_bad: MaxBad = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace --report if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
@@ -38,7 +39,8 @@ def foreground(
 
     made = foreground_bundle(
         Bundle.open(bundle), images, split=split, count=count, rule=Rule.parse(rule, map_),
-        sum_of_channels=sum_of_channels, report=report, force=force, progress=show_progress(), note=note,
+        sum_of_channels=sum_of_channels, report=report, force=force, max_bad=max_bad, progress=show_progress(),
+        note=note,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({"bundle": str(made.bundle.root), **to_plain(made.entry)}))

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from wgap.runtime.localizer import Localizer
 
 __all__ = [
-    "BundleFolder", "MaxBoxes", "changed_network_options", "chosen", "device_of", "note", "open_localizer", "rule_text",
-    "show_progress", "warn", "with_network", "with_rule",
+    "BundleFolder", "MaxBad", "MaxBoxes", "changed_network_options", "chosen", "device_of", "note", "open_localizer",
+    "rule_text", "show_progress", "warn", "with_network", "with_rule",
 ]  # fmt: skip
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
+MaxBad = Annotated[
+    int, typer.Option(min=0, help="Images that cannot be read: at most so many are left out, with a warning.")
+]
 MaxBoxes = Annotated[int, typer.Option(help="Boxes per class: of the heaviest components of its mask.")]
 
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from wgap.cli.options import MaxBad, note, show_progress
+
 
 def sensitivity(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; nothing in it is changed.")],
@@ -19,6 +21,7 @@ def sensitivity(
     cache_dir: Annotated[Path | None, typer.Option(help="Keep ranges here, named by content.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for layers.png, pareto.png and report.json.")] = None,
     pareto: Annotated[bool, typer.Option(help="Also time mixtures of INT8 and float32.")] = True,
+    max_bad: MaxBad = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -30,13 +33,14 @@ def sensitivity(
     from wgap.bundle import Bundle
     from wgap.calibrate.bundle import measure_layers
     from wgap.calibrate.sensitivity import write_sensitivity
-    from wgap.cli.options import note, show_progress
+    from wgap.extras import require
 
     if out is not None:
+        require("--out", "matplotlib")
         require_new(out, force)
     found = measure_layers(
         Bundle.open(bundle), images, method=method, count=count, split=split, cache_dir=cache_dir, pareto=pareto,
-        progress=show_progress(), note=note,
+        max_bad=max_bad, progress=show_progress(), note=note,
     )  # fmt: skip
     if out is not None:
         write_sensitivity(out, found, force)
