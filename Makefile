@@ -6,10 +6,10 @@ BIN := .venv/bin
 OUT ?= demo-out
 ROOMS := train export calibrate runtime evaluate
 
-.PHONY: help setup demo test test-wheel lint format types fuzz bench gpu-check clean
+.PHONY: help setup demo test test-wheel test-lowest test-newest lint format types fuzz bench gpu-check clean
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## create .venv with the package (editable) and everything to develop it
 
@@ -27,6 +27,12 @@ test: setup ## the test suite against the editable tree
 
 test-wheel: setup ## build the wheel and run the runtime tests against it, installed, away from the tree
 	$(BIN)/python tests/wheel.py
+
+test-lowest: setup ## the tests on the lowest Python here with the declared minimums; EXTRAS=cpu,calibrate,train adds PyTorch
+	$(BIN)/python tests/versions.py lowest $(EXTRAS)
+
+test-newest: setup ## the tests on the newest Python here with the newest packages
+	$(BIN)/python tests/versions.py newest $(EXTRAS)
 
 SECONDS ?= 60
 fuzz: setup ## damaged manifests, images and kernel calls for SECONDS

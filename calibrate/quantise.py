@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -82,34 +81,30 @@ def int8_graph(graph: Path, ranges: Ranges, out: Path, keep_float: Collection[st
     """
     quantization = toolkit()
     import onnx
-    from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer  # quantize_static takes no ranges before 1.27
 
     names = convolutions(graph)
     if set(keep_float) == set(names):
         raise CalibrationError("every convolution would stay in float32; use the float32 file")
-    with tempfile.TemporaryDirectory(prefix="wgap-int8-") as folder, silence():
-        cache = Path(folder) / "ranges.json"
-        method = quantization.CalibrationMethod.MinMax
-        shared = _shared(graph, ranges)
-        save_tensors_data(
-            TensorsData(method, {name: TensorData(lowest=_f32(a), highest=_f32(b)) for name, (a, b) in shared.items()}),
-            cache,
-        )
-        quantization.quantize_static(
-            str(graph),
-            str(Path(folder) / "int8.onnx"),
-            None,
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=[*sorted(keep_float), *head_nodes(onnx.load(str(graph)))],
+    float32 = onnx.load(str(graph))
+    known = {n: TensorData(lowest=_f32(low), highest=_f32(high)) for n, (low, high) in _shared(graph, ranges).items()}
+    with silence():
+        quantizer = QDQQuantizer(
+            float32,
             per_channel=True,
-            activation_type=quantization.QuantType.QInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=method,
+            reduce_range=False,
+            weight_qType=quantization.QuantType.QInt8,
+            activation_qType=quantization.QuantType.QInt8,
+            tensors_range=TensorsData(quantization.CalibrationMethod.MinMax, known),
+            nodes_to_quantize=[],
+            nodes_to_exclude=[*sorted(keep_float), *head_nodes(float32)],
+            op_types_to_quantize=["Conv"],
             extra_options={"QuantizeBias": False, "ActivationSymmetric": True},
-            calibration_cache_path=cache,
         )
-        model = onnx.load(str(Path(folder) / "int8.onnx"))
+        quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    model = quantizer.model.model
     onnx.checker.check_model(model, full_check=True)
     out.write_bytes(model.SerializeToString(deterministic=True))
 

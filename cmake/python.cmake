@@ -7,3 +7,18 @@ target_include_directories(_native PRIVATE runtime/src/kernel)
 target_compile_definitions(_native PRIVATE WGAP_STATIC)
 set_source_files_properties(runtime/src/bindings/bindings.cpp PROPERTIES COMPILE_OPTIONS "${WGAP_WARNINGS}")
 install(TARGETS _native LIBRARY DESTINATION wgap COMPONENT python)
+
+# Its licence, and that of the map within it, must go where their code goes.
+file(GLOB nanobind_licence "${nanobind_DIR}/../../nanobind-*.dist-info/licenses/LICENSE"
+     "${nanobind_DIR}/../../nanobind-*.dist-info/LICENSE")
+if(NOT nanobind_licence)
+  message(FATAL_ERROR "nanobind's LICENSE was expected beside ${nanobind_DIR}/../..; install nanobind with pip")
+endif()
+list(GET nanobind_licence 0 nanobind_licence)
+file(READ "${nanobind_DIR}/../ext/robin_map/include/tsl/robin_map.h" robin_map LIMIT 2000)
+string(REGEX MATCH "/\\*.*\\*/" robin_map_licence "${robin_map}")
+file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/robin_map-LICENSE" "${robin_map_licence}\n")
+if(SKBUILD_METADATA_DIR)
+  install(FILES "${nanobind_licence}" DESTINATION "${SKBUILD_METADATA_DIR}/licenses" RENAME nanobind-LICENSE COMPONENT python)
+  install(FILES "${CMAKE_CURRENT_BINARY_DIR}/robin_map-LICENSE" DESTINATION "${SKBUILD_METADATA_DIR}/licenses" COMPONENT python)
+endif()

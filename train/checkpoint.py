@@ -106,6 +106,8 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state, metadata = _read_torch(path), {}
     else:
         raise CheckpointError(f"{path}: expected a file that ends in .safetensors, .pth or .pt")
+    if odd := next((name for name in state if not name.isprintable()), None):
+        raise CheckpointError(f"{path}: expected names of printable text for its tensors, got {odd!a}")
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, metadata
 
 

@@ -141,3 +141,37 @@ def test_what_a_killed_run_left_is_removed_and_what_is_in_use_is_not(images: Pat
         assert wgap("localize", OLD, images / "a.png", "--out", out, "--overlay").returncode == 0
         assert used.exists()
     assert sorted(path.name for path in out.iterdir()) == [".hidden", "a.jpg", "results.jsonl", "theirs.jsonl"]
+
+
+def test_names_reach_a_terminal_escaped(tmp_path: Path) -> None:
+    import os
+    import pty
+
+    cv2.imwrite(str(tmp_path / "a\x1b[31m.png"), np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / "b\x1b]0;title\x07.png").write_bytes(b"not an image")
+    (tmp_path / os.fsdecode(b"c\xff.png")).write_bytes(b"not an image")
+    terminal, end = pty.openpty()
+    done = wgap("localize", OLD, tmp_path, stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    try:
+        while part := os.read(terminal, 65536):
+            shown += part
+    except OSError:  # nobody writes any more
+        pass
+    os.close(terminal)
+    assert done.returncode == 1
+    assert b"a\\x1b[31m.png: " in shown
+    assert b"b\\x1b]0;title\\x07.png" in shown
+    assert b"c\\udcff.png" in shown
+    assert b"\x1b" not in shown
+    assert b"2 of 3 images failed" in shown
+
+
+@pytest.mark.parametrize("given", ["9" * 5000, "7", "nothing"])
+def test_a_class_that_is_not_there_is_named(given: str, images: Path) -> None:
+    done = wgap("localize", OLD, images / "a.png", "--class", given)
+    assert done.returncode == 1
+    assert "class" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr) < 6000

@@ -20,6 +20,7 @@ from wgap.cli.export import export
 from wgap.cli.foreground import foreground
 from wgap.cli.inspect import inspect
 from wgap.cli.localize import localize
+from wgap.cli.options import say
 from wgap.cli.selftest import selftest
 from wgap.cli.sensitivity import sensitivity
 from wgap.cli.train import train
@@ -87,7 +88,7 @@ def _end(number: int, _frame: object) -> None:
 
 
 def _fail(text: str) -> NoReturn:
-    typer.echo(f"error: {text}", err=True)
+    say(f"error: {text}", err=True)
     sys.exit(1)
 
 

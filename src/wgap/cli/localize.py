@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, MaxBoxes, open_localizer, with_network, with_rule
+from wgap.cli.options import BundleFolder, MaxBoxes, open_localizer, say, with_network, with_rule
 from wgap.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def localize(
             if as_json:
                 typer.echo(json.dumps({**result.to_json(), **ended.to_json()}))
             else:
-                typer.echo(_sentence(ended, localizer.rule.on_scores), err=isinstance(ended, Failure))
+                say(_sentence(ended, localizer.rule.on_scores), err=isinstance(ended, Failure))
             advance()
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)
@@ -62,7 +62,8 @@ def localize(
 
 def _class_of(given: str, localizer: Localizer) -> int | str:
     """A name where there is a class of that name, else the id it spells, else the name for the error message."""
-    return int(given) if given not in localizer.classes and given.isdecimal() else given
+    number = given not in localizer.classes and given.isdecimal() and len(given) < 20  # more are no id
+    return int(given) if number else given
 
 
 @contextmanager

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BundleFolder", "MaxBad", "MaxBoxes", "changed_network_options", "chosen", "device_of", "note", "open_localizer",
-    "rule_text", "show_progress", "warn", "with_network", "with_rule",
+    "rule_text", "say", "show_progress", "warn", "with_network", "with_rule",
 ]  # fmt: skip
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
@@ -94,9 +94,14 @@ def changed_network_options(options: Mapping[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name, one in parameters if options[name] != one.default]
 
 
+def say(text: str, err: bool = False) -> None:
+    """Text with names of files and classes in it, what would steer a terminal or cannot be encoded escaped."""
+    typer.echo("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text), err=err)
+
+
 def note(text: str) -> None:
     """One line on standard error."""
-    typer.echo(text, err=True)
+    say(text, err=True)
 
 
 def warn(text: str) -> None:
