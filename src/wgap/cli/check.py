@@ -29,13 +29,13 @@ def check(
     from rich.table import Table
 
     from wgap.extras import require
-
-    require("check", "torch")
-    from wgap.export.check import check_localizer
     from wgap.images import find_images
 
     bar = show_progress(transient=False)
     with open_localizer(ctx.params) as localizer:
+        require("check", "torch")
+        from wgap.export.check import check_localizer
+
         chosen = None if images is None else find_images([images])
         report = check_localizer(localizer, chosen, progress=lambda cases: bar(cases, "comparing"))
     if as_json:
