@@ -88,11 +88,11 @@ def test_options_reach_the_localizer(glass_bundle: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("verb", ["localize", "evaluate", "check", "bench"])
 def test_threshold_is_the_old_name_of_rule(glass_bundle: Path, tiny_bundle: Path, tmp_path: Path, verb: str) -> None:
-    if verb == "check":
-        pytest.importorskip("torch")
     """It warns, and does what ``--rule`` does."""
     import cv2
 
+    if verb == "check":
+        pytest.importorskip("torch")
     picture = np.full((64, 64, 3), 255, np.uint8)
     picture[16:40, 24:48, 1:] = 0
     (tmp_path / "test" / "red").mkdir(parents=True)
