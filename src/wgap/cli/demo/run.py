@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 REQUIRED = 0.85
 """GT-known localization that the demo has to reach on its own test images."""
 
-PER_CLASS = {"train": 100, "test": 25}
+PER_CLASS = {"train": 150, "test": 25}
 """Generated images per class and split."""
 
 SETTINGS: dict[str, Any] = {
     "width": 0.125,
     "stride": 8,
     "input_size": 96,
-    "epochs": 12,
+    "epochs": 8,
     "batch_size": 32,
     "optimizer": "adamw",
     "lr": 1e-3,
