@@ -176,7 +176,7 @@ def test_a_graph_with_the_wrong_channel_order_is_caught(
 
 
 def test_the_channel_order_of_the_calibration_images_alone_is_harmless(
-    cub10_source: Calibration, cub10_calibration: ImageSet, few: GateRun, tmp_path: Path
+    exact_int8: None, cub10_source: Calibration, cub10_calibration: ImageSet, few: GateRun, tmp_path: Path
 ) -> None:
     """Documented, so that nobody trusts the gate to notice it: ranges hardly change, and so do the boxes."""
     swapped = repainted(cub10_calibration, lambda pixels: pixels[..., ::-1])

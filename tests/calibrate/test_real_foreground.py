@@ -38,7 +38,7 @@ def test_boxes_are_found_without_a_box_or_a_threshold(made: Foreground, cub10: P
     assert found["foreground+colour"].mean_iou == pytest.approx(0.804, abs=0.01)
 
 
-def test_int8_keeps_the_foreground_s_boxes(made: Foreground, cub10: Path) -> None:
+def test_int8_keeps_the_foreground_s_boxes(exact_int8: None, made: Foreground, cub10: Path) -> None:
     done = calibrate_bundle(made.bundle, cub10, gate=cub10, rule=Rule("foreground"))
     figures = done.verdict.figures
     assert done.usable
