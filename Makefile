@@ -35,7 +35,7 @@ test-newest: setup ## the tests on the newest Python here with the newest packag
 	$(BIN)/python tests/versions.py newest $(EXTRAS)
 
 SECONDS ?= 60
-fuzz: setup ## damaged manifests, images and kernel calls for SECONDS
+fuzz: setup ## damaged manifests, checkpoints, images and kernel calls for SECONDS
 	$(BIN)/python -m tests.faults.fuzz $(SECONDS)
 
 lint: setup types ## ruff, clang-format and mypy --strict

@@ -15,12 +15,12 @@ import tempfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from wheel import ROOT, copy_tests, run_away
 
 if sys.version_info < (3, 11):
     sys.exit("this script reads pyproject.toml, for which it needs Python 3.11 itself")
 import tomllib
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SUITES = ("house", "kernel/test_parity.py", "runtime", "datasets", "calibrate", "faults")
 
@@ -58,17 +58,7 @@ def exported(folder: Path) -> Path:
     made = folder / "made"
     script = "import shutil\ndef test(tiny_bundle): shutil.copytree(tiny_bundle, {!r})\n"
     (folder / "test_export.py").write_text(script.format(str(made)))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "tests.conftest",
-        folder / "test_export.py",
-        "--rootdir",
-        ROOT,
-    ]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", folder / "test_export.py", "--rootdir", ROOT]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return made
 
@@ -90,22 +80,17 @@ def main(which: str, extras: list[str]) -> int:
             [python, "-m", "pip", "install", "-q", *wanted, "--config-settings", f"build-dir={work / 'build'}"],
             check=True, env={**os.environ, "PIP_CONSTRAINT": str(work / "constraints.txt")},
         )  # fmt: skip
-        shutil.copytree(ROOT / "tests", work / "tests")
-        shutil.copy(ROOT / "pyproject.toml", work)
+        copy_tests(work)
         print(f"{which}: Python 3.{minor}", flush=True)  # noqa: T201
         subprocess.run([python, "-m", "pip", "list"], check=True)
-        data = os.environ.get("WGAP_DATA", str(ROOT.parent / "shared"))
-        site = next((work / "venv" / "lib").glob("python*/site-packages"))
-        environment = {**os.environ, "WGAP_EXPECT_PREFIX": str(site), "WGAP_DATA": data}
+        given = {}
         if "train" not in extras:
-            environment["WGAP_TINY"] = str(exported(work))
+            given["WGAP_TINY"] = str(exported(work))
             wants = [path for path in (work / "tests").rglob("test_*.py") if "\nimport torch\n" in path.read_text()]
             print(f"left out, they need PyTorch: {' '.join(str(p.relative_to(work)) for p in wants)}", flush=True)  # noqa: T201
             for path in wants:
                 path.unlink()
-        suites = [f"tests/{suite}" for suite in SUITES if (work / "tests" / suite).exists()]
-        command = [python, "-m", "pytest", "-q", *suites]
-        return subprocess.run(command, cwd=work, env=environment, check=False).returncode
+        return run_away(work, python, [suite for suite in SUITES if (work / "tests" / suite).exists()], **given)
 
 
 if __name__ == "__main__":

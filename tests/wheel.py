@@ -13,10 +13,26 @@ import sys
 import sysconfig
 import tempfile
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ("house", "kernel/test_parity.py", "runtime", "datasets")
+
+
+def run_away(work: Path, python: Path, suites: Sequence[str], **environment: str) -> int:
+    """The suites from a copy of the tests in ``work``, against what is installed for ``python``: pytest's exit code."""
+    data = os.environ.get("WGAP_DATA", str(ROOT.parent / "shared"))
+    site = str(next((python.parents[1] / "lib").glob("python*/site-packages")))
+    command = [python, "-m", "pytest", "-q", *(f"tests/{suite}" for suite in suites)]
+    given = {**os.environ, "WGAP_EXPECT_PREFIX": site, "WGAP_DATA": data, **environment}
+    return subprocess.run(command, cwd=work, env=given, check=False).returncode
+
+
+def copy_tests(work: Path) -> None:
+    """The tests and their settings, for :func:`run_away`."""
+    shutil.copytree(ROOT / "tests", work / "tests")
+    shutil.copy(ROOT / "pyproject.toml", work)
 
 
 def main() -> int:
@@ -33,14 +49,8 @@ def main() -> int:
         subprocess.run(pip, check=True)
         # A plain path line: packages there are importable, but its own .pth files (the editable install) are not read.
         (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        shutil.copytree(ROOT / "tests", work / "tests")
-        shutil.copy(ROOT / "pyproject.toml", work)
-        data = os.environ.get("WGAP_DATA", str(ROOT.parent / "shared"))
-        environment = {**os.environ, "WGAP_EXPECT_PREFIX": str(site), "WGAP_DATA": data}
-        suites = [f"tests/{suite}" for suite in SUITES]
-        return subprocess.run(
-            [python, "-m", "pytest", "-q", *suites], cwd=work, env=environment, check=False
-        ).returncode
+        copy_tests(work)
+        return run_away(work, python, SUITES)
 
 
 if __name__ == "__main__":
