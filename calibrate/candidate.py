@@ -23,6 +23,7 @@ from wgap.errors import BundleError, CalibrationError, DataError
 from wgap.extend import enter_file
 from wgap.manifest import BundleFile, CalibrationRecord, GateRecord, ImageHashes
 from wgap.rule import Rule
+from wgap.runtime.cpus import int8_sums
 from wgap.runtime.locator import open_locator
 from wgap.runtime.networks import open_network
 from wgap.runtime.networks.onnxruntime import file_network
@@ -201,8 +202,9 @@ class GateRun:
         float32, candidate = self.bundle.model_file("fp32").sha256, sha256_of(path)
         ran = f"{network.name} {network.version}" + (f", {precision} emulated" if runs != path else "")
         record = GateRecord(
-            found.passed, found.reasons, self.locator.rule, candidate, float32, ran, asdict(self.limits), found.figures
-        )
+            found.passed, found.reasons, self.locator.rule, candidate, float32, ran, asdict(self.limits), found.figures,
+            int8_sums() if precision == "int8" else None,
+        )  # fmt: skip
         return replace(found, record=record)
 
 

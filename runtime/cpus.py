@@ -1,13 +1,16 @@
-"""How many CPUs this process may use."""
+"""How many CPUs this process may use, and how they sum products of eight bits."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 from pathlib import Path
 
-__all__ = ["allowed_cpus"]
+__all__ = ["allowed_cpus", "int8_sums"]
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def allowed_cpus() -> int:
@@ -32,3 +35,14 @@ def _quota() -> int:
         if quota > 0 < period:
             return -(-quota // period)
     return 1 << 20
+
+
+def int8_sums() -> str:
+    """How ONNX Runtime's CPU provider sums products of eight bits here: ``exact`` or ``saturating``.
+
+    On x86-64 without VNNI two products are added in 16 bits, where large ones saturate (``vpmaddubsw``); with VNNI, and
+    on other processors, they are added in 32 bits.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "exact"
+    return "exact" if re.search(r"\b(avx512_vnni|avx_vnni)\b", _CPUINFO.read_text()) else "saturating"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.bundle import open_regular
-from wgap.errors import BackendError, MissingDependencyError
-from wgap.manifest import ModelInfo, require_signature
+from wgap.errors import BackendError, GateError, MissingDependencyError
+from wgap.manifest import BundleFile, ModelInfo, require_signature
 from wgap.onnx_wire import require_self_contained
-from wgap.runtime.cpus import allowed_cpus
+from wgap.runtime.cpus import allowed_cpus, int8_sums
 from wgap.runtime.network import Network, Outputs, require_host
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def open_bundle(bundle: Bundle, name: str, options: NetworkOptions) -> OnnxRunti
     """Open the bundle's ONNX file of that precision on the CPU.
 
     Raises:
-        GateError: see :meth:`wgap.bundle.Bundle.model_file`.
+        GateError: see :meth:`wgap.bundle.Bundle.model_file`; or INT8 was judged on a processor that sums exactly, and
+            this one does not.
         BackendError: if ONNX Runtime refuses the file, for instance because it is cut short.
         BundleError: if the bundle has no such file, or its inputs and outputs are not those of the manifest.
         DataError: if an option names a GPU.
@@ -83,8 +85,22 @@ def open_bundle(bundle: Bundle, name: str, options: NetworkOptions) -> OnnxRunti
             f"{path}: ONNX Runtime's CPU provider has no bfloat16 convolution; run it as an engine (`wgap build "
             f"{bundle.root} --precision bf16`, backend tensorrt or tensorrt_rtx), or run another precision here"
         )
+    if options.precision == "int8" and not options.ungated:
+        _require_equal_sums(bundle, entry)
     session = open_session(path, bundle.manifest.model, options.threads, content=bundle.content(entry))
     return OnnxRuntimeNetwork(session, options.precision)
+
+
+def _require_equal_sums(bundle: Bundle, entry: BundleFile) -> None:
+    """Refuse a file on a processor that saturates INT8's sums if its gate ran on one that does not."""
+    judged = entry.gate.int8_sums if entry.gate else None
+    if int8_sums() == "saturating" != judged:
+        where = "one that sums exactly" if judged else "a processor that is not recorded"
+        raise GateError(
+            f"{bundle.root / entry.path}: this processor has no VNNI, so ONNX Runtime's INT8 sums saturate and boxes "
+            f"move; the gate ran on {where}. Run `wgap gate {shlex.quote(str(bundle.root))} --precision int8 --images "
+            "DIR` here, or pass ungated=True (--ungated) to run it all the same"
+        )
 
 
 def file_network(bundle: Bundle, path: Path, precision: str, threads: int | None = None) -> OnnxRuntimeNetwork:

@@ -236,6 +236,8 @@ class GateRecord:
         backend: what ran both.
         limits: what it may cost.
         figures: what it cost.
+        int8_sums: how the judging processor summed products of eight bits (:func:`wgap.runtime.cpus.int8_sums`); None
+            where no such products were.
     """
 
     passed: bool
@@ -246,6 +248,7 @@ class GateRecord:
     backend: str
     limits: dict[str, float]
     figures: dict[str, Any]
+    int8_sums: str | None = None
 
 
 @dataclass(frozen=True)

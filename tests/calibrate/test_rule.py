@@ -15,6 +15,8 @@ from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.errors import GateError
 from wgap.rule import Rule
+from wgap.runtime import cpus
+from wgap.runtime.cpus import int8_sums
 from wgap.runtime.networks import NetworkOptions, open_network
 
 JUDGED, OTHER = Rule(), Rule.parse("fixed:0.9", "signed")
@@ -81,6 +83,45 @@ def test_a_manifest_whose_rule_was_edited_is_refused_too(edited: Path, monkeypat
     assert Localizer(edited, precision="int8", rule=JUDGED).rule == JUDGED  # the rule that was judged still may
     monkeypatch.setenv("COLUMNS", "200")
     assert "passed under adaptive recombined" in wgap("inspect", edited).stdout
+
+
+def test_a_verdict_of_exact_sums_does_not_hold_where_sums_saturate(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = "wgap.runtime.networks.onnxruntime.int8_sums"
+    entry = next(e for e in Bundle.open(own).manifest.files if e.precision == "int8")
+    assert entry.gate is not None
+    assert entry.gate.int8_sums == int8_sums()
+    for judged, here, opens in (
+        ("exact", "exact", True), ("exact", "saturating", False), ("saturating", "saturating", True),
+        ("saturating", "exact", True), (None, "exact", True), (None, "saturating", False),
+    ):  # fmt: skip
+        manifest = json.loads((own / "wgap.json").read_text())
+        gate = next(e for e in manifest["files"] if e.get("precision") == "int8")["gate"]
+        gate.pop("int8_sums", None)
+        gate.update({"int8_sums": judged} if judged else {})
+        (own / "wgap.json").write_text(json.dumps(manifest))
+        monkeypatch.setattr(where, lambda here=here: here)
+        if opens:
+            Localizer(own, precision="int8")
+        else:
+            with pytest.raises(GateError, match=r"no VNNI.*`wgap gate .* --precision int8"):
+                Localizer(own, precision="int8")
+        Localizer(own, precision="int8", ungated=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "expected"),
+    [
+        ("avx2 avx512f avx512_vnni", "x86_64", "exact"), ("avx2 avx_vnni", "x86_64", "exact"),
+        ("avx2 avx512f", "x86_64", "saturating"), ("asimd", "aarch64", "exact"),
+    ],
+)  # fmt: skip
+def test_how_a_processor_sums(
+    flags: str, machine: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(cpus, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpus.platform, "machine", lambda: machine)
+    assert cpus.int8_sums() == expected
 
 
 @pytest.mark.parametrize("verb", ["localize", "evaluate", "bench", "check", "selftest"])
