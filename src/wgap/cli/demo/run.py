@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.1,
     "warmup": 0.05,
     "clip_norm": 1.0,
-    "classifier_rate": 10.0,
+    "classifier_rate": 1.0,
 }
 """Options of ``wgap train``, the same for every seed."""
 
