@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from wgap.runtime.network import Network, Outputs, require_host
 
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
+    from wgap.rule import Rule
     from wgap.runtime.networks import NetworkOptions
 
 __all__ = ["OnnxRuntimeNetwork", "file_network", "library_errors", "open_bundle", "open_session"]
@@ -86,20 +86,20 @@ def open_bundle(bundle: Bundle, name: str, options: NetworkOptions) -> OnnxRunti
             f"{bundle.root} --precision bf16`, backend tensorrt or tensorrt_rtx), or run another precision here"
         )
     if options.precision == "int8" and not options.ungated:
-        _require_equal_sums(bundle, entry)
+        _require_equal_sums(bundle, entry, options.rule)
     session = open_session(path, bundle.manifest.model, options.threads, content=bundle.content(entry))
     return OnnxRuntimeNetwork(session, options.precision)
 
 
-def _require_equal_sums(bundle: Bundle, entry: BundleFile) -> None:
+def _require_equal_sums(bundle: Bundle, entry: BundleFile, rule: Rule | None) -> None:
     """Refuse a file on a processor that saturates INT8's sums if its gate ran on one that does not."""
     judged = entry.gate.int8_sums if entry.gate else None
     if int8_sums() == "saturating" != judged:
         where = "one that sums exactly" if judged else "a processor that is not recorded"
         raise GateError(
             f"{bundle.root / entry.path}: this processor has no VNNI, so ONNX Runtime's INT8 sums saturate and boxes "
-            f"move; the gate ran on {where}. Run `wgap gate {shlex.quote(str(bundle.root))} --precision int8 --images "
-            "DIR` here, or pass ungated=True (--ungated) to run it all the same"
+            f"move; the gate ran on {where}. Run {bundle.gate_command('int8', rule)} here, or "
+            "pass ungated=True (--ungated) to run it all the same"
         )
 
 

@@ -234,7 +234,7 @@ class Bundle:
         if precision == "fp32" or ungated:
             return entry
         gate, where = entry.gate, self.root / entry.path
-        again = f"`wgap gate {folder} --precision {precision} --rule {rule} --map {rule.map} --images DIR`"
+        again = self.gate_command(precision, rule)
         if gate is None:
             raise GateError(
                 f"{where}: what {precision} costs in boxes was never measured; run {again}, "
@@ -254,6 +254,12 @@ class Bundle:
                 "or pass ungated=True (--ungated) to run it all the same"
             )
         return entry
+
+    def gate_command(self, precision: str, rule: Rule | None = None) -> str:
+        """What judges the file of that precision under that rule, None for the bundle's own, for a message."""
+        rule = rule or self.manifest.rule
+        folder = shlex.quote(str(self.root))
+        return f"`wgap gate {folder} --precision {precision} --rule {rule} --map {rule.map} --images DIR`"
 
     def stale(self, entry: BundleFile) -> bool:
         """Whether a lower-precision file was made from another float32 model than the bundle's."""

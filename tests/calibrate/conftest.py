@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from wgap.bundle import Bundle
 from wgap.calibrate.candidate import Calibration, GateRun, calibrate, enter, prepare
 from wgap.calibrate.gate import Verdict
 from wgap.calibrate.images import ImageSet, image_set
+from wgap.runtime.cpus import int8_sums
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +75,7 @@ def cub10_gate(cub10: Path, cub10_bundle: Path) -> GateRun:
 @pytest.fixture(scope="session")
 def exact_int8() -> None:
     """A processor that sums products of eight bits without saturation; on others ONNX Runtime's INT8 loses boxes."""
-    known = Path("/proc/cpuinfo").read_text()
-    if platform.machine() == "x86_64" and not re.search(r"\b(avx512_vnni|avx_vnni)\b", known):
+    if int8_sums() == "saturating":
         pytest.skip("this processor has no VNNI: its INT8 loses boxes (docs/calibration.md)")
 
 

@@ -103,7 +103,9 @@ def test_a_verdict_of_exact_sums_does_not_hold_where_sums_saturate(own: Path, mo
         if opens:
             Localizer(own, precision="int8")
         else:
-            with pytest.raises(GateError, match=r"no VNNI.*`wgap gate .* --precision int8"):
+            with pytest.raises(
+                GateError, match=r"no VNNI.*`wgap gate .* --precision int8 --rule adaptive --map recombined"
+            ):
                 Localizer(own, precision="int8")
         Localizer(own, precision="int8", ungated=True)
 
