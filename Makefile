@@ -23,7 +23,7 @@ demo: setup ## train, export, check, localize and evaluate on generated images; 
 	$(BIN)/wgap demo --out $(OUT) --force
 
 test: setup ## the test suite against the editable tree
-	$(BIN)/python -m pytest --durations=12
+	$(BIN)/python -m pytest --durations=25 -n auto --maxprocesses 4 --dist loadfile
 
 test-wheel: setup ## build the wheel and run the runtime tests against it, installed, away from the tree
 	$(BIN)/python tests/wheel.py
