@@ -29,7 +29,8 @@ def test_no_other_file_states_it() -> None:
     major, minor, _ = wgap.__version__.split(".")
     stating = re.compile(rf"(?<![\d.])v?{re.escape(wgap.__version__)}(?![\d.])|wgap[\" (]+v?{major}\.{minor}\b", re.I)
     files = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
-    told = ("CHANGELOG.md", "benchmarks/results/")  # what was released and what was measured keep the version of their day
+    # What was released and what was measured keep the version of their day.
+    told = ("CHANGELOG.md", "benchmarks/results/")
     texts = (ROOT / name for name in files if name and not name.startswith(told))
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
