@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wgap.bundle import Bundle
 from wgap.datasets import layout_of, open_dataset
+from wgap.datasets.dataset import composed
 from wgap.datasets.folder import has_splits
 from wgap.errors import CalibrationError, DataError, ImageError
 from wgap.geometry import Box
@@ -176,7 +177,7 @@ def _entries(bundle: Bundle, source: Path, split: str, with_boxes: bool) -> tupl
     if layout == "folder" and not has_splits(source):
         split = "all"
     dataset = open_dataset(source, split, layout)
-    ids = {name: index for index, name in enumerate(bundle.manifest.model.classes)}
+    ids = {composed(name): index for index, name in enumerate(bundle.manifest.model.classes)}
     strange = [name for name in dataset.classes if name not in ids]
     warnings = []
     if strange:

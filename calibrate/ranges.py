@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_file
-from wgap.errors import CalibrationError, DataError, MissingDependencyError
+from wgap.errors import CalibrationError, DataError
+from wgap.extras import require
 
 if TYPE_CHECKING:
     from wgap.calibrate.images import ImageSet
@@ -33,13 +34,9 @@ def toolkit() -> Any:
     Raises:
         MissingDependencyError: if onnx or ONNX Runtime is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        from onnxruntime import quantization
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"calibrating needs {error.name}, which is not installed: pip install 'wgap[cpu,calibrate]'"
-        ) from error
+    require("calibrating", "onnx", "onnxruntime")
+    from onnxruntime import quantization
+
     return quantization
 
 

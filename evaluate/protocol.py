@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from wgap._native import LEVELS
 from wgap.bundle import Bundle
 from wgap.datasets import Dataset
+from wgap.datasets.dataset import composed
 from wgap.errors import DataError, ImageError
 from wgap.evaluate.metrics import ImageScore, Summary
 from wgap.geometry import RIGHT, Box, best_iou, centred_box, scaled
@@ -263,7 +264,7 @@ def _score(label: int, gt: BoxRecord, top1: BoxRecord, truths: list[Box], size: 
 
 def class_ids(bundle: Bundle, dataset: Dataset) -> list[int]:
     """Bundle class id of each of the dataset's labels, matched by name."""
-    ids = {name: index for index, name in enumerate(bundle.manifest.model.classes)}
+    ids = {composed(name): index for index, name in enumerate(bundle.manifest.model.classes)}
     if unknown := [name for name in dataset.classes if name not in ids]:
         raise DataError(
             f"{dataset.root} has classes that {bundle.root} does not know: {', '.join(unknown[:5])}"

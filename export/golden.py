@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wgap.bundle import Bundle
-from wgap.export.onnx import require
 from wgap.extend import NewFile
+from wgap.extras import require
 from wgap.manifest import BundleFile
 from wgap.rule import Rule
 
@@ -29,7 +29,7 @@ def golden_cases(bundle: Bundle, graph: Path, score_shape: Sequence[int], rules:
     """
     import numpy as np
 
-    require("torch")
+    require("exporting", "torch")
     import torch
     from safetensors.torch import save
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from wgap import __version__
 from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, golden_case, sha256_of, write_manifest
-from wgap.errors import CheckFailedError, CheckpointError, MissingDependencyError
+from wgap.datasets.dataset import composed
+from wgap.errors import CheckFailedError, CheckpointError
 from wgap.extend import one_writer
+from wgap.extras import require
 from wgap.manifest import HEAD, Architecture, Manifest, ModelInfo, TrainingRecord
 from wgap.preprocessing import preprocessing as preprocessing_named
 from wgap.rule import Rule
@@ -105,7 +107,7 @@ def read_classes(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: expected a text file with one class name per line ({error})") from error
-    names = [line.strip() for line in lines]
+    names = [composed(line.strip()) for line in lines]
     numbered = [re.fullmatch(r"(\d+)\s+(\S.*)", name) for name in names]
     if all(match and int(match[1]) == number for number, match in enumerate(numbered, start=1)):
         names = [match[2] for match in numbered if match]
@@ -177,7 +179,7 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
 
 def state_from_onnx(path: Path) -> dict[str, NDArray[Any]]:
     """The network's weights out of a bundle's graph: parameter name to array, as ``WgapVgg16`` names them."""
-    require("onnx")
+    require("exporting", "onnx")
     import numpy
     import onnx
     from onnx import numpy_helper
@@ -297,13 +299,3 @@ def _model_info(loaded: LoadedModel) -> ModelInfo:
 def _tools() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
     return {"python": platform.python_version(), **versions}
-
-
-def require(package: str) -> None:
-    """Raise MissingDependencyError, with the command that installs it, if a package is not there."""
-    try:
-        __import__(package)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"exporting needs {package}, which is not installed; install it with: pip install 'wgap[cpu,train]'"
-        ) from error

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Literal
 
 __all__ = ["allowed_cpus", "int8_sums"]
 
@@ -37,7 +38,7 @@ def _quota() -> int:
     return 1 << 20
 
 
-def int8_sums() -> str:
+def int8_sums() -> Literal["exact", "saturating"]:
     """How ONNX Runtime's CPU provider sums products of eight bits here: ``exact`` or ``saturating``.
 
     On x86-64 without VNNI two products are added in 16 bits, where large ones saturate (``vpmaddubsw``); with VNNI, and

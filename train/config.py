@@ -60,7 +60,8 @@ class TrainConfig:
         precision: ``auto`` (mixed on a GPU, float32 on the CPU), ``32-true``, ``16-mixed`` or ``bf16-mixed``.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         devices: processes on this machine; under torchrun, torchrun's number counts instead.
-        resume: continue the run in ``out``.
+        resume: continue the run in ``out``; with more ``epochs`` than it had, go on to those. The rates of the epochs
+            to come are those of a run of that length, so the first of them is higher than the last one's was.
         force: replace the run in ``out``.
     """
 
@@ -181,7 +182,7 @@ def stored_options(out: Path) -> dict[str, Any]:
 
 
 def check_same_run(config: TrainConfig) -> None:
-    """Refuse to resume a run under options that would change its result.
+    """Refuse to resume a run under options that would change its result; more epochs make the run longer.
 
     Raises:
         CheckpointError: naming every option that differs, or if there is no run.
@@ -189,6 +190,8 @@ def check_same_run(config: TrainConfig) -> None:
     # An option that the run's version did not know yet had its default's effect.
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     stored, new = {**defaults, **stored_options(config.out)}, config.to_json()
+    if isinstance(stored["epochs"], int):
+        stored["epochs"] = max(stored["epochs"], config.epochs)  # a run may be made longer
     wrong = [
         f"{name} was {stored[name]!r}, now {new[name]!r}"
         for name in new

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntimeNetwork", "file_network", "library_errors", "open_bundle", "open_session"]
 
+LOWEST = (1, 23)
+"""ONNX Runtime's oldest version that this package is tested with, as its metadata declares."""
+
 _ADVICE = (
     "If the file is damaged, copy the bundle again or export it again",
     "On a GPU: check that the provider finds CUDA, cuDNN and TensorRT in the versions that onnxruntime-gpu was built "
@@ -161,10 +164,12 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(content, options, providers=list(providers))
     except library_errors() as error:
-        on_gpu = tuple(providers) != ("CPUExecutionProvider",)
-        raise BackendError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses {path}: {error}. {_ADVICE[on_gpu]}"
-        ) from error
+        version = onnxruntime.__version__
+        advice = _ADVICE[tuple(providers) != ("CPUExecutionProvider",)]
+        if tuple(map(int, version.split(".")[:2])) < LOWEST or "max supported IR version" in str(error):
+            lowest = ".".join(map(str, LOWEST))
+            advice = f"This ONNX Runtime is too old: expected {lowest} or newer, pip install --upgrade onnxruntime"
+        raise BackendError(f"ONNX Runtime {version} refuses {path}: {error}. {advice}") from error
     session._model_bytes = None  # the wrapper keeps the file for providers that are set later, and none are
     if model is not None:
         arguments = (*session.get_inputs(), *session.get_outputs())

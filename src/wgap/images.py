@@ -7,13 +7,15 @@ refused before anything decodes it, since some decoders fill the missing part wi
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import stat
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
@@ -31,6 +33,7 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_SCANS",
     "SUFFIXES",
+    "LeftOut",
     "decode",
     "find_images",
     "image_size",
@@ -55,10 +58,18 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", 
 """Endings (any case) that make a file inside a searched folder an image."""
 
 _KINDS = "JPEG, PNG, BMP, WebP or TIFF"
+_log = logging.getLogger("wgap.images")
 
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 """An image as it is stored."""
+
+
+class LeftOut(NamedTuple):
+    """Something in a searched folder that was not taken, and why."""
+
+    path: Path
+    reason: str
 
 
 class _Header(NamedTuple):
@@ -156,9 +167,10 @@ def find_images(
     """Expand files, folders and globs into image paths.
 
     A folder gives every file below it, recursively, whose name ends in one of ``SUFFIXES`` and does not start with a
-    dot. A glob (``*``, ``?``, ``[...]``, ``**`` for any depth) gives every file it matches, whatever its ending. A file
-    named outright is taken as it is. Links to folders are followed. Inputs keep their order, each expansion is sorted
-    by path, and a path that several inputs reach comes once, at its first place.
+    dot; links to folders are followed, and a warning of the logger ``wgap.images`` tells what was left out. A glob
+    (``*``, ``?``, ``[...]``, ``**`` for any depth) gives every file it matches, whatever its ending. A file named
+    outright is taken as it is. Inputs keep their order, each expansion is sorted by path, and a path that several
+    inputs reach comes once, at its first place.
 
     Args:
         inputs: one or several paths or patterns.
@@ -180,7 +192,9 @@ def find_images(
 def _expand(entry: str, missing: Literal["raise", "keep"]) -> list[Path]:
     path = Path(entry)
     if path.is_dir():
-        images = images_below(path)
+        left_out: list[LeftOut] = []
+        images = images_below(path, left_out)
+        tell_left_out(path, left_out)
         if not images:
             endings = " ".join(sorted(SUFFIXES))
             raise DataError(f"{entry}: expected a folder with images in it, found none (looked for {endings})")
@@ -195,12 +209,14 @@ def _expand(entry: str, missing: Literal["raise", "keep"]) -> list[Path]:
     return matches
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Image files of a folder and the folders below it, sorted by path; other files are left alone.
+def images_below(folder: Path, left_out: list[LeftOut] | None = None) -> list[Path]:
+    """Image files of a folder and the folders below it, sorted by path.
 
     Links to folders are followed, but not back to a folder that they lie in. Names that begin with a dot and
-    ``__MACOSX``, which unpacking leaves behind, are left out.
+    ``__MACOSX``, which unpacking leaves behind, are left out, and so is what has no image's ending; ``left_out``
+    receives them.
     """
+    left_out = [] if left_out is None else left_out
     found: list[Path] = []
     parents = {(about.st_dev, about.st_ino) for about in map(os.stat, Path(os.path.realpath(folder)).parents)}
     above: dict[str, set[tuple[int, int]]] = {}  # folder to those that it lies in, and itself
@@ -209,17 +225,38 @@ def images_below(folder: Path) -> list[Path]:
         this, outer = (about.st_dev, about.st_ino), above.get(os.path.dirname(here), parents)  # noqa: PTH120
         if this in outer:
             folders.clear()
+            left_out.append(LeftOut(Path(here), "a link back to a folder that it lies in"))
             continue
         above[here] = outer | {this}
-        folders[:] = [name for name in folders if is_shown(name)]
-        names = [name for name in files if is_shown(name) and os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122
-        found += [path for name in names if (path := Path(here, name)).is_file()]
+        folders[:] = shown(Path(here), folders, left_out)
+        for path in (Path(here, name) for name in shown(Path(here), files, left_out)):
+            if path.suffix.lower() not in SUFFIXES:
+                left_out.append(LeftOut(path, "without an image's ending"))
+            elif not path.is_file():
+                left_out.append(LeftOut(path, "not a file"))
+            else:
+                found.append(path)
     return sorted(found)
 
 
-def is_shown(name: str) -> bool:
-    """Whether a file or folder of that name is looked at."""
-    return not name.startswith(".") and name != "__MACOSX"
+def shown(folder: Path, names: Iterable[str], left_out: list[LeftOut]) -> list[str]:
+    """Those names in a folder that are looked at: not hidden, not what unpacking an archive leaves behind."""
+    kept: list[str] = []
+    for name in names:
+        if name.startswith(".") or name == "__MACOSX":
+            left_out.append(LeftOut(folder / name, "hidden"))
+        else:
+            kept.append(name)
+    return kept
+
+
+def tell_left_out(root: Path, left_out: Sequence[LeftOut]) -> None:
+    """One warning of the logger ``wgap.images`` with what is in a folder and was not taken: counts and first names."""
+    reasons = Counter(entry.reason for entry in left_out)
+    firsts = {entry.reason: entry.path for entry in reversed(left_out)}
+    told = [f"{count} {reason} ({os.path.relpath(firsts[reason], root)!r})" for reason, count in reasons.items()]
+    if told:
+        _log.warning("%s: left out: %s", root, ", ".join(told))
 
 
 def _read(source: Source, name: str | None) -> tuple[Any, str]:

@@ -248,7 +248,7 @@ class GateRecord:
     backend: str
     limits: dict[str, float]
     figures: dict[str, Any]
-    int8_sums: str | None = None
+    int8_sums: Literal["exact", "saturating"] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from os import mkfifo
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,45 @@ def test_splits_have_many_names(train: str, val: str, test: str, wrapper: str, t
     inside = f"{wrapper}/{test}".strip("/")
     (tmp_path / "boxes.csv").write_text(f"image,x0,y0,x1,y1\n{inside}/otter/0.jpg,0,0,5,6\n")
     assert open_dataset(tmp_path, "test").boxes() == [[(0, 0, 5, 6)]]
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "train" / "otter" / "1.jpg")
+    (tmp_path / "train" / "otter" / "up").symlink_to(tmp_path)
+    for name in ("otter/.DS_Store", "otter/notes.txt", "otter/Thumbs.db", "loose.jpg", "../extra/heron/2.jpg"):
+        picture(tmp_path / "train" / name)
+    (tmp_path / "train" / "otter" / "folder.jpg").mkdir()
+    mkfifo(tmp_path / "train" / "otter" / "pipe.png")
+    left = {str(path.relative_to(tmp_path)): reason for path, reason in open_dataset(tmp_path).left_out}
+    assert left == {
+        "extra": "beside the folders of splits",
+        "train/loose.jpg": "beside the folders of classes",
+        "train/otter/.DS_Store": "hidden",
+        "train/otter/notes.txt": "without an image's ending",
+        "train/otter/Thumbs.db": "without an image's ending",
+        "train/otter/pipe.png": "not a file",
+        "train/otter/up": "a link back to a folder that it lies in",
+    }
+    [record] = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "wgap.images")
+    told = record.getMessage()
+    assert told.startswith(f"{tmp_path}: left out: ")
+    assert "1 hidden ('train/otter/.DS_Store')" in told
+    assert re.search(r"2 without an image's ending \('train/otter/(notes.txt|Thumbs.db)'\)", told)
+    caplog.clear()
+    find_images(tmp_path / "train" / "otter")
+    assert len(caplog.records) == 1
+
+
+def test_accents_written_either_way_are_one_name(tmp_path: Path) -> None:
+    composed, apart = "h\u00e9ron", "he\u0301ron"
+    picture(tmp_path / "train" / composed / "\u00e9.jpg")
+    picture(tmp_path / "test" / apart / "e\u0301.jpg")
+    (tmp_path / "classes.txt").write_text(f"{apart}\n")
+    (tmp_path / "boxes.csv").write_text(f"image,x0,y0,x1,y1\ntest/{composed}/\u00e9.jpg,0,0,5,6\n")
+    assert open_dataset(tmp_path, "train").classes == [composed]
+    found = open_dataset(tmp_path, "test")
+    assert (found.classes, found.boxes()) == ([composed], [[(0, 0, 5, 6)]])
 
 
 def test_two_folders_for_one_split_are_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from wgap import Bundle, Localizer
 from wgap.errors import BackendError, BundleError, HashMismatchError, ManifestError, MissingDependencyError
 from wgap.runtime.networks import NetworkOptions, open_network
+from wgap.runtime.networks.onnxruntime import LOWEST, open_session
 
 Rewrite = Callable[..., None]
 
@@ -59,6 +61,25 @@ def test_what_is_no_model_is_refused_by_the_backend(
     with pytest.raises(BackendError, match=r"ONNX Runtime .* refuses .*model\.onnx: .*copy the bundle again"):
         Localizer(copy)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_old_library_is_called_old(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
+    newer = onnx.load(str(tiny_bundle / "model.onnx"))
+    newer.ir_version = 99
+    onnx.save(newer, tmp_path / "newer.onnx")
+    with pytest.raises(BackendError, match=r"This ONNX Runtime is too old: expected 1\.23 or newer, pip install"):
+        open_session(tmp_path / "newer.onnx", None)
+    (tmp_path / "broken.onnx").write_bytes(b"\x08\x0a")
+    monkeypatch.setattr("onnxruntime.__version__", "1.9.0")
+    with pytest.raises(BackendError, match=r"ONNX Runtime 1\.9\.0 refuses .*This ONNX Runtime is too old"):
+        open_session(tmp_path / "broken.onnx", None)
+
+
+def test_the_oldest_version_is_the_one_declared() -> None:
+    wanted = [line for line in requires("wgap") or [] if line.startswith("onnxruntime>=")]
+    assert wanted
+    assert {line.split(";")[0].strip() for line in wanted} == {f"onnxruntime>={'.'.join(map(str, LOWEST))}"}
 
 
 def test_a_manifest_without_a_schema_or_with_a_newer_one_is_refused(copy: Path, rewrite: Rewrite) -> None:

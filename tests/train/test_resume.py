@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from wgap.errors import CheckpointError
+from wgap.train.config import stored_options
 from wgap.train.loop import train
 
 SCRIPT = """
@@ -61,6 +62,25 @@ def test_a_resumed_run_ends_with_the_same_bits(config, tmp_path, weights_of, opt
     assert [(m["epoch"], m["loss"]) for m in kept] == [
         (m["epoch"], m["loss"]) for m in map(json.loads, (whole.out / "metrics.jsonl").read_text().splitlines())
     ]
+
+
+def test_more_epochs_make_a_finished_run_longer(config, tmp_path, weights_of):
+    options = config(out=tmp_path / "run", epochs=2)
+    train(options)
+    first = (options.out / "metrics.jsonl").read_text()
+    longer = dataclasses.replace(options, epochs=4, resume=True)
+    with pytest.raises(Stop):
+        train(longer, on_epoch=stop_after(3))
+    path = train(dataclasses.replace(longer, epochs=stored_options(options.out)["epochs"]))
+    lines = (options.out / "metrics.jsonl").read_text()
+    assert lines.startswith(first)
+    assert [json.loads(line)["epoch"] for line in lines.splitlines()] == [1, 2, 3, 4]
+    other = config(out=tmp_path / "other", epochs=2)
+    train(other)
+    again = train(dataclasses.replace(other, epochs=4, resume=True))
+    assert again.read_bytes() == path.read_bytes()
+    with pytest.raises(CheckpointError, match="epochs was 4, now 3"):
+        train(dataclasses.replace(options, epochs=3, resume=True))
 
 
 def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(config, narrow_weights, tmp_path, weights_of):

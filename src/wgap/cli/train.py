@@ -53,15 +53,11 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line per epoch, then one for the run.")] = False,
 ) -> None:
     """Train WGAP-VGG16 on the class labels of DATA. Boxes are never read."""
-    from wgap.errors import MissingDependencyError
+    from wgap.extras import require
 
-    try:
-        from wgap.train.config import FREE_TO_CHANGE, TrainConfig, stored_options
-        from wgap.train.loop import train as run
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"training needs {error.name}, which is not installed: pip install 'wgap[train]'"
-        ) from error
+    require("training", "torch", "lightning_fabric")
+    from wgap.train.config import FREE_TO_CHANGE, TrainConfig, stored_options
+    from wgap.train.loop import train as run
 
     options: dict[str, Any] = {k: v for k, v in ctx.params.items() if k != "as_json"}
     if resume:

@@ -12,6 +12,7 @@ from pathlib import Path
 from wgap.datasets import cub, folder, ilsvrc, wsolevaluation
 from wgap.datasets.dataset import Dataset, Sample
 from wgap.errors import DataError
+from wgap.images import tell_left_out
 
 __all__ = ["LAYOUTS", "SPLITS", "Dataset", "Sample", "layout_of", "open_dataset"]
 
@@ -44,6 +45,9 @@ def open_dataset(root: Path | str, split: str = "train", layout: str = "auto") -
             list, XML boxes), ``wsolevaluation`` (image_ids.txt, class_labels.txt, localization.txt), ``folder``
             (one folder per class, boxes in boxes.csv).
 
+    What the searched folders hold and the split does not is in its ``left_out`` and told by a warning of the logger
+    ``wgap.images``: hidden names, links back, other endings, images beside the folders of classes.
+
     Raises:
         DataError: if the folder, a list or a label is not what the layout promises; names file, line, expected, got.
     """
@@ -67,4 +71,5 @@ def open_dataset(root: Path | str, split: str = "train", layout: str = "auto") -
     dataset = _READERS[layout][1](root, split)
     if not dataset.samples:
         raise DataError(f"{root}: split {split!r} of layout {layout!r} holds no images")
+    tell_left_out(root, dataset.left_out)
     return dataset

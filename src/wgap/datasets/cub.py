@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
+from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, per_sample
 from wgap.errors import DataError
 from wgap.geometry import Box
 
@@ -42,7 +42,7 @@ def open_split(root: Path, split: str) -> Dataset:
     images = _numbered(root / "images.txt", "path")
     classes = _numbered(root / "classes.txt", "class name")
     ids = sorted(classes)
-    names = [classes[i] for i in ids]
+    names = [composed(classes[i]) for i in ids]
     indexed(root / "classes.txt", names)
     position = {class_id: index for index, class_id in enumerate(ids)}
     labels = _numbered(root / "image_class_labels.txt", "class id")

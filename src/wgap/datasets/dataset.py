@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wgap.errors import DataError
 from wgap.geometry import Box
+from wgap.images import LeftOut
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Dataset:
         split: the split it is.
         classes: class names; a label indexes them. The same list in every split of a set.
         samples: the images, in the order of the set's own lists (sorted by path where there is no list).
+        left_out: what the searched folders hold and the split does not, and why; layouts that list their images have
+            none.
     """
 
     root: Path
@@ -41,6 +45,7 @@ class Dataset:
     classes: list[str]
     samples: list[Sample]
     read_boxes: Callable[[Sequence[Sample]], list[list[Box]]] = field(repr=False, compare=False)
+    left_out: list[LeftOut] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -94,12 +99,19 @@ def box_from_text(path: Path, number: int | None, values: Sequence[str]) -> Box:
     return x0, y0, x1, y1
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes the accents of file names apart from their letters."""
+    return unicodedata.normalize("NFC", name)
+
+
 def per_sample(samples: Sequence[Sample], boxes: dict[Path, list[Box]], source: Path) -> list[list[Box]]:
     """Each sample's boxes; an image without any is an error, since it could not be scored."""
-    missing = [sample.path for sample in samples if sample.path not in boxes]
+    alike = {composed(str(path)): found for path, found in boxes.items()}
+    found = [boxes.get(sample.path, alike.get(composed(str(sample.path)))) for sample in samples]
+    missing = [sample.path for sample, known in zip(samples, found, strict=True) if known is None]
     if missing:
         raise DataError(f"{source}: no box for {missing[0]} ({len(missing)} of {len(samples)} images have none)")
-    return [boxes[sample.path] for sample in samples]
+    return [known for known in found if known is not None]
 
 
 def indexed(path: Path, names: Sequence[str]) -> dict[str, int]:

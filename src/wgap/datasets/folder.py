@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
+from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, per_sample
 from wgap.errors import DataError
 from wgap.geometry import Box
-from wgap.images import SUFFIXES, images_below, is_shown
+from wgap.images import SUFFIXES, LeftOut, images_below, shown
 
 BOX_HEADER = ["image", "x0", "y0", "x1", "y1"]
 _SPLITS = {
@@ -18,9 +19,13 @@ _SPLITS = {
 """Split to the names that its folder may have."""
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """Sub-folders, sorted by name, hidden ones left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and is_shown(p.name))
+def class_folders(folder: Path, left_out: list[LeftOut] | None = None) -> list[Path]:
+    """Sub-folders, sorted by name, hidden ones left out; ``left_out`` receives those, and images beside them."""
+    left_out = [] if left_out is None else left_out
+    paths = [folder / name for name in sorted(shown(folder, os.listdir(folder), left_out))]  # noqa: PTH208  (names)
+    images = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    left_out += [LeftOut(path, "beside the folders of classes") for path in images]
+    return [path for path in paths if path.is_dir()]
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -61,14 +66,14 @@ def recognises(root: Path) -> bool:
 
 
 def _class_names(root: Path, folders: list[Path]) -> list[str]:
-    """classes.txt (one name per line) if there, else the sorted folder names."""
+    """classes.txt (one name per line) if there, else the sorted folder names; in composed form."""
     file = root / "classes.txt"
     if file.is_file():
-        names = [line for _, line in lines(file)]
-        if stray := next((f for f in folders if f.name not in names), None):
+        names = [composed(line) for _, line in lines(file)]
+        if stray := next((f for f in folders if composed(f.name) not in names), None):
             raise DataError(f"{stray}: expected a class of {file} ({len(names)} names), got {stray.name!r}")
         return names
-    return sorted({f.name for f in folders})
+    return sorted({composed(f.name) for f in folders})
 
 
 def open_split(root: Path, split: str) -> Dataset:
@@ -93,21 +98,26 @@ def open_split(root: Path, split: str) -> Dataset:
         names = _class_names(root, class_folders(root))
     index = indexed(root, names)
     samples: list[Sample] = []
+    left_out: list[LeftOut] = []
+    if present:
+        beside = [f for f in class_folders(root, left_out) if f not in present.values()]
+        left_out += [LeftOut(f, "beside the folders of splits") for f in beside]
     for part in wanted:
-        for folder in class_folders(part):
-            if folder.name not in index:
+        for folder in class_folders(part, left_out):
+            name = composed(folder.name)
+            if name not in index:
                 raise DataError(
                     f"{folder}: expected one of the {len(names)} classes of {root / 'train'}, got {folder.name!r}"
                 )
-            found = images_below(folder)
+            found = images_below(folder, left_out)
             if not found and split != "all":
                 raise DataError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none")
-            samples += [Sample(path, index[folder.name]) for path in found]
+            samples += [Sample(path, index[name]) for path in found]
 
     def read_boxes(wanted_samples: Sequence[Sample]) -> list[list[Box]]:
         return per_sample(wanted_samples, _boxes(outer, [root, *wanted]), outer / "boxes.csv")
 
-    return Dataset(root, "folder", split, names, samples, read_boxes)
+    return Dataset(root, "folder", split, names, samples, read_boxes, left_out)
 
 
 def _boxes(root: Path, parts: list[Path]) -> dict[Path, list[Box]]:

@@ -12,7 +12,7 @@ from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, inde
 from wgap.datasets.folder import class_folders
 from wgap.errors import DataError
 from wgap.geometry import Box
-from wgap.images import images_below
+from wgap.images import LeftOut, images_below
 
 _SYNSET = re.compile(r"n\d{8}")
 _CLASS_LISTS = ("LOC_synset_mapping.txt", "synset_words.txt", "synsets.txt")
@@ -61,14 +61,16 @@ def open_split(root: Path, split: str) -> Dataset:
     folder = _folder(root, "Data", split)
     if not folder.is_dir():
         raise DataError(f"{folder}: expected the {split} images, found nothing")
-    synsets = [f for f in class_folders(folder) if _SYNSET.fullmatch(f.name)]
+    left_out: list[LeftOut] = []
+    synsets = [f for f in class_folders(folder, left_out) if _SYNSET.fullmatch(f.name)]
     if split == "train" or synsets:
         samples = []
         for synset in synsets:
             if synset.name not in index:
                 raise DataError(f"{synset}: expected one of the {len(names)} classes, got {synset.name!r}")
-            samples += [Sample(path, index[synset.name]) for path in images_below(synset)]
+            samples += [Sample(path, index[synset.name]) for path in images_below(synset, left_out)]
     else:
+        left_out.clear()  # a list names the images
         samples = _labelled(root, folder, index)
 
     def read_boxes(wanted: Sequence[Sample]) -> list[list[Box]]:
@@ -83,7 +85,7 @@ def open_split(root: Path, split: str) -> Dataset:
             return [found[s.path.stem] for s in wanted]
         raise DataError(f"{annotations}: expected XML annotations there (or boxes in {solution.name}), found nothing")
 
-    return Dataset(root, "ilsvrc", split, names, samples, read_boxes)
+    return Dataset(root, "ilsvrc", split, names, samples, read_boxes, left_out)
 
 
 def _labelled(root: Path, folder: Path, index: dict[str, int]) -> list[Sample]:

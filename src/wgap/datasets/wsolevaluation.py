@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, indexed, lines, per_sample
+from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, per_sample
 from wgap.errors import DataError
 from wgap.geometry import Box
 
@@ -39,7 +39,7 @@ def _classes(root: Path, count: int) -> list[str]:
     file = root / "classes.txt"
     if not file.is_file():
         return [str(i) for i in range(count)]
-    names = [line for _, line in lines(file)]
+    names = [composed(line) for _, line in lines(file)]
     if len(names) < count:
         raise DataError(
             f"{file}: expected at least {count} class names (the largest label is {count - 1}), got {len(names)}"

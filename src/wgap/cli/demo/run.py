@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_file, require_new
 from wgap.cli.demo.report import report_text
-from wgap.errors import MissingDependencyError
+from wgap.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,20 +108,16 @@ def run_demo(
         MissingDependencyError: training or its export is not installed.
         WgapError: a stage failed.
     """
-    try:
-        from wgap.calibrate.foreground import foreground_bundle
-        from wgap.cli.demo.images import write_demo_set
-        from wgap.export.check import check_localizer
-        from wgap.export.onnx import bundle_from_checkpoint
-        from wgap.train.config import TrainConfig
-        from wgap.train.loop import train
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"the demo trains a network and needs {error.name}, which is not installed: pip install 'wgap[cpu,train]'"
-        ) from error
+    require("the demo", "torch", "lightning_fabric", "onnx", "onnxscript", "onnxruntime", "matplotlib")
+    from wgap.calibrate.foreground import foreground_bundle
+    from wgap.cli.demo.images import write_demo_set
     from wgap.datasets import open_dataset
     from wgap.evaluate.protocol import ablation_rules, evaluate_localizer
+    from wgap.export.check import check_localizer
+    from wgap.export.onnx import bundle_from_checkpoint
     from wgap.runtime.localizer import Localizer
+    from wgap.train.config import TrainConfig
+    from wgap.train.loop import train
 
     _make_room(out, force)
     seconds: dict[str, float] = {}
