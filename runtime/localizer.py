@@ -227,7 +227,7 @@ class Localizer:
         while batch := list(islice(numbered, self.batch_size)):
             items = [self._prepare(index, image, _following(class_ids, index)) for index, image in batch]
             for result in self._localize(items, heatmap):
-                yield _raised(result) if raising else result
+                yield _raised(result) if raising else _released(result)
 
     def _prepare(self, index: int, image: Image, class_id: int | None) -> _Prepared:
         """Decode and resize one image; the only work outside the graph before it."""
@@ -305,7 +305,7 @@ class Localizer:
             self._result(_Prepared(None, f"image {n}", self._input_size, None, None, None), records)
             for n, records in enumerate(self.network.locate(images, self.locator, request, stream))
         ]
-        return [_raised(result) for result in found] if on_error == "raise" else found
+        return [_raised(result) if on_error == "raise" else _released(result) for result in found]
 
     def _result(self, item: _Prepared, records: Sequence[BoxRecord]) -> Localization | Failure:
         """Records as a result; an image with NaN or infinity fails alone."""
@@ -389,6 +389,15 @@ def _following(class_ids: Iterator[int | None], index: int) -> int | None:
         return next(class_ids)
     except StopIteration:
         raise DataError(f"expected one class per image, got {index} classes and more images than that") from None
+
+
+def _released(result: Localization | Failure) -> Localization | Failure:
+    """The result without the frames that its error went through: they hold the picture, the network and its threads."""
+    errors: list[BaseException] = [result.error] if isinstance(result, Failure) else []
+    for error in errors:
+        error.__traceback__ = None
+        errors += [e for e in (error.__cause__, error.__context__) if e is not None and e not in errors]
+    return result
 
 
 def _raised(result: Localization | Failure) -> Localization:

@@ -178,7 +178,7 @@ def stored_options(out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{out}: no run to resume here ({error}); start it without --resume") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{out / 'run.json'}: expected the options of a run; start again with --force")
-    return stored
+    return {name: value for name, value in stored.items() if name not in ("resume", "force")}  # the command's, not its
 
 
 def check_same_run(config: TrainConfig) -> None:

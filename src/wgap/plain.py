@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import reprlib
 import sys
 import types
@@ -22,6 +23,9 @@ _LARGEST = sys.float_info.max
 
 _DEEPEST = 32
 """Lists and objects within each other."""
+
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+"""Strings, closed or not, and brackets outside of them."""
 
 _NAMES = {
     str: "text",
@@ -51,28 +55,19 @@ def read_json(text: str) -> Any:
             raise PlainError(f"the key {next(k for k in keys if keys.count(k) > 1)!a} stands twice in one object")
         return found
 
-    try:
-        value = json.loads(text, object_pairs_hook=once)
-    except RecursionError:
-        value = None
-        depth = _DEEPEST + 1
-    else:
-        depth = _depth(value)
-    if depth > _DEEPEST:
+    # Before it is parsed: each RecursionError of the parser would leave the process less depth for all that follows.
+    if _depth(text) > _DEEPEST:
         raise PlainError(f"lists and objects lie deeper than {_DEEPEST} levels within each other")
-    return value
+    return json.loads(text, object_pairs_hook=once)
 
 
-def _depth(value: Any) -> int:
-    """How many lists and objects lie within each other, or more than ``_DEEPEST``."""
-    level, depth = [value], 0
-    while level and depth <= _DEEPEST:
-        level = [
-            item for outer in level if isinstance(outer, dict | list)
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-        ]  # fmt: skip
-        depth += bool(level)
-    return depth
+def _depth(text: str) -> int:
+    """How many brackets of a JSON text are open at once at most; those within strings do not count."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(bracket, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def to_plain(value: Any) -> Any:

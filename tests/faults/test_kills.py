@@ -21,7 +21,7 @@ from wgap.bundle import MANIFEST, Bundle
 
 KILLS = int(os.environ.get("WGAP_KILLS", "8"))
 PROGRAM = [sys.executable, "-c", "from wgap.cli import main; main()"]
-VERBS = ("export", "foreground", "calibrate", "localize")
+VERBS = ("train", "export", "foreground", "calibrate", "localize")
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,29 @@ def test_a_killed_verb_leaves_something_whole(
             "export", tiny_checkpoint, "--classes", tiny_checkpoint.with_name("classes.txt"), "--preprocessing",
             "torchvision-rgb", "--input-size", 64, "--out", root, "--force",
         ],
+        "train": [
+            "train", tmp_path / "set", "--out", out, "--width", 0.0625, "--input-size", 32, "--epochs", 3,
+            "--layout", "folder",
+        ],
         "foreground": ["foreground", root, "--images", pictures],
         "calibrate": ["calibrate", root, "--images", pictures],
         "localize": ["localize", root, pictures, "--out", out, "--overlay", "--force"],
     }  # fmt: skip
     command = [*PROGRAM, *map(str, commands[verb])]
 
+    for name in ("disc", "ring"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).symlink_to(pictures)
+
+    def command_now() -> list[str]:
+        """A training run that was killed is gone on with, one that ended is replaced."""
+        if verb != "train":
+            return command
+        begun = (out / "run.json").exists() and not (out / "model.safetensors").exists()
+        return [*command, "--resume" if begun else "--force"]
+
     def finished() -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command_now(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         bundle = Bundle.open(root)
         files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
@@ -65,13 +80,16 @@ def test_a_killed_verb_leaves_something_whole(
         assert {path.name for path in place.iterdir()} <= {"bundle", "out"}
         if verb == "localize":
             assert len(list(out.iterdir())) == 41
+        if verb == "train":
+            assert {path.suffix for path in out.iterdir()} == {".json", ".jsonl", ".pt", ".safetensors"}
+            assert len(list(out.iterdir())) == 4
 
     start = time.monotonic()
     finished()
     took, chance = time.monotonic() - start, random.Random(verb)
     killed = 0
     for number in range(max(1, KILLS // len(VERBS))):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command_now(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(took * chance.uniform(0.3, 1.05))
         process.kill()
         killed += process.wait() == -9

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -164,6 +165,29 @@ def test_one_wrong_value_in_the_features_is_enough(glass: Localizer) -> None:
         [[good], [bad]] = glass.locator.locate(outputs)
         assert good.error is None
         assert str(bad.error).startswith("features hold NaN or infinity")
+
+
+class Raising:
+    """An image whose own code fails."""
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise RuntimeError("not today")
+
+
+@pytest.mark.parametrize(
+    "image", [b"\xff\xd8\xff cut short", Raising(), "missing.png"], ids=["cut", "raises", "missing"]
+)
+def test_a_kept_failure_keeps_neither_network_nor_picture(glass_bundle: Path, image: Any) -> None:
+    localizer = Localizer(glass_bundle)
+    [failure] = localizer([image], on_error="yield")
+    alive = weakref.ref(localizer)
+    del localizer
+    assert alive() is None
+    assert isinstance(failure, Failure)
+    error: BaseException | None = failure.error
+    while error is not None:
+        assert error.__traceback__ is None
+        error = error.__cause__ or error.__context__
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

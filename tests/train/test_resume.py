@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from wgap.errors import CheckpointError
-from wgap.train.config import stored_options
+from wgap.train.config import TrainConfig, stored_options
 from wgap.train.loop import train
 
 SCRIPT = """
@@ -62,6 +62,14 @@ def test_a_resumed_run_ends_with_the_same_bits(config, tmp_path, weights_of, opt
     assert [(m["epoch"], m["loss"]) for m in kept] == [
         (m["epoch"], m["loss"]) for m in map(json.loads, (whole.out / "metrics.jsonl").read_text().splitlines())
     ]
+
+
+def test_a_run_that_replaced_another_can_be_resumed(config, tmp_path):
+    options = config(out=tmp_path / "run", epochs=2, force=True)
+    with pytest.raises(Stop):
+        train(options, on_epoch=stop_after(1))
+    again = TrainConfig.from_json({**stored_options(options.out), "resume": True})
+    assert train(again).exists()
 
 
 def test_more_epochs_make_a_finished_run_longer(config, tmp_path, weights_of):
