@@ -1,10 +1,11 @@
 """Verbs killed at any moment: what they extend or replace is whole, and the next run leaves nothing else behind.
 
-WGAP_KILLS=200 kills more often than the suite does.
+WGAP_KILLS=200 kills more often than the suite does, WGAP_ROUNDS=30 runs two at once more often.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -19,7 +20,8 @@ import pytest
 
 from wgap.bundle import MANIFEST, Bundle
 
-KILLS = int(os.environ.get("WGAP_KILLS", "8"))
+KILLS = int(os.environ.get("WGAP_KILLS", "10"))
+ROUNDS = int(os.environ.get("WGAP_ROUNDS", "3"))
 PROGRAM = [sys.executable, "-c", "from wgap.cli import main; main()"]
 VERBS = ("train", "export", "foreground", "calibrate", "localize")
 
@@ -34,6 +36,45 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cv2.circle(picture, centre, int(rng.integers(9, 17)), (250, 240, 200), -1)
         cv2.imwrite(str(folder / f"{number}.png"), picture)
     return folder
+
+
+@pytest.mark.slow
+def test_two_commands_on_one_bundle(tiny_checkpoint: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    """As test_bundles.py does with calls, with processes: each ends with its entry there, or refused by name."""
+    pytest.importorskip("onnx")
+    root, place = tmp_path / "place" / "bundle", tmp_path / "place"
+    verbs: dict[str, list[object]] = {
+        "calibrate int8": ["calibrate", root, "--images", pictures],
+        "calibrate fp16": ["calibrate", root, "--images", pictures, "--precision", "fp16"],
+        "foreground": ["foreground", root, "--images", pictures],
+        "export": [
+            "export", tiny_checkpoint, "--classes", tiny_checkpoint.with_name("classes.txt"), "--preprocessing",
+            "torchvision-rgb", "--input-size", 64, "--out", root, "--force",
+        ],
+    }  # fmt: skip
+    pairs = list(itertools.combinations_with_replacement(verbs, 2))
+    random.Random(3).shuffle(pairs)
+    for number in range(ROUNDS):
+        pair = pairs[number % len(pairs)]
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(tiny_bundle, root)
+        before = {(entry.path, entry.sha256) for entry in Bundle.open(root).manifest.files}
+        running = [
+            subprocess.Popen([*PROGRAM, *map(str, verbs[name])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for name in pair
+        ]
+        said = [process.communicate()[1].decode() for process in running]
+        codes = [process.returncode for process in running]
+        now = {(entry.path, entry.sha256) for entry in Bundle.open(root).manifest.files}
+        assert 0 in codes, (pair, said)
+        for code, text in zip(codes, said, strict=True):
+            assert code == 0 or "by another process" in text, (pair, text)
+            assert "Traceback" not in text, (pair, text)
+        if codes == [0, 0] and pair == ("calibrate int8", "calibrate fp16"):
+            assert len(now - before) == 2
+        left = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        assert left == {path for path, _ in now} | {MANIFEST}
+        assert [path.name for path in place.iterdir()] == ["bundle"]
 
 
 @pytest.mark.slow
