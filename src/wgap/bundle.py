@@ -36,6 +36,9 @@ __all__ = [
 _LONGEST_MANIFEST = 64 << 20
 """Bytes: a hundred thousand calibration images take a third of it."""
 
+_READINGS = 5
+"""Of a bundle that is being written, before giving up."""
+
 
 def sha256_of(path: Path) -> str:
     """Lower-case hexadecimal sha256 of a file's bytes."""
@@ -96,6 +99,10 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
         temporary.write_text(manifest.to_json(), encoding="utf-8")
 
 
+class _ChangedError(BundleError):
+    """A bundle that another process writes while it is read."""
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle: its folder and its manifest.
@@ -121,7 +128,19 @@ class Bundle:
             ManifestError: see :meth:`Manifest.from_json`.
             HashMismatchError: if a file's bytes differ from what the manifest says.
         """
-        root = Path(path)
+        for _ in range(_READINGS):
+            bundle = Bundle._read(Path(path))
+            try:
+                if verify:
+                    bundle.verify()
+            except _ChangedError as error:
+                changed = error
+            else:
+                return bundle
+        raise changed
+
+    @staticmethod
+    def _read(root: Path) -> Bundle:
         where = root / MANIFEST
         if not root.is_dir():
             raise BundleError(f"{root} is not a folder; expected a bundle made by `wgap export`")
@@ -137,10 +156,17 @@ class Bundle:
             raise ManifestError(f"{where} cannot be read ({error.strerror}); expected the bundle's manifest") from error
         if len(data) > _LONGEST_MANIFEST:
             raise ManifestError(f"{where} has more than {_LONGEST_MANIFEST >> 20} MiB; is it a manifest?")
-        bundle = Bundle(root, Manifest.from_json(text, where))
-        if verify:
-            bundle.verify()
-        return bundle
+        return Bundle(root, Manifest.from_json(text, where))
+
+    def _refused(self, error: BundleError) -> BundleError:
+        """The error of a file that is not the manifest's, or of the writer that has replaced both since."""
+        try:
+            changed = Bundle._read(self.root).manifest != self.manifest
+        except BundleError:
+            changed = False
+        if not changed:
+            return error
+        return _ChangedError(f"{self.root} was changed by another process while it was read; run it again")
 
     def verify(self) -> None:
         """Compare every listed file with its size and sha256.
@@ -167,22 +193,22 @@ class Bundle:
     def _blocks(self, entry: BundleFile) -> Iterator[bytes]:
         path, digest = confined(self.root, entry.path), hashlib.sha256()
         if not path.exists():
-            raise BundleError(f"{path} is listed in {MANIFEST} but missing; copy the whole bundle or export it again")
+            raise self._refused(
+                BundleError(f"{path} is listed in {MANIFEST} but missing; copy the whole bundle or export it again")
+            )
         with open_regular(path) as stream:
             if (size := os.fstat(stream.fileno()).st_size) != entry.size:
-                raise HashMismatchError(
-                    f"{path} has {size} bytes, {MANIFEST} says {entry.size}: it was cut short or replaced; "
-                    "copy the bundle again or export it again"
-                )
+                mismatch = f"{path} has {size} bytes, {MANIFEST} says {entry.size}: it was cut short or replaced"
+                raise self._refused(HashMismatchError(f"{mismatch}; copy the bundle again or export it again"))
             left = entry.size
             while block := stream.read(min(left, 1 << 20)):
                 digest.update(block)
                 left -= len(block)
                 yield block
         if digest.hexdigest() != entry.sha256:
-            raise HashMismatchError(
-                f"{path} has sha256 {digest.hexdigest()[:12]}..., {MANIFEST} says {entry.sha256[:12]}...: it was "
-                "changed after export; copy the bundle again or export it again"
+            mismatch = f"{path} has sha256 {digest.hexdigest()[:12]}..., {MANIFEST} says {entry.sha256[:12]}..."
+            raise self._refused(
+                HashMismatchError(f"{mismatch}: it was changed after export; copy the bundle again or export it again")
             )
 
     def file(self, role: str, precision: str = "") -> BundleFile:

@@ -167,7 +167,7 @@ def find_images(
     """Expand files, folders and globs into image paths.
 
     A folder gives every file below it, recursively, whose name ends in one of ``SUFFIXES`` and does not start with a
-    dot; links to folders are followed, and a warning of the logger ``wgap.images`` tells what was left out. A glob
+    dot; links to folders are followed, and the logger ``wgap.images`` tells, at INFO, what was left out. A glob
     (``*``, ``?``, ``[...]``, ``**`` for any depth) gives every file it matches, whatever its ending. A file named
     outright is taken as it is. Inputs keep their order, each expansion is sorted by path, and a path that several
     inputs reach comes once, at its first place.
@@ -250,13 +250,13 @@ def shown(folder: Path, names: Iterable[str], left_out: list[LeftOut]) -> list[s
     return kept
 
 
-def tell_left_out(root: Path, left_out: Sequence[LeftOut]) -> None:
-    """One warning of the logger ``wgap.images`` with what is in a folder and was not taken: counts and first names."""
+def tell_left_out(root: Path, left_out: Sequence[LeftOut], level: int = logging.INFO) -> None:
+    """One line of the logger ``wgap.images`` with what is in a folder and was not taken: counts and first names."""
     reasons = Counter(entry.reason for entry in left_out)
     firsts = {entry.reason: entry.path for entry in reversed(left_out)}
     told = [f"{count} {reason} ({os.path.relpath(firsts[reason], root)!r})" for reason, count in reasons.items()]
     if told:
-        _log.warning("%s: left out: %s", root, ", ".join(told))
+        _log.log(level, "%s: left out: %s", root, ", ".join(told))
 
 
 def _read(source: Source, name: str | None) -> tuple[Any, str]:

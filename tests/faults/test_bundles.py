@@ -87,6 +87,27 @@ def test_two_writers_are_one_after_the_other(verbs: dict[str, Writer], tiny_bund
         shutil.rmtree(root)
 
 
+def test_a_reader_that_a_writer_overtakes_reads_again(
+    verbs: dict[str, Writer], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    stale = Bundle.open(root)
+    now = verbs["foreground"](root).manifest
+    with pytest.raises(BundleError, match="was changed by another process while it was read; run it again"):
+        stale.verify()
+    with pytest.raises(BundleError, match="by another process"):
+        stale.content(stale.file("golden"))
+    read, readings = Bundle._read, [stale, stale]
+    monkeypatch.setattr(
+        Bundle, "_read", staticmethod(lambda root: readings.pop() if len(readings) == 2 else read(root))
+    )
+    assert Bundle.open(root).manifest == now
+    damaged = root / stale.file("classifier").path
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(HashMismatchError, match="cut short or replaced"):
+        Bundle.open(root)
+
+
 def test_what_was_made_from_a_model_that_is_gone_is_not_entered(
     verbs: dict[str, Writer], tiny_bundle: Path, tmp_path: Path
 ) -> None:

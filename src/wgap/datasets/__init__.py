@@ -6,6 +6,7 @@ Nothing here decodes an image or imports more than the standard library. Trainin
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,5 +72,5 @@ def open_dataset(root: Path | str, split: str = "train", layout: str = "auto") -
     dataset = _READERS[layout][1](root, split)
     if not dataset.samples:
         raise DataError(f"{root}: split {split!r} of layout {layout!r} holds no images")
-    tell_left_out(root, dataset.left_out)
+    tell_left_out(root, dataset.left_out, logging.WARNING)
     return dataset
