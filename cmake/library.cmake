@@ -1,9 +1,11 @@
 # libwgap, static and shared, with packages that find_package(wgap) and pkg-config find.
 add_library(wgap_shared SHARED $<TARGET_OBJECTS:wgap_core>)
 add_library(wgap_static STATIC $<TARGET_OBJECTS:wgap_core>)
-# Before 1.0 a minor version may change the interface.
-set_target_properties(wgap_shared PROPERTIES
-  VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+# Before 1.0 a minor version may change the interface. A wheel holds no links, so there is one name there.
+if(NOT WGAP_PYTHON)
+  set_target_properties(wgap_shared PROPERTIES
+    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+endif()
 target_compile_definitions(wgap_static INTERFACE WGAP_STATIC)
 # A project in C alone, whose linker brings no C++ library.
 set(WGAP_CXX_RUNTIME stdc++)
@@ -29,17 +31,21 @@ if(NOT WGAP_INSTALL)
   set_target_properties(wgap_shared wgap_static PROPERTIES EXCLUDE_FROM_ALL ON)  # built where they are linked
   return()
 endif()
+set(WGAP_COMPONENT cpp)
+if(WGAP_PYTHON)
+  set(WGAP_COMPONENT python)
+endif()
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/wgap)
-install(TARGETS wgap_shared wgap_static EXPORT wgap COMPONENT cpp INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(DIRECTORY runtime/include/wgap DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT cpp)
-install(EXPORT wgap NAMESPACE wgap:: DESTINATION ${package} FILE wgapTargets.cmake COMPONENT cpp)
+install(TARGETS wgap_shared wgap_static EXPORT wgap COMPONENT ${WGAP_COMPONENT} INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(DIRECTORY runtime/include/wgap DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT ${WGAP_COMPONENT})
+install(EXPORT wgap NAMESPACE wgap:: DESTINATION ${package} FILE wgapTargets.cmake COMPONENT ${WGAP_COMPONENT})
 configure_package_config_file(cmake/wgapConfig.cmake.in ${PROJECT_BINARY_DIR}/wgapConfig.cmake
   INSTALL_DESTINATION ${package})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/wgapConfig.cmake ${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake
-  DESTINATION ${package} COMPONENT cpp)
+  DESTINATION ${package} COMPONENT ${WGAP_COMPONENT})
 file(RELATIVE_PATH WGAP_PREFIX_FROM_PC ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
 configure_file(cmake/wgap.pc.in ${PROJECT_BINARY_DIR}/wgap.pc @ONLY)
-install(FILES ${PROJECT_BINARY_DIR}/wgap.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT cpp)
+install(FILES ${PROJECT_BINARY_DIR}/wgap.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT ${WGAP_COMPONENT})

@@ -8,6 +8,10 @@ target_compile_definitions(_native PRIVATE WGAP_STATIC)
 set_source_files_properties(runtime/src/bindings/bindings.cpp PROPERTIES COMPILE_OPTIONS "${WGAP_WARNINGS}")
 install(TARGETS _native LIBRARY DESTINATION wgap COMPONENT python)
 
+# The C++ package lies in the Python one: wgap.get_include() and wgap.get_cmake_path() name the places.
+set(CMAKE_INSTALL_LIBDIR wgap/lib)
+set(CMAKE_INSTALL_INCLUDEDIR wgap/include)
+
 # Its licence, and that of the map within it, must go where their code goes.
 file(GLOB nanobind_licence "${nanobind_DIR}/../../nanobind-*.dist-info/licenses/LICENSE"
      "${nanobind_DIR}/../../nanobind-*.dist-info/LICENSE")

@@ -22,6 +22,7 @@ if sys.version_info < (3, 11):
 import tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TESTS = ("pytest", "pytest-xdist", "hypothesis")
 SUITES = ("house", "kernel/test_parity.py", "runtime", "datasets", "calibrate", "faults")
 
 
@@ -41,10 +42,9 @@ def pythons() -> dict[int, Path]:
 
 def minimums(extras: list[str]) -> list[str]:
     """For each declared ``name>=X.Y`` that release itself, not a later patch of it."""
-    tests = ("pytest", "hypothesis")
     declared = [Requirement(text) for name in extras for text in PROJECT["optional-dependencies"][name]]
     declared += [Requirement(text) for text in PROJECT["dependencies"]]
-    declared += [r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"]) if r.name in tests]
+    declared += [r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"]) if r.name in TESTS]
     rows = []
     for requirement in declared:
         [least] = [s.version for s in requirement.specifier if s.operator == ">="]
@@ -75,7 +75,7 @@ def main(which: str, extras: list[str]) -> int:
         python = work / "venv" / "bin" / "python"
         subprocess.run([found[minor], "-m", "venv", work / "venv"], check=True)
         (work / "constraints.txt").write_text("\n".join(minimums(extras)) if which == "lowest" else "")
-        wanted = [f"{ROOT}[{','.join(extras)}]", "pytest", "hypothesis"]
+        wanted = [f"{ROOT}[{','.join(extras)}]", *TESTS]
         subprocess.run(
             [python, "-m", "pip", "install", "-q", *wanted, "--config-settings", f"build-dir={work / 'build'}"],
             check=True, env={**os.environ, "PIP_CONSTRAINT": str(work / "constraints.txt")},

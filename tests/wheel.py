@@ -24,7 +24,8 @@ def run_away(work: Path, python: Path, suites: Sequence[str], **environment: str
     """The suites from a copy of the tests in ``work``, against what is installed for ``python``: pytest's exit code."""
     data = os.environ.get("WGAP_DATA", str(ROOT.parent / "shared"))
     site = str(next((python.parents[1] / "lib").glob("python*/site-packages")))
-    command = [python, "-m", "pytest", "-q", *(f"tests/{suite}" for suite in suites)]
+    workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+    command = [python, "-m", "pytest", "-q", *workers, *(f"tests/{suite}" for suite in suites)]
     given = {**os.environ, "WGAP_EXPECT_PREFIX": site, "WGAP_DATA": data, **environment}
     return subprocess.run(command, cwd=work, env=given, check=False).returncode
 

@@ -6,6 +6,7 @@ Public names load on first use, so that ``import wgap`` needs nothing but the st
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wgap import errors
@@ -16,9 +17,31 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Bundle", "Localization", "Localizer", "__version__", "errors"]
+__all__ = ["Bundle", "Localization", "Localizer", "__version__", "errors", "get_cmake_path", "get_include"]
 
 _HOMES = {"Bundle": "wgap.bundle", "Localization": "wgap.runtime.localizer", "Localizer": "wgap.runtime.localizer"}
+
+
+def get_include() -> str:
+    """Folder to give a C or C++ compiler (``-I``) so that it finds ``wgap/wgap.h``."""
+    return str(_beside_the_module("include"))
+
+
+def get_cmake_path() -> str:
+    """Folder of ``wgapConfig.cmake``, for CMake's ``find_package(wgap)``: ``-Dwgap_DIR=`` or ``CMAKE_PREFIX_PATH``."""
+    return str(_beside_the_module("lib", "cmake", "wgap"))
+
+
+def _beside_the_module(*parts: str) -> Path:
+    """A folder of the C++ package, which is installed beside the extension module; in an editable install, not here."""
+    from wgap import _native
+
+    folder = Path(_native.__file__).parent.joinpath(*parts)
+    if not folder.is_dir():
+        raise errors.MissingDependencyError(
+            f"{folder}: expected the C++ package there, which comes with the wheel: pip install --force-reinstall wgap"
+        )
+    return folder
 
 
 def __getattr__(name: str) -> object:
