@@ -8,10 +8,14 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from benchmarks.gpu_check import ROOT, AbsentError
+from numpy.typing import NDArray
 
 from wgap import Bundle, Localizer
 from wgap.rule import Rule
@@ -60,30 +64,48 @@ def tests(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def parity(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Levels and boxes of all test photographs under every rule, the kernel here against the kernel on the CPU."""
+    """Levels, boxes and scores of photographs under every rule, the kernel here against the kernel on the CPU.
+
+    All photographs whole, then parts of them at random, until there are ``--maps`` maps.
+    """
     if arguments.bundle is None or not arguments.data.is_dir():
         raise AbsentError("needs --bundle and --data with real photographs")
     from wgap.datasets import open_dataset
-    from wgap.images import decode, resize
+    from wgap.images import resize
 
     bundle = Bundle.open(arguments.bundle)
     rules = [Rule(), Rule("fixed", eta=0.2)]
     if "foreground" in bundle.manifest.model.signature():
         rules += [Rule("foreground"), Rule("foreground+colour"), Rule("foreground+colour", "recombined")]
     plain = Localizer(bundle)
-    kernel, counts = open_locator(bundle, device=0), {"images": 0, "levels": 0, "boxes": 0, "scores": 0}
+    kernel, counts = open_locator(bundle, device=0), {"maps": 0, "levels": 0, "boxes": 0, "scores": 0}
     request = Request(max_boxes=3)
-    for sample in open_dataset(arguments.data, "test"):
-        batch = resize(decode(sample.path), *bundle.manifest.model.input_size)[None]
+    for picture in _views([sample.path for sample in open_dataset(arguments.data, "all")]):
+        batch = resize(picture, *bundle.manifest.model.input_size)[None]
         outputs = {**plain.network.run(batch), "picture": batch}
         for rule in rules:
             [[expected]], [[found]] = (
                 locator.with_rule(rule).locate(outputs, request) for locator in (plain.locator, kernel)
             )
-            counts["images"] += 1
+            counts["maps"] += 1
             counts["levels"] += expected.level == found.level
             counts["boxes"] += expected.boxes == found.boxes
             counts["scores"] += expected.score == found.score
-    if not counts["images"] == counts["levels"] == counts["boxes"]:
+        if counts["maps"] >= arguments.maps:
+            break
+    if not counts["maps"] == counts["levels"] == counts["boxes"]:
         raise AssertionError(f"levels or boxes differ: {counts}")
-    return counts
+    told = ", ".join(f"{equal} equal {what}" for what, equal in counts.items() if what != "maps")
+    return {**counts, "summary": f"{counts['maps']} maps of photographs: {told}"}
+
+
+def _views(photographs: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
+    """Every photograph whole, then for ever a part of each."""
+    from wgap.images import decode
+
+    yield from map(decode, photographs)
+    chance = np.random.default_rng(0)
+    while True:
+        for picture in map(decode, photographs):
+            (top, bottom), (left, right) = (np.sort(chance.choice(n, 2, replace=False)) for n in picture.shape[:2])
+            yield np.ascontiguousarray(picture[top : bottom + 1, left : right + 1])
