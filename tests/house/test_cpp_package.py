@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_a_compiler_and_pkg_config_find_it(tmp_path: Path) -> None:
     call(tmp_path / "by_hand")
     if shutil.which("pkg-config"):
         asked = ("env", f"PKG_CONFIG_PATH={library.parent / 'pkgconfig'}", "pkg-config", "--cflags", "--libs", "wgap")
-        call("cc", SOURCE, *call(*asked).split(), f"-Wl,-rpath,{library.parent}", "-o", tmp_path / "asked")
+        call("cc", SOURCE, *shlex.split(call(*asked)), f"-Wl,-rpath,{library.parent}", "-o", tmp_path / "asked")
         call(tmp_path / "asked")
 
 
