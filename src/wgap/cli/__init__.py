@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -63,6 +64,7 @@ def main() -> None:
             signal.signal(number, _end)
     try:
         try:
+            Path.cwd()  # where it was removed, libraries that load later fail in ways of their own
             app()
         finally:
             if sys.stdout is not None:
