@@ -28,7 +28,7 @@ def get_include() -> str:
 
 
 def get_cmake_path() -> str:
-    """Folder of ``wgapConfig.cmake``, for CMake's ``find_package(wgap)``: ``-Dwgap_DIR=`` or ``CMAKE_PREFIX_PATH``."""
+    """Folder of ``wgapConfig.cmake``, for CMake's ``find_package(wgap)``: ``-Dwgap_DIR=`` takes it."""
     return str(_beside_the_module("lib", "cmake", "wgap"))
 
 

@@ -55,7 +55,7 @@ def read_json(text: str) -> Any:
             raise PlainError(f"the key {next(k for k in keys if keys.count(k) > 1)!a} stands twice in one object")
         return found
 
-    # Before it is parsed: each RecursionError of the parser would leave the process less depth for all that follows.
+    # Before it is parsed, whose own limit is another one in each version of Python.
     if _depth(text) > _DEEPEST:
         raise PlainError(f"lists and objects lie deeper than {_DEEPEST} levels within each other")
     return json.loads(text, object_pairs_hook=once)

@@ -78,7 +78,7 @@ def _mutated(raw: Any, chance: random.Random) -> None:
     elif kind == 5:
         container[key] = _Nested(container[key], chance.choice([1, 20, 40, 900, 5000]))
     else:
-        container[key] = chance.choice(STRANGE)
+        container[key] = copy.deepcopy(chance.choice(STRANGE))  # they are changed in their turn
 
 
 def damaged(text: str, number: int) -> bytes:

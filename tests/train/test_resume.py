@@ -72,7 +72,7 @@ def test_a_run_that_replaced_another_can_be_resumed(config, tmp_path):
     assert train(again).exists()
 
 
-def test_more_epochs_make_a_finished_run_longer(config, tmp_path, weights_of):
+def test_more_epochs_make_a_finished_run_longer(config, tmp_path):
     options = config(out=tmp_path / "run", epochs=2)
     train(options)
     first = (options.out / "metrics.jsonl").read_text()
