@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wgap.atomic import TEMPORARY, atomic_file
-from wgap.bundle import Bundle, confined, describe_file, write_manifest
+from wgap.bundle import Bundle, confined, write_manifest
 from wgap.errors import BundleError
 from wgap.manifest import BundleFile
 
@@ -107,15 +107,15 @@ def enter_files(
         entered, written = [], []
         try:
             for new in files:
-                target = confined(root, new.path)
+                target, digest = confined(root, new.path), hashlib.sha256(new.content).hexdigest()
                 if target.exists() and (not target.is_file() or target.read_bytes() != new.content):
-                    digest = hashlib.sha256(new.content).hexdigest()
                     target = target.with_name(f"{target.stem}-{digest[:8]}{target.suffix}")
                 if not target.exists():
                     written.append(target)
                     with atomic_file(target) as temporary:
                         temporary.write_bytes(new.content)
-                entered.append(describe_file(root, target, new.role, new.precision, **new.records))
+                path, size = target.relative_to(root).as_posix(), len(new.content)
+                entered.append(BundleFile(path, new.role, new.precision, digest, size, **new.records))
             manifest = replace(manifest, files=_sorted([*entered, *kept]), **changes)
             write_manifest(root, manifest)
         except BaseException:
