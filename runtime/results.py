@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from wgap.atomic import atomic_file, remove_residue
+from wgap.atomic import atomic_file, remove_residue, require_place
 from wgap.errors import ImageError, OutputExistsError, WgapError
 from wgap.images import decode
 from wgap.runtime.localization import Failure, Localization
@@ -45,9 +45,11 @@ class ResultFolder:
 
     Raises:
         OutputExistsError: a file to be written is already there and ``force`` is false; nothing has been written then.
+        OSError: nothing can be written into ``out``, or it cannot be made.
     """
 
     def __init__(self, out: Path, images: Sequence[Path], pictures: bool = False, force: bool = False) -> None:
+        require_place(out)
         self._out = out
         self._pictures = {path: out / name for path, name in picture_names(images).items()} if pictures else {}
         there = [file for file in (out / RESULTS, *self._pictures.values()) if not force and file.exists()]

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -54,6 +55,24 @@ def put_in_place(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def require_place(folder: Path) -> None:
+    """Find out, before there is anything to write, whether a folder can be written into, or made.
+
+    Raises:
+        OSError: what lies above is a file, or the system takes no file there.
+    """
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    try:
+        with tempfile.TemporaryFile(dir=above) as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(above)) from None
+
+
 def require_new(folder: Path, force: bool, mark: str = "report.json", what: str = "report") -> None:
     """Refuse to replace a folder unless told, and one that is something else even then.
 
@@ -65,13 +84,9 @@ def require_new(folder: Path, force: bool, mark: str = "report.json", what: str 
 
     Raises:
         OutputExistsError: if ``folder`` exists, and ``force`` is false or ``mark`` is not in it.
-        OSError: nothing can be written there: what lies above is a file, or may not be written to.
+        OSError: see :func:`require_place`.
     """
-    above = next(path for path in folder.absolute().parents if path.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "nothing may be written there", str(above))
+    require_place(folder.absolute().parent)
     if not folder.exists():
         return
     if not force:

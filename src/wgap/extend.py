@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wgap.atomic import TEMPORARY, atomic_file
+from wgap.atomic import TEMPORARY, atomic_file, require_place
 from wgap.bundle import Bundle, confined, write_manifest
 from wgap.errors import BundleError
 from wgap.manifest import BundleFile
@@ -211,10 +210,8 @@ def require_writable(bundle: Bundle) -> None:
     Raises:
         BundleError: if nothing can be written into its folder.
     """
-    with writing(bundle), tempfile.TemporaryFile(dir=bundle.root) as probe:
-        probe.write(b"\0" * 4096)
-        probe.flush()
-        os.fsync(probe.fileno())
+    with writing(bundle):
+        require_place(bundle.root)
 
 
 @contextmanager

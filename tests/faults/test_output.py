@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
+from wgap.bundle import Bundle, describe_file, write_manifest
+from wgap.cli import app
 
 OLD = Path(__file__).parents[1] / "house" / "schema1" / "bundle"
 PROGRAM = [sys.executable, "-c", "from wgap.cli import main; main()"]
@@ -65,6 +71,37 @@ def test_output_that_takes_nothing_is_one_line(images: Path, tmp_path: Path) -> 
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("place", ["a file/below", "/proc/nothing/below"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "localize BUNDLE DAMAGED --out PLACE", "evaluate BUNDLE DAMAGED --out PLACE",
+        "calibrate BUNDLE --images DAMAGED --report PLACE", "sensitivity BUNDLE --images DAMAGED --out PLACE",
+        "foreground BUNDLE --images DAMAGED --report PLACE", "export DAMAGED --out PLACE --force",
+        "train SET --init DAMAGED --out PLACE", "demo --out PLACE --force",
+    ],
+)  # fmt: skip
+def test_a_place_that_takes_nothing_is_refused_before_the_work(verb: str, place: str, tmp_path: Path) -> None:
+    """The network and the pictures are damaged: whichever were opened first would be what the error is about."""
+    training = ("torch", "lightning_fabric", "onnxscript") if verb.startswith(("export", "train", "demo")) else ()
+    for module in ("onnx", "matplotlib", *training):
+        pytest.importorskip(module)
+    bundle, damaged, one = tmp_path / "bundle", tmp_path / "damaged.png", tmp_path / "set" / "train" / "one"
+    shutil.copytree(OLD, bundle)
+    (bundle / "model.onnx").write_bytes(b"damaged")
+    manifest = Bundle.open(bundle, verify=False).manifest
+    model = describe_file(bundle, bundle / "model.onnx", "onnx", "fp32")
+    files = tuple(model if entry.path == model.path else entry for entry in manifest.files)
+    write_manifest(bundle, replace(manifest, files=files))
+    one.mkdir(parents=True)
+    for path in (damaged, tmp_path / "a file", one / "1.png"):
+        path.write_bytes(b"damaged")
+    places = {"BUNDLE": bundle, "DAMAGED": damaged, "SET": tmp_path / "set", "PLACE": tmp_path / place}
+    with pytest.raises(OSError, match=r"Not a directory|No such file or directory") as caught:
+        CliRunner().invoke(app, [str(places.get(word, word)) for word in verb.split()], catch_exceptions=False)
+    assert str(caught.value.filename) in (str(tmp_path / place), str((tmp_path / place).parent), "/proc")
 
 
 def test_a_closed_output_is_no_error(images: Path) -> None:
