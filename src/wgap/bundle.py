@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import stat
@@ -296,7 +297,8 @@ class Bundle:
         """Weight float32 [K, C] and bias float32 [K], as read-only memoryviews.
 
         Raises:
-            BundleError: if the file does not hold these tensors in the shapes that the manifest implies.
+            BundleError: if the file does not hold these tensors in the shapes that the manifest implies, or a bias is
+            not finite.
         """
         shape = len(self.manifest.model.classes), self.manifest.model.feature_shape[0]
         return classifier_tensors(self.content(self.file("classifier")), self.path("classifier"), *shape)
@@ -328,6 +330,8 @@ def classifier_tensors(
             got = "nothing" if tensor is None else f"{tensor['dtype']} {list(tensor['shape'])}"
             raise BundleError(f"{path}: expected {name} F32 {shape}, got {got}; export the bundle again")
         views.append(memoryview(bytes(tensor["data"])).cast("f", shape))
+    if odd := [value for value in views[1] if not math.isfinite(value)]:  # the kernel judges the weights
+        raise BundleError(f"{path}: expected finite numbers in bias, got {odd[0]}; export the bundle again")
     return views[0], views[1]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
+import operator
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -310,8 +314,6 @@ def test_json_that_says_too_much_is_refused(own: Path, text: str, message: str) 
 
 
 def test_a_manifest_of_thirty_thousand_files_is_refused_at_once(own: Path) -> None:
-    import json
-
     raw = json.loads(Bundle.open(own).manifest.to_json())
     raw["files"] = [{**raw["files"][0], "path": f"x{number}", "precision": str(number)} for number in range(30_000)]
     (own / MANIFEST).write_text(json.dumps(raw))
@@ -320,6 +322,37 @@ def test_a_manifest_of_thirty_thousand_files_is_refused_at_once(own: Path) -> No
     (own / MANIFEST).write_bytes(b" " * (65 << 20))
     with pytest.raises(ManifestError, match="more than 64 MiB"):
         Bundle.open(own)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_classifier_that_is_not_finite_is_refused_by_name(name: str, value: float, own: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    file = own / "classifier.safetensors"
+    tensors = load_file(file)
+    tensors[name].flat[-1] = value
+    save_file(tensors, file)
+    manifest, new = Bundle.open(own, verify=False).manifest, describe_file(own, file, "classifier", "fp32")
+    files = tuple(new if entry.path == new.path else entry for entry in manifest.files)
+    write_manifest(own, replace(manifest, files=files))
+    with pytest.raises(WgapError, match=rf"finite numbers in {name}|{name}s hold NaN or infinity"):
+        Localizer(own)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "keys",
+    ["preprocessing.mean[1]", "preprocessing.std[2]", "files[1].gate.limits.min_iou", "files[1].gate.figures.x[0]"],
+)
+def test_a_number_of_the_manifest_that_is_not_finite_is_refused_by_name(keys: str, value: float, own: Path) -> None:
+    raw = json.loads(Bundle.open(own).manifest.to_json())
+    raw["files"][1]["gate"]["figures"]["x"] = [1.0]
+    *way, last = [int(key) if key.isdecimal() else key for key in re.findall(r"\w+", keys)]
+    functools.reduce(operator.getitem, way, raw)[last] = value
+    (own / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(ManifestError, match=rf"{re.escape(keys)}: expected a finite number, got {value}"):
+        Bundle.open(own, verify=False)
 
 
 @pytest.mark.data
