@@ -36,7 +36,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
-    held = _locked(temporary, os.O_CREAT)
+    held = _made(temporary, temporary.touch)
     mode = temporary.stat().st_mode & 0o777
     try:
         yield temporary
@@ -120,8 +120,7 @@ def atomic_dir(
     _remove_residue(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     retired = temporary.with_name(temporary.name + "-old")
-    temporary.mkdir()
-    held = _locked(temporary)
+    held = _made(temporary, temporary.mkdir)
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
@@ -155,11 +154,23 @@ def _exchanged(one: Path, other: Path) -> bool:
     return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _locked(path: Path, flags: int = 0) -> int | None:
+def _made(path: Path, make: Callable[[], object]) -> int | None:
+    """Make a temporary file or folder and lock it; anew if another, in between, took it for a dead one's."""
+    while True:
+        make()
+        with suppress(FileNotFoundError):
+            held = _locked(path, 0)
+            if path.exists():
+                return held
+            if held is not None:
+                os.close(held)
+
+
+def _locked(path: Path, wait: int = fcntl.LOCK_NB) -> int | None:
     """A descriptor that holds the lock of a file or a folder; None if another has it, or the file system has none."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
     except OSError:
         os.close(descriptor)
         return None

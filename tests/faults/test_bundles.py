@@ -11,7 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import pytest
 from tests.faults.manifests import attack
 from tests.faults.writers import Writer, together, writers
 
-from wgap import Localizer
+from wgap import Localizer, atomic
 from wgap.bundle import MANIFEST, Bundle, describe_file, write_manifest
 from wgap.calibrate.images import ImageSet, image_set
 from wgap.errors import BundleError, HashMismatchError, ManifestError, WgapError
@@ -231,6 +233,35 @@ def test_folders_change_places_and_residue_goes(own: Path) -> None:
     with pytest.raises(RuntimeError), atomic_dir(own, True):
         raise RuntimeError
     assert (own / "x").read_text() == "1"
+
+
+@pytest.mark.parametrize("write", [atomic.atomic_dir, atomic.atomic_file])
+@pytest.mark.parametrize("after", ["", "while it is locked"])
+def test_what_another_takes_for_residue_before_it_is_locked_is_made_anew(
+    write: Callable[[Path], AbstractContextManager[Path]], after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, taken = atomic._locked, []
+
+    def remove(path: Path) -> None:
+        path.rmdir() if path.is_dir() else path.unlink()
+
+    def late(path: Path, *given: int) -> int | None:
+        if not taken:
+            taken.append(path)
+            held = real(path)
+            assert held is not None
+            if after:
+                threading.Timer(0.1, lambda: (remove(path), os.close(held))).start()
+            else:
+                remove(path)
+                os.close(held)
+        return real(path, *given)
+
+    monkeypatch.setattr(atomic, "_locked", late)
+    with write(tmp_path / "whole") as temporary:
+        assert temporary.exists()
+        assert taken == [temporary]
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_a_link_inside_the_bundle_will_do(own: Path) -> None:
