@@ -113,6 +113,62 @@ def test_accents_written_either_way_are_one_name(tmp_path: Path) -> None:
     assert (found.classes, found.boxes()) == ([composed], [[(0, 0, 5, 6)]])
 
 
+LISTED = {
+    "cub": (
+        "test", "images/[]/[].jpg",
+        {
+            "images.txt": "1 {}/{}.jpg\n", "classes.txt": "1 bird\n", "image_class_labels.txt": "1 1\n",
+            "train_test_split.txt": "1 0\n", "bounding_boxes.txt": "1 0 0 5 6\n",
+        },
+    ),
+    "wsolevaluation": (
+        "test", "images/[]/[].jpg",
+        {
+            "test/image_ids.txt": "{}/{}.jpg\n", "test/class_labels.txt": "[]/[].jpg,0\n",
+            "test/localization.txt": "{}/[].jpg,0,0,5,6\n",
+        },
+    ),
+    "ilsvrc, val.txt": (
+        "val", "val/[]/[].JPEG",
+        {
+            "synsets.txt": "n00000001\n", "val.txt": "{}/{} 0\n",
+            "Annotations/val/{}.xml": "<object><bndbox><xmin>0</xmin><ymin>0</ymin>"
+            "<xmax>5</xmax><ymax>6</ymax></bndbox></object>",
+        },
+    ),
+    "ilsvrc, solution": (
+        "val", "val/[].JPEG",
+        {"synsets.txt": "n00000001\n", "LOC_val_solution.csv": "ImageId,PredictionString\n{},n00000001 0 0 5 6\n"},
+    ),
+}  # fmt: skip
+"""Layout to split, image and lists; ``[]`` is a name as the disk has it, ``{}`` as a list does."""
+
+
+@pytest.mark.parametrize("layout", LISTED)
+@pytest.mark.parametrize(("disk", "written"), [("\u00e9", "e\u0301"), ("e\u0301", "\u00e9")], ids=["apart", "composed"])
+def test_lists_name_files_with_accents_written_either_way(layout: str, disk: str, written: str, tmp_path: Path) -> None:
+    split, image, files = LISTED[layout]
+    path = picture(tmp_path / image.replace("[]", disk))
+    for template in files.items():
+        name, text = (part.replace("[]", disk).replace("{}", written) for part in template)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = open_dataset(tmp_path, split)
+    assert [sample.path for sample in found] == [path]
+    assert found.boxes() == [[(0, 0, 5, 6)]]
+
+
+def test_a_folder_that_is_no_synset_is_told(tmp_path: Path) -> None:
+    (tmp_path / "synsets.txt").write_text("n00000001\n")
+    for split in ("train", "val"):
+        for folder in ("n00000001", "n1", "otter"):
+            picture(tmp_path / split / folder / "1.JPEG")
+        found = open_dataset(tmp_path, split, "ilsvrc")
+        assert [sample.path.parent.name for sample in found] == ["n00000001"]
+        left = {path.relative_to(tmp_path / split).as_posix(): reason for path, reason in found.left_out}
+        assert left == {"n1": "not named as a synset", "otter": "not named as a synset"}
+
+
 def test_two_folders_for_one_split_are_named(tmp_path: Path) -> None:
     for split in ("val", "validation"):
         picture(tmp_path / split / "otter" / "1.jpg")

@@ -47,7 +47,8 @@ def open_dataset(root: Path | str, split: str = "train", layout: str = "auto") -
             (one folder per class, boxes in boxes.csv).
 
     What the searched folders hold and the split does not is in its ``left_out`` and told by a warning of the logger
-    ``wgap.images``: hidden names, links back, other endings, images beside the folders of classes.
+    ``wgap.images``: hidden names, links back, other endings, images beside the folders of classes, folders that are
+    no synsets'.
 
     Raises:
         DataError: if the folder, a list or a label is not what the layout promises; names file, line, expected, got.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, per_sample
+from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, listed, per_sample
 from wgap.errors import DataError
 from wgap.geometry import Box
 
@@ -65,7 +65,7 @@ def open_split(root: Path, split: str) -> Dataset:
                 f"{root / 'image_class_labels.txt'}: image id {i}: expected a class id of classes.txt "
                 f"({ids[0]}..{ids[-1]}), got {labels[i]!r}"
             )
-        sample = Sample(root / "images" / images[i], position[int(labels[i])])
+        sample = Sample(listed(root / "images", images[i]), position[int(labels[i])])
         samples.append(sample)
         path_ids[sample.path] = i
 

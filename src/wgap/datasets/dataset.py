@@ -17,7 +17,7 @@ class Sample:
     """One labelled image.
 
     Attributes:
-        path: the image file; not opened, not even looked for, until somebody decodes it.
+        path: the image file; not opened until somebody decodes it, nor looked for unless its name has accents.
         label: index into :attr:`Dataset.classes`.
     """
 
@@ -102,6 +102,17 @@ def box_from_text(path: Path, number: int | None, values: Sequence[str]) -> Box:
 def composed(name: str) -> str:
     """A name in Unicode's composed form (NFC): macOS writes the accents of file names apart from their letters."""
     return unicodedata.normalize("NFC", name)
+
+
+def listed(folder: Path, name: str) -> Path:
+    """The file that a list names, with the accents of each folder and file composed or apart as the disk has them."""
+    if name.isascii():
+        return folder / name
+    path = folder
+    for part in Path(name).parts:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        path = next((path / form for form in forms if (path / form).exists()), path / part)
+    return path
 
 
 def per_sample(samples: Sequence[Sample], boxes: dict[Path, list[Box]], source: Path) -> list[list[Box]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, indexed, lines
+from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, listed
 from wgap.datasets.folder import class_folders
 from wgap.errors import DataError
 from wgap.geometry import Box
@@ -62,7 +62,9 @@ def open_split(root: Path, split: str) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected the {split} images, found nothing")
     left_out: list[LeftOut] = []
-    synsets = [f for f in class_folders(folder, left_out) if _SYNSET.fullmatch(f.name)]
+    folders = class_folders(folder, left_out)
+    synsets = [f for f in folders if _SYNSET.fullmatch(f.name)]
+    left_out += [LeftOut(f, "not named as a synset") for f in folders if not _SYNSET.fullmatch(f.name)]
     if split == "train" or synsets:
         samples = []
         for synset in synsets:
@@ -79,10 +81,11 @@ def open_split(root: Path, split: str) -> Dataset:
             return [_xml_boxes(_xml_path(annotations, folder, s.path)) for s in wanted]
         solution = root / "LOC_val_solution.csv"
         if split == "val" and solution.is_file():
-            found = {image: _solution_boxes(solution, number, text) for number, image, text in _solution(solution)}
-            if absent := next((s for s in wanted if s.path.stem not in found), None):
+            rows = _solution(solution)
+            found = {composed(image): _solution_boxes(solution, number, text) for number, image, text in rows}
+            if absent := next((s for s in wanted if composed(s.path.stem) not in found), None):
                 raise DataError(f"{solution}: no box for {absent.path}")
-            return [found[s.path.stem] for s in wanted]
+            return [found[composed(s.path.stem)] for s in wanted]
         raise DataError(f"{annotations}: expected XML annotations there (or boxes in {solution.name}), found nothing")
 
     return Dataset(root, "ilsvrc", split, names, samples, read_boxes, left_out)
@@ -99,7 +102,7 @@ def _labelled(root: Path, folder: Path, index: dict[str, int]) -> list[Sample]:
             label = text.split()[0]
             if label not in index:
                 raise bad_line(file, number, f"one of {len(index)} synsets", label)
-            samples.append(Sample(folder / f"{image}.JPEG", index[label]))
+            samples.append(Sample(listed(folder, f"{image}.JPEG"), index[label]))
         return samples
     for number, line in lines(file):
         fields = line.split()
@@ -112,7 +115,7 @@ def _labelled(root: Path, folder: Path, index: dict[str, int]) -> list[Sample]:
             label_index = int(label)
         else:
             raise bad_line(file, number, f"a label 0..{len(index) - 1} or a known synset", label)
-        samples.append(Sample(folder / (image if Path(image).suffix else f"{image}.JPEG"), label_index))
+        samples.append(Sample(listed(folder, image if Path(image).suffix else f"{image}.JPEG"), label_index))
     return samples
 
 
@@ -139,8 +142,8 @@ def _solution_boxes(path: Path, number: int, text: str) -> list[Box]:
 
 def _xml_path(annotations: Path, folder: Path, image: Path) -> Path:
     """Beside each other: Annotations/.../val/X.xml and Data/.../val/X.JPEG, with or without the synset folder."""
-    nested = annotations / image.relative_to(folder).with_suffix(".xml")
-    return nested if nested.is_file() else annotations / f"{image.stem}.xml"
+    nested = listed(annotations, str(image.relative_to(folder).with_suffix(".xml")))
+    return nested if nested.is_file() else listed(annotations, f"{image.stem}.xml")
 
 
 def _xml_boxes(path: Path) -> list[Box]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, per_sample
+from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, listed, per_sample
 from wgap.errors import DataError
 from wgap.geometry import Box
 
@@ -30,7 +30,7 @@ def _labels(path: Path) -> dict[str, int]:
         image, _, label = line.rpartition(",")
         if not image or not label.isdecimal():
             raise bad_line(path, number, "`<image id>,<label from 0>`", line)
-        table[image] = int(label)
+        table[composed(image)] = int(label)
     return table
 
 
@@ -64,11 +64,11 @@ def open_split(root: Path, split: str) -> Dataset:
     images = root / "images" if (root / "images").is_dir() else root
     samples: list[Sample] = []
     for number, image in lines(metadata / "image_ids.txt"):
-        if image not in labels:
+        if composed(image) not in labels:
             raise bad_line(
                 metadata / "image_ids.txt", number, f"an image that {metadata / 'class_labels.txt'} labels", image
             )
-        samples.append(Sample(images / image, labels[image]))
+        samples.append(Sample(listed(images, image), labels[composed(image)]))
 
     def read_boxes(wanted: Sequence[Sample]) -> list[list[Box]]:
         file = metadata / "localization.txt"
