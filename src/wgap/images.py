@@ -292,27 +292,23 @@ def read_file(path: str | os.PathLike[str], name: str | None = None) -> bytes:
     if not os.fspath(path):
         raise ImageError("expected the path of an image, got an empty one")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
+            about = os.fstat(stream.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise ImageError(f"{name}: expected an image file, got a pipe, a socket or a device")
+            if about.st_size > MAX_BYTES:
+                raise ImageError(
+                    f"{name}: expected an image of at most {MAX_BYTES >> 20} MiB, got {about.st_size} bytes"
+                )
+            return stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name}: expected an image file, got a folder") from None
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError) as error:  # a NUL, or a path of bytes
         raise ImageError(f"{name!a}: is no path ({error})") from error
-    try:
-        about = os.fstat(descriptor)
-        if stat.S_ISDIR(about.st_mode):
-            raise ImageError(f"{name}: expected an image file, got a folder")
-        if not stat.S_ISREG(about.st_mode):
-            raise ImageError(f"{name}: expected an image file, got a pipe, a socket or a device")
-        if about.st_size > MAX_BYTES:
-            raise ImageError(f"{name}: expected an image of at most {MAX_BYTES >> 20} MiB, got {about.st_size} bytes")
-        with open(descriptor, "rb", closefd=False) as stream:
-            return stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
-    finally:
-        os.close(descriptor)
 
 
 def _checked_header(data: Any, name: str) -> _Header:
