@@ -378,6 +378,8 @@ class Manifest:
         """
         try:
             raw = read_json(text)
+        except PlainError as error:
+            raise ManifestError(f"{where} is no manifest: {error}; export the bundle again") from error
         except ValueError as error:
             raise ManifestError(f"{where} is not valid JSON ({error}); export the bundle again") from error
         schema = raw.pop("schema", None) if isinstance(raw, dict) else None
@@ -433,9 +435,10 @@ def _check(manifest: Manifest) -> None:
         pure = PurePosixPath(entry.path)
         if pure.is_absolute() or ".." in pure.parts:
             raise PlainError(f"files[{number}].path: {entry.path!r} lies outside the bundle; refusing to read it")
-        if pure.parts in ((), (MANIFEST,)) or not entry.path.isprintable() or len(entry.path.encode()) > _LONGEST:
+        plain = entry.path.isascii() and entry.path.isprintable()
+        if pure.parts in ((), (MANIFEST,)) or not plain or len(entry.path) > _LONGEST:
             raise PlainError(
-                f"files[{number}].path: expected the path of a file, of printable characters and "
+                f"files[{number}].path: expected the path of a file, of printable ASCII characters and "
                 f"at most {_LONGEST} bytes, got {reprlib.repr(entry.path)}"
             )
         if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:

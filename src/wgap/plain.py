@@ -8,7 +8,6 @@ import json
 import math
 import re
 import reprlib
-import sys
 import types
 import unicodedata
 from collections import Counter
@@ -18,8 +17,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 __all__ = ["PlainError", "from_plain", "read_json", "require_distinct", "to_plain"]
 
 T = TypeVar("T")
-
-_LARGEST = sys.float_info.max
 
 _DEEPEST = 32
 """Lists and objects within each other."""
@@ -42,7 +39,10 @@ class PlainError(ValueError):
 
 
 def read_json(text: str) -> Any:
-    """JSON without a key twice in one object, nested to 32 levels at most.
+    """JSON that a reader in another language takes for the same.
+
+    No key comes twice in one object, it is nested to 32 levels at most, its texts are of whole characters and without
+    control characters, its numbers are finite, its integers have 64 bits.
 
     Raises:
         PlainError: it is not that.
@@ -58,7 +58,9 @@ def read_json(text: str) -> Any:
     # Before it is parsed, whose own limit is another one in each version of Python.
     if _depth(text) > _DEEPEST:
         raise PlainError(f"lists and objects lie deeper than {_DEEPEST} levels within each other")
-    return json.loads(text, object_pairs_hook=once)
+    value = json.loads(text, object_pairs_hook=once)
+    _require_plain(value, "")
+    return value
 
 
 def _depth(text: str) -> int:
@@ -93,7 +95,6 @@ def from_plain(kind: type[T], value: object, path: str = "") -> T:
     Raises:
         PlainError: naming the field, what was expected, and what came.
     """
-    _require_text(value, path)
     made: T = _read_fields(kind, value, path)
     return made
 
@@ -125,8 +126,6 @@ def _read(kind: Any, value: object, path: str) -> Any:
             raise PlainError(f"{path}: {error}") from error
     if dataclasses.is_dataclass(kind):
         return _read_fields(kind, value, path)
-    if kind is float and type(value) in (int, float) and not -_LARGEST <= value <= _LARGEST:  # type: ignore[operator]
-        _refuse(path, "a finite number", value)
     if kind is float and type(value) is int:
         return value
     return value if type(value) is kind else _refuse(path, _NAMES[kind], value)
@@ -148,8 +147,8 @@ def _read_fields(kind: Any, value: object, path: str) -> Any:
 _hints = functools.cache(get_type_hints)
 
 
-def _require_text(value: object, path: str) -> None:
-    """Refuse what JSON can spell and no file or terminal can hold: half a character, control characters, infinity."""
+def _require_plain(value: object, path: str) -> None:
+    """Refuse what JSON can spell and a file, a terminal or a number elsewhere cannot hold."""
     if isinstance(value, str):
         kinds = set() if value.isprintable() else {unicodedata.category(letter) for letter in value}
         if "Cs" in kinds:
@@ -159,13 +158,16 @@ def _require_text(value: object, path: str) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             _refuse(path, "a finite number", value)
+    elif isinstance(value, int):
+        if not -(1 << 63) <= value < 1 << 63:
+            _refuse(path, "a whole number of 64 bits", value)
     elif isinstance(value, dict):
         for key, item in value.items():
-            _require_text(key, path)
-            _require_text(item, f"{path}.{key}" if path else key)
+            _require_plain(key, path)
+            _require_plain(item, f"{path}.{key}" if path else key)
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            _require_text(item, f"{path}[{number}]")
+            _require_plain(item, f"{path}[{number}]")
 
 
 def require_distinct(path: str, names: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
         ("arch.width", "1", "arch.width: expected a number"),
         ("arch.width", 1e300, "cannot be built"),
         ("arch.width", 40.0, "features.0.weight: expected shape [2560, 3, 3, 3]"),
-        ("arch.num_classes", 10**30, "classes: 3, but arch says 1"),
+        ("arch.num_classes", 10**30, "arch.num_classes: expected a whole number of 64 bits"),
         ("arch.extra", 1, "arch.extra: no such field"),
         ("classes", "abc", "classes: expected a list, got 'abc'"),
         ("classes", ["a", "a", "b"], "each once; got ['a']"),

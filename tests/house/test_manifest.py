@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -93,7 +94,7 @@ WRONG = [
     (put("model", "classes", 1, value=7), "model.classes[1]: expected text, got 7"),
     (put("model", "inputs", 0, "dtype", value="int8"), "model.inputs[0].dtype: expected one of uint8, float32, got"),
     (put("model", "inputs", 0, "shape", 1, value=True), "model.inputs[0].shape[1]: expected a whole number, got True"),
-    (put("model", "inputs", 0, "shape", 1, value=10**30), "model: image is uint8['N', 1000"),
+    (put("model", "inputs", 0, "shape", 1, value=10**30), "model.inputs[0].shape[1]: expected a whole number of 64"),
     (put("model", "inputs", 0, "shape", 1, value="H"), "model: image is uint8['N', 'H', 32, 3] in layout NHWC"),
     (put("model", "inputs", 0, "shape", 0, value=8), "expected N first, then extents of 1..65535, in layout NHWC"),
     (put("model", "inputs", 0, "layout", value="NCHW"), "model: image is uint8['N', 32, 32, 3] in layout NCHW"),
@@ -102,10 +103,10 @@ WRONG = [
     (put("preprocessing", "scale", value=True), "preprocessing.scale: expected a number, got True"),
     (put("preprocessing", "scale", value=float("nan")), "preprocessing.scale: expected a finite number, got nan"),
     (put("preprocessing", "std", 2, value="x"), "preprocessing.std[2]: expected a number, got 'x'"),
-    (put("preprocessing", "std", 2, value=10**400), "preprocessing.std[2]: expected a finite number, got 1000"),
+    (put("preprocessing", "std", 2, value=10**400), "preprocessing.std[2]: expected a whole number of 64 bits"),
     (put("rule", value="adaptive"), 'rule: rule: expected {"kind", "map"} and, of a fixed one'),
     (put("rule", "eta", value=False), "rule: rule: expected"),
-    (put("rule", "eta", value=10**400), "rule: eta: expected a threshold in [0, 0.999]"),
+    (put("rule", "eta", value=10**400), "rule.eta: expected a whole number of 64 bits"),
     (put("rule", "eta", value=2), "rule: rule: expected 'adaptive', 'foreground'"),
     (put("rule", "kind", value="otsu"), "rule: rule: expected 'adaptive', 'foreground'"),
     (put("rule", value={"kind": "fixed:0.5", "map": "signed"}), "'foreground+colour', got 'fixed"),
@@ -121,8 +122,8 @@ WRONG = [
     (put("files", 0, "precision", value=2), "files[0].precision: expected text, got 2"),
     (put("files", 0, "path", value=["model.onnx"]), "files[0].path: expected text, got ['model.onnx']"),
     (put("files", 0, "path", value="/model.onnx"), "files[0].path: '/model.onnx' lies outside the bundle"),
-    (put("files", 0, "path", value="x" * 241), "files[0].path: expected the path of a file, of printable characters"),
-    (put("files", 0, "path", value="é" * 121), "and at most 240 bytes"),
+    (put("files", 0, "path", value="x" * 241), "files[0].path: expected the path of a file, of printable ASCII"),
+    (put("files", 0, "path", value="é"), "of printable ASCII characters and at most 240 bytes"),
     (put("files", 0, "path", value="."), "files[0].path: expected the path of a file"),
     (put("files", 0, "path", value="a\nb"), "files[0].path: expected text without control characters"),
     (put("files", 0, "training", "tools", "torch", value=2), "files[0].training.tools.torch: expected text, got 2"),
@@ -141,7 +142,7 @@ def test_what_is_wrong_is_named(own: Path, change: Callable[[Any], None], messag
     with pytest.raises(ManifestError) as caught:
         Bundle.open(own, verify=False)
     text = str(caught.value)
-    assert text.startswith(f"{own / 'wgap.json'} does not follow schema 2: ")
+    assert re.match(f"{re.escape(str(own / 'wgap.json'))} (does not follow schema 2|is no manifest): ", text)
     assert message in text
     text.encode()  # whatever came, the message can be printed
 
@@ -149,7 +150,7 @@ def test_what_is_wrong_is_named(own: Path, change: Callable[[Any], None], messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000, "is not valid JSON"),
+        ("[" * 100_000, "is no manifest: lists and objects lie deeper"),
         ('{"schema": ' + "1" * 5000 + "}", "is not valid JSON"),
         ('{"schema": true}', "has no schema number"),
         ('{"schema": 2.0}', "has no schema number"),
