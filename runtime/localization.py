@@ -84,5 +84,5 @@ class Failure:
     error: WgapError
 
     def to_json(self) -> dict[str, Any]:
-        """``image`` and ``error``."""
-        return {"image": self.image, "error": str(self.error)}
+        """``image``, ``error`` and ``code``, the name of the error's class."""
+        return {"image": self.image, "error": str(self.error), "code": type(self.error).__name__}

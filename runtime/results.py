@@ -91,7 +91,7 @@ class ResultFolder:
                 why = error if isinstance(error, WgapError) else error.strerror or error
                 text = f"{self._pictures[path]}: the picture was not written ({why})"
                 failure = Failure(str(path), ImageError(text))
-                line["error"] = str(failure.error)
+                line.update(failure.to_json())
         self._lines.write(json.dumps(line) + "\n")
         return failure or result
 

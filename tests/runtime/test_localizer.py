@@ -202,7 +202,9 @@ def test_a_bad_image_raises_in_its_turn_or_yields_in_its_place(
         next(results)
     first, failure, last = localizer(images, on_error="yield")
     assert isinstance(failure, Failure)
-    assert failure.to_json() == {"image": str(images[1]), "error": f"{images[1]}: no such file"}
+    assert failure.to_json() == {
+        "image": str(images[1]), "error": f"{images[1]}: no such file", "code": "ImageError",
+    }  # fmt: skip
     assert [r.image for r in (first, last)] == [str(images[0]), str(images[2])]
 
 

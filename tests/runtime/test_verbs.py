@@ -58,7 +58,8 @@ def test_bad_images_get_their_own_line_and_the_rest_is_done(tiny_bundle: Path, p
     assert (done.returncode, done.stderr) == (1, "4 of 6 images failed\n")
     records = lines(done.stdout)
     assert [Path(str(r["image"])).name for r in records] == [*sorted(bad), "gone.png", "a.jpg", "b.png"]
-    assert [sorted(r) for r in records[:4]] == [["error", "image"]] * 4
+    assert [sorted(r) for r in records[:4]] == [["code", "error", "image"]] * 4
+    assert {r["code"] for r in records[:4]} == {"ImageError"}
     for record, reason in zip(records, ("cut short", "empty file", "not an image", "no such file"), strict=False):
         assert reason in str(record["error"])
     assert [list(r) for r in records[4:]] == [KEYS] * 2
