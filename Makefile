@@ -41,7 +41,7 @@ fuzz: setup ## damaged manifests, checkpoints, images and kernel calls for SECON
 lint: setup types ## ruff, clang-format and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.c' '*.inl')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.hpp' '*.cpp' '*.c' '*.inl')
 
 types: setup
 	rm -rf build/typed && mkdir -p build/typed/wgap
@@ -51,7 +51,7 @@ types: setup
 format: setup ## rewrite sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.c' '*.inl')
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.hpp' '*.cpp' '*.c' '*.inl')
 
 bench: setup ## the kernel against OpenCV and PyTorch, interleaved
 	$(BIN)/python benchmarks/postprocess.py --stages

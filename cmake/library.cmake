@@ -35,10 +35,11 @@ include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/wgap)
 install(TARGETS wgap_shared wgap_static EXPORT wgap COMPONENT cpp INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(DIRECTORY runtime/include/wgap DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT cpp)
+install(DIRECTORY runtime/include/wgap DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT cpp
+  PATTERN runtime.h EXCLUDE PATTERN wgap.hpp EXCLUDE)
 install(EXPORT wgap NAMESPACE wgap:: DESTINATION ${package} FILE wgapTargets.cmake COMPONENT cpp)
 configure_package_config_file(cmake/wgapConfig.cmake.in ${PROJECT_BINARY_DIR}/wgapConfig.cmake
-  INSTALL_DESTINATION ${package})
+  INSTALL_DESTINATION ${package} PATH_VARS CMAKE_INSTALL_LIBDIR)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/wgapConfig.cmake ${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake
   DESTINATION ${package} COMPONENT cpp)

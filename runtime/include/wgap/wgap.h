@@ -77,14 +77,29 @@ typedef enum wgap_status {
   WGAP_STRUCT_TOO_NEW = 11,    /* a struct is larger than this library knows: it comes from a newer header */
   WGAP_BUFFER_TOO_SMALL = 12,  /* a buffer has fewer bytes than its sizes ask for */
   WGAP_UNKNOWN_RULE = 13,      /* a rule of this name or kind is not known, or its parameter is out of range */
-  WGAP_SCORES_NOT_FINITE = 14
+  WGAP_SCORES_NOT_FINITE = 14,
+  /* Of wgap/runtime.h: the classes of the Python package's errors. One whose second digit is not 0 is a kind of the one
+   * where it is: a WGAP_GATE_ERROR is a WGAP_BUNDLE_ERROR. */
+  WGAP_IMAGE_ERROR = 0x100, /* an image is missing, empty, cut short, or not an image */
+  WGAP_DATA_ERROR = 0x200,  /* an option or a class is not known or out of range */
+  WGAP_RULE_ERROR = 0x210,
+  WGAP_BUNDLE_ERROR = 0x300, /* a bundle is incomplete or inconsistent */
+  WGAP_MANIFEST_ERROR = 0x310,
+  WGAP_HASH_MISMATCH_ERROR = 0x320,
+  WGAP_GATE_ERROR = 0x330,    /* a lower-precision file whose gate failed or never ran was asked for */
+  WGAP_FEATURE_ERROR = 0x400, /* a network's outputs hold NaN or infinity, or do not fit the bundle */
+  WGAP_BACKEND_ERROR = 0x500, /* a network refused its file or failed to run */
+  WGAP_ENGINE_ERROR = 0x600,
+  WGAP_ENGINE_MISMATCH_ERROR = 0x610,
+  WGAP_MISSING_DEPENDENCY_ERROR = 0x700, /* a library that is loaded at run time is not there */
+  WGAP_CHECK_FAILED_ERROR = 0x800
 } wgap_status;
 
 /* Why a call failed, in words. A longer sentence is cut. */
 typedef struct wgap_error {
   uint32_t struct_size;
-  int32_t status; /* wgap_status */
-  char text[248]; /* ends with a zero byte */
+  int32_t status;  /* wgap_status */
+  char text[1016]; /* ends with a zero byte; 248 bytes in the first 0.2 */
 } wgap_error;
 
 #define WGAP_ERROR_INIT {(uint32_t)sizeof(wgap_error), WGAP_OK, {0}}

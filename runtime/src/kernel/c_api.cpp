@@ -251,6 +251,19 @@ const char* wgap_status_string(wgap_status status) {
     case WGAP_BUFFER_TOO_SMALL: return "a buffer has fewer bytes than its sizes ask for";
     case WGAP_UNKNOWN_RULE: return "rule unknown, or its parameter out of range";
     case WGAP_SCORES_NOT_FINITE: return "scores hold NaN or infinity";
+    case WGAP_IMAGE_ERROR: return "ImageError";
+    case WGAP_DATA_ERROR: return "DataError";
+    case WGAP_RULE_ERROR: return "RuleError";
+    case WGAP_BUNDLE_ERROR: return "BundleError";
+    case WGAP_MANIFEST_ERROR: return "ManifestError";
+    case WGAP_HASH_MISMATCH_ERROR: return "HashMismatchError";
+    case WGAP_GATE_ERROR: return "GateError";
+    case WGAP_FEATURE_ERROR: return "FeatureError";
+    case WGAP_BACKEND_ERROR: return "BackendError";
+    case WGAP_ENGINE_ERROR: return "EngineError";
+    case WGAP_ENGINE_MISMATCH_ERROR: return "EngineMismatchError";
+    case WGAP_MISSING_DEPENDENCY_ERROR: return "MissingDependencyError";
+    case WGAP_CHECK_FAILED_ERROR: return "CheckFailedError";
   }
   return "unknown status";
 }

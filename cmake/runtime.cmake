@@ -1,0 +1,77 @@
+# libwgap_runtime, static and shared, the modules of networks, and the programs. None of them links an engine's library.
+find_package(JPEG REQUIRED)
+find_package(PNG REQUIRED)
+find_package(ZLIB REQUIRED)
+set(WGAP_HEADERS ${PROJECT_SOURCE_DIR}/build/headers/usr/include)  # where `make headers` puts them
+find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp HINTS ${WGAP_HEADERS} REQUIRED)
+find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_c_api.h
+  HINTS ${ONNXRUNTIME_ROOT} ${WGAP_HEADERS} PATH_SUFFIXES include onnxruntime include/onnxruntime)
+
+add_library(wgap_runtime_core OBJECT
+  runtime/src/sdk/bundle.cpp
+  runtime/src/sdk/c_api.cpp
+  runtime/src/sdk/cpus.cpp
+  runtime/src/sdk/failure.cpp
+  runtime/src/sdk/files.cpp
+  runtime/src/sdk/image.cpp
+  runtime/src/sdk/jpeg.cpp
+  runtime/src/sdk/json.cpp
+  runtime/src/sdk/localizer.cpp
+  runtime/src/sdk/manifest.cpp
+  runtime/src/sdk/network.cpp
+  runtime/src/sdk/png.cpp
+  runtime/src/sdk/sha256.cpp)
+set_target_properties(wgap_runtime_core PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_include_directories(wgap_runtime_core PRIVATE runtime/include)
+target_include_directories(wgap_runtime_core SYSTEM PRIVATE ${NLOHMANN_JSON_INCLUDE_DIR})
+target_link_libraries(wgap_runtime_core PRIVATE wgap_warnings JPEG::JPEG PNG::PNG ZLIB::ZLIB)
+
+add_library(wgap_runtime_shared SHARED $<TARGET_OBJECTS:wgap_runtime_core>)
+add_library(wgap_runtime_static STATIC $<TARGET_OBJECTS:wgap_runtime_core>)
+foreach(linkage shared static)
+  set(library wgap_runtime_${linkage})
+  set_target_properties(${library} PROPERTIES OUTPUT_NAME wgap_runtime)
+  target_link_libraries(${library} PUBLIC wgap_${linkage} PRIVATE JPEG::JPEG PNG::PNG ZLIB::ZLIB ${CMAKE_DL_LIBS})
+  add_library(wgap::${library} ALIAS ${library})
+endforeach()
+get_target_property(soversion wgap_shared SOVERSION)
+if(soversion)
+  set_target_properties(wgap_runtime_shared PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${soversion})
+endif()
+set_target_properties(wgap_runtime_shared PROPERTIES INSTALL_RPATH "$ORIGIN")
+add_library(wgap::runtime ALIAS wgap_runtime_${WGAP_LINKAGE})
+
+set(modules)
+if(ONNXRUNTIME_INCLUDE_DIR)
+  add_library(wgap_onnxruntime MODULE runtime/src/sdk/networks/onnxruntime.cpp
+    runtime/src/sdk/cpus.cpp runtime/src/sdk/failure.cpp runtime/src/sdk/files.cpp)
+  target_include_directories(wgap_onnxruntime SYSTEM PRIVATE ${ONNXRUNTIME_INCLUDE_DIR})
+  list(APPEND modules wgap_onnxruntime)
+else()
+  message(STATUS "ONNX Runtime's header was not found (-DONNXRUNTIME_ROOT=, or `make headers`): its module is left out")
+endif()
+foreach(module IN LISTS modules)
+  target_include_directories(${module} PRIVATE runtime/include)
+  target_link_libraries(${module} PRIVATE wgap_warnings ${CMAKE_DL_LIBS})
+endforeach()
+
+set(programs)
+foreach(program localize)
+  add_executable(wgap-${program} runtime/src/sdk/programs/${program}.cpp)
+  target_link_libraries(wgap-${program} PRIVATE wgap_warnings wgap_runtime_shared)
+  set_target_properties(wgap-${program} PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+  list(APPEND programs wgap-${program})
+endforeach()
+
+if(NOT WGAP_INSTALL)
+  set_target_properties(wgap_runtime_shared wgap_runtime_static ${programs} PROPERTIES EXCLUDE_FROM_ALL ON)
+  return()
+endif()
+install(TARGETS wgap_runtime_shared wgap_runtime_static EXPORT wgapRuntime COMPONENT cpp
+  INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(FILES runtime/include/wgap/runtime.h runtime/include/wgap/wgap.hpp
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/wgap COMPONENT cpp)
+install(TARGETS ${modules} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/wgap COMPONENT cpp)
+install(TARGETS ${programs} COMPONENT cpp)
+install(EXPORT wgapRuntime NAMESPACE wgap:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/wgap FILE wgapRuntimeTargets.cmake
+  COMPONENT cpp)

@@ -1,0 +1,341 @@
+// wgap's runtime in C++17, header-only over wgap/runtime.h: a bundle and a picture in, boxes out.
+//
+//   wgap::Options options;
+//   options.precision = "int8";
+//   auto localizer = wgap::Localizer::open("bundle", options);
+//   for (const wgap::Found& found : localizer->file("bird.jpg"))
+//     std::printf("%s %.1f%% at %g %g %g %g\n", found.class_name.c_str(), 100 * found.score, found.box().x0, ...);
+//
+// Every call returns a Result. Ask it (`if (!result) ... result.error()`), or use the value at once: that throws
+// wgap::Exception where there is none or, where exceptions are off, prints the error and ends the program.
+// Errors, threads and boxes are as wgap/runtime.h says.
+#ifndef WGAP_WGAP_HPP
+#define WGAP_WGAP_HPP
+
+#include <wgap/runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#if defined(__cpp_exceptions)
+#include <exception>
+#endif
+
+namespace wgap {
+
+// Why a call failed: a status, whose name `code()` is ("ImageError", ...), and a sentence.
+struct Error {
+  wgap_status status = WGAP_OK;
+  std::string text;
+  std::string json = {};  // of a picture: the line that `wgap localize --json` prints
+
+  const char* code() const { return wgap_status_string(status); }
+  // Whether it is that one or a kind of it: a WGAP_GATE_ERROR is a WGAP_BUNDLE_ERROR.
+  bool is(wgap_status kind) const {
+    return status == kind || (kind >= 0x100 && (kind & 0xff) == 0 && (status & ~0xff) == kind);
+  }
+};
+
+#if defined(__cpp_exceptions)
+class Exception : public std::exception {
+ public:
+  explicit Exception(Error error) : error_(std::move(error)) {}
+  const Error& error() const { return error_; }
+  const char* what() const noexcept override { return error_.text.c_str(); }
+
+ private:
+  Error error_;
+};
+#endif
+
+// A value or the error in its place.
+template <class T>
+class Result {
+ public:
+  Result(T value) : content_(std::in_place_index<0>, std::move(value)) {}
+  Result(Error error) : content_(std::in_place_index<1>, std::move(error)) {}
+
+  explicit operator bool() const { return content_.index() == 0; }
+  const Error& error() const {  // an empty one where there is a value
+    static const Error none;
+    return *this ? none : *std::get_if<1>(&content_);
+  }
+  T& value() & { return require(), *std::get_if<0>(&content_); }
+  const T& value() const& { return require(), *std::get_if<0>(&content_); }
+  T&& value() && { return require(), std::move(*std::get_if<0>(&content_)); }
+  T& operator*() { return value(); }
+  const T& operator*() const { return value(); }
+  T* operator->() { return &value(); }
+  const T* operator->() const { return &value(); }
+
+  // Of a value with a range.
+  auto begin() const { return value().begin(); }
+  auto end() const { return value().end(); }
+
+ private:
+  std::variant<T, Error> content_;
+
+  void require() const {
+    if (*this) return;
+#if defined(__cpp_exceptions)
+    throw Exception(error());
+#else
+    std::fprintf(stderr, "wgap: %s: %s\n", error().code(), error().text.c_str());
+    std::abort();
+#endif
+  }
+};
+
+using Box = wgap_box;
+
+// One class of one picture.
+struct Found {
+  int class_id = 0;
+  std::string class_name;
+  float score = 0;         // softmax probability of the class
+  std::vector<Box> boxes;  // in pixels of the picture, half-open, the best component's first
+  double threshold = 0;
+  int level = -1;
+  bool degenerate = false;     // the mask is empty, the box is the whole picture
+  std::vector<float> heatmap;  // [heatmap_height][heatmap_width] in [0, 1], where it was asked for
+  int heatmap_height = 0;
+  int heatmap_width = 0;
+
+  const Box& box() const { return boxes.front(); }
+};
+
+// What was found in one picture, best class first.
+struct Localization {
+  std::vector<Found> found;
+  std::string json;  // the line that `wgap localize --json` prints
+
+  auto begin() const { return found.begin(); }
+  auto end() const { return found.end(); }
+  const Found& best() const { return found.front(); }
+};
+
+// Pixels of the caller's: 8-bit RGB.
+struct Pixels {
+  const std::uint8_t* data = nullptr;
+  int height = 0;
+  int width = 0;
+  std::int64_t row_bytes = 0;  // from one row to the next; 0: rows without gaps
+};
+
+// One picture of a batch: a file's path, the bytes of an image file, or pixels. What it points at must outlive the call.
+class Picture {
+ public:
+  Picture(const char* path) : path_(path) {}
+  Picture(std::string path) : path_(std::move(path)) {}
+  Picture(const void* encoded, std::size_t bytes) : encoded_(encoded), bytes_(bytes) {}
+  Picture(const Pixels& pixels) : pixels_(pixels) {}
+  Picture& of_class(int id) { return class_id_ = id, *this; }  // the class to localize, in place of the best
+
+ private:
+  friend class Localizer;
+  std::string path_;
+  const void* encoded_ = nullptr;
+  std::size_t bytes_ = 0;
+  Pixels pixels_;
+  int class_id_ = -1;
+};
+
+// What a network gives for a batch; see wgap_outputs.
+using Outputs = wgap_outputs;
+
+// An engine of your own in place of wgap's modules. Called by several threads at once.
+class Network {
+ public:
+  virtual ~Network() = default;
+  // images: uint8 [count][height][width][3], RGB, at the bundle's input size; wanted: WGAP_LOGITS, WGAP_FEATURES and
+  // WGAP_FOREGROUND together. What outputs point at is read until `release`. An error with WGAP_OK means none.
+  virtual Error run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted, Outputs* outputs) = 0;
+  virtual void release(Outputs*) {}
+  virtual int largest() const { return 0; }  // images that run takes at most; 0: any number
+  virtual const char* name() const { return "network"; }
+};
+
+struct Options {
+  std::string backend;    // empty: "onnxruntime"
+  std::string precision;  // empty: "fp32"; "int8", "fp16" once calibrated
+  std::string rule;       // "adaptive", "fixed:0.2", "foreground", ...; empty: the bundle's own
+  std::string map;        // likewise
+  std::string library;    // file of the backend's library; empty: searched
+  int top_k = 1;
+  int max_boxes = 1;
+  int batch_size = 1;
+  int threads = 0;  // 0: every core for the network, one for the kernel
+  bool ungated = false;
+  bool trusted = false;              // do not compare every file of the bundle with its hash
+  std::shared_ptr<Network> network;  // of your own
+};
+
+class Localizer {
+ public:
+  static Result<Localizer> open(const std::string& bundle, const Options& options = {}) {
+    const auto text = [](const std::string& value) { return value.empty() ? nullptr : value.c_str(); };
+    wgap_localizer_options given = WGAP_LOCALIZER_OPTIONS_INIT;
+    given.backend = text(options.backend);
+    given.precision = text(options.precision);
+    given.rule = text(options.rule);
+    given.map = text(options.map);
+    given.library = text(options.library);
+    given.top_k = options.top_k;
+    given.max_boxes = options.max_boxes;
+    given.batch_size = options.batch_size;
+    given.threads = options.threads;
+    given.ungated = options.ungated;
+    given.trusted = options.trusted;
+    wgap_network network = WGAP_NETWORK_INIT;
+    auto owned = options.network ? std::make_unique<std::shared_ptr<Network>>(options.network) : nullptr;
+    if (owned) {
+      network.largest = options.network->largest();
+      network.name = options.network->name();
+      network.context = owned.get();
+      network.run = run_network;
+      network.release = [](void* context, wgap_outputs* outputs) { network_of(context).release(outputs); };
+      network.destroy = [](void* context) { delete static_cast<std::shared_ptr<Network>*>(context); };
+      given.network = &network;
+    }
+    wgap_error error = WGAP_ERROR_INIT;
+    wgap_localizer* made = nullptr;
+    const wgap_status status = wgap_localizer_open(bundle.c_str(), &given, &made, &error);
+    if (status != WGAP_OK) return Error{status, error.text, {}};
+    static_cast<void>(owned.release());  // the localizer's now
+    return Localizer(made);
+  }
+
+  // One picture; heatmap: also return each class's map.
+  Result<Localization> file(const std::string& path, bool heatmap = false) const { return one(Picture(path), heatmap); }
+  Result<Localization> encoded(const void* data, std::size_t bytes, bool heatmap = false) const {
+    return one(Picture(data, bytes), heatmap);
+  }
+  Result<Localization> pixels(const Pixels& rgb, bool heatmap = false) const { return one(Picture(rgb), heatmap); }
+  Result<Localization> one(const Picture& picture, bool heatmap = false) const {
+    auto results = run(&picture, 1, heatmap);
+    if (!results) return results.error();
+    return std::move(results->front());
+  }
+
+  // Many pictures, batch_size in a forward pass: a result for each, in order. The whole fails where the network does.
+  Result<std::vector<Result<Localization>>> batch(const std::vector<Picture>& pictures, bool heatmaps = false) const {
+    return run(pictures.data(), pictures.size(), heatmaps);
+  }
+
+  wgap_rule rule() const {  // that it runs under
+    wgap_rule rule = WGAP_RULE_INIT;
+    wgap_localizer_rule(handle_.get(), &rule, nullptr);
+    return rule;
+  }
+  std::string backend() const { return wgap_localizer_backend(handle_.get()); }  // such as "onnxruntime 1.32.0"
+  int classes() const {
+    wgap_bundle_info info = WGAP_BUNDLE_INFO_INIT;
+    return wgap_bundle_describe(wgap_localizer_bundle(handle_.get()), &info, nullptr) == WGAP_OK ? info.classes : 0;
+  }
+  std::string class_name(int id) const {  // empty where there is no such class
+    const char* const name = wgap_bundle_class_name(wgap_localizer_bundle(handle_.get()), id);
+    return name != nullptr ? name : "";
+  }
+  wgap_localizer* handle() const { return handle_.get(); }
+
+ private:
+  struct Close {
+    void operator()(wgap_localizer* localizer) const { wgap_localizer_close(localizer); }
+  };
+  std::unique_ptr<wgap_localizer, Close> handle_;
+
+  explicit Localizer(wgap_localizer* handle) : handle_(handle) {}
+
+  static Network& network_of(void* context) { return **static_cast<std::shared_ptr<Network>*>(context); }
+  static wgap_status run_network(void* context, const std::uint8_t* images, std::int64_t count, std::uint32_t wanted,
+                                 wgap_outputs* outputs, wgap_error* error) {
+    Error failed;
+#if defined(__cpp_exceptions)
+    try {
+      failed = network_of(context).run(images, count, wanted, outputs);
+    } catch (const Exception& exception) {
+      failed = exception.error();
+    } catch (const std::exception& exception) {
+      failed = {WGAP_BACKEND_ERROR, exception.what(), {}};
+    } catch (...) {  // nothing may cross a C boundary
+      failed = {WGAP_BACKEND_ERROR, "the network threw something that is no std::exception", {}};
+    }
+#else
+    failed = network_of(context).run(images, count, wanted, outputs);
+#endif
+    std::snprintf(error->text, sizeof error->text, "%s", failed.text.c_str());
+    return error->status = failed.status, failed.status;
+  }
+
+  Result<std::vector<Result<Localization>>> run(const Picture* pictures, std::size_t count, bool heatmaps) const {
+    std::vector<wgap_picture> given(count, wgap_picture WGAP_PICTURE_INIT);
+    std::vector<wgap_image> images(count, wgap_image WGAP_IMAGE_INIT);
+    for (std::size_t i = 0; i < count; ++i) {
+      const Picture& from = pictures[i];
+      given[i].class_id = from.class_id_;
+      if (from.encoded_ != nullptr) {
+        given[i].encoded = from.encoded_;
+        given[i].encoded_bytes = from.bytes_;
+      } else if (from.pixels_.data != nullptr) {
+        const Pixels& pixels = from.pixels_;
+        images[i].height = pixels.height;
+        images[i].width = pixels.width;
+        images[i].channels = 3;
+        images[i].data = const_cast<std::uint8_t*>(pixels.data);  // only read
+        images[i].row_bytes = pixels.row_bytes != 0 ? pixels.row_bytes : static_cast<std::int64_t>(pixels.width) * 3;
+        const std::int64_t rows = pixels.height > 0 ? pixels.height - 1 : 0;
+        const std::int64_t stride = images[i].row_bytes < 0 ? -images[i].row_bytes : images[i].row_bytes;
+        images[i].bytes = static_cast<std::uint64_t>(rows * stride) + static_cast<std::uint64_t>(pixels.width) * 3;
+        given[i].pixels = &images[i];
+      } else {
+        given[i].path = from.path_.c_str();
+      }
+    }
+    wgap_run_options options = WGAP_RUN_OPTIONS_INIT;
+    options.heatmaps = heatmaps;
+    wgap_error error = WGAP_ERROR_INIT;
+    wgap_results* raw = nullptr;
+    const wgap_status status =
+        wgap_localizer_run(handle_.get(), given.data(), static_cast<std::int64_t>(count), &options, &raw, &error);
+    if (status != WGAP_OK) return Error{status, error.text, {}};
+    const std::unique_ptr<wgap_results, void (*)(wgap_results*)> results(raw, wgap_results_destroy);
+    std::vector<Result<Localization>> made;
+    for (std::size_t i = 0; i < count; ++i) made.push_back(result_of(raw, static_cast<std::int64_t>(i)));
+    return made;
+  }
+
+  static Result<Localization> result_of(const wgap_results* results, std::int64_t i) {
+    if (const wgap_status status = wgap_results_status(results, i); status != WGAP_OK)
+      return Error{status, wgap_results_message(results, i), wgap_results_json(results, i)};
+    Localization made;
+    made.json = wgap_results_json(results, i);
+    for (std::int32_t rank = 0; rank < wgap_results_classes(results, i); ++rank) {
+      const wgap_found& from = *wgap_results_found(results, i, rank);
+      Found found;
+      found.class_id = from.class_id;
+      found.class_name = from.class_name;
+      found.score = from.score;
+      found.boxes.assign(from.boxes, from.boxes + from.box_count);
+      found.threshold = from.threshold;
+      found.level = from.level;
+      found.degenerate = from.degenerate != 0;
+      found.heatmap_height = from.heatmap_height;
+      found.heatmap_width = from.heatmap_width;
+      if (from.heatmap != nullptr)
+        found.heatmap.assign(from.heatmap,
+                             from.heatmap + static_cast<std::size_t>(from.heatmap_height) * from.heatmap_width);
+      made.found.push_back(std::move(found));
+    }
+    return made;
+  }
+};
+
+}  // namespace wgap
+
+#endif

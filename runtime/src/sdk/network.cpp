@@ -1,0 +1,134 @@
+#include "network.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <iterator>
+#include <vector>
+
+#include "cpus.h"
+
+namespace wgap::sdk {
+namespace {
+
+constexpr const char* kBackends[] = {"onnxruntime"};
+
+wgap_network_opener* module_of(const std::string& backend) {
+  const std::string file = "libwgap_" + backend + ".so";
+  std::vector<std::string> places;
+  if (const char* const folder = std::getenv("WGAP_MODULES"); folder != nullptr && *folder != 0) {
+    places = {std::string(folder) + "/" + file};
+  } else {
+    const std::string own = own_folder();
+    places = {own + "/wgap/" + file, own + "/" + file, file};
+  }
+  std::string looked;
+  for (const std::string& place : places) {
+    looked += (looked.empty() ? "" : ", ") + place;
+    const bool named = place.find('/') != std::string::npos;
+    if (named && !exists(place)) continue;
+    void* const module = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: engines keep threads
+    if (module == nullptr) {
+      if (!named) break;
+      fail(WGAP_BACKEND_ERROR, "%s", dlerror());
+    }
+    auto* const opener = reinterpret_cast<wgap_network_opener*>(dlsym(module, "wgap_network_open"));
+    if (opener == nullptr)
+      fail(WGAP_BACKEND_ERROR, "%s is no module of wgap's: it has no wgap_network_open", place.c_str());
+    return opener;
+  }
+  fail(WGAP_MISSING_DEPENDENCY_ERROR,
+       "the backend %s needs its module, which is not there (looked for %s); install wgap's component of that name, or "
+       "name "
+       "its folder in WGAP_MODULES",
+       backend.c_str(), looked.c_str());
+}
+
+void require_equal_sums(const Bundle& bundle, const File& file) {
+  const std::string judged = file.gate ? file.gate->int8_sums : "";
+  if (judged == "saturating" || !int8_sums_saturate()) return;
+  fail(WGAP_GATE_ERROR,
+       "%s: this processor has no VNNI, so ONNX Runtime's INT8 sums saturate and boxes move; the gate ran on %s. Run "
+       "`wgap "
+       "gate %s --precision int8` here, or pass ungated (--ungated) to run it all the same",
+       bundle.path(file).c_str(), judged.empty() ? "a processor that is not recorded" : "one that sums exactly",
+       bundle.root().c_str());
+}
+
+}  // namespace
+
+Network::Network(const wgap_network& given) : network_(given) {}
+
+Network::~Network() {
+  if (network_.destroy != nullptr) network_.destroy(network_.context);
+}
+
+std::string Network::told() const {
+  const std::string name = network_.name != nullptr ? network_.name : "network";
+  return network_.version != nullptr ? name + " " + network_.version : name;
+}
+
+Network::Pass::Pass(const Network& network, const std::uint8_t* images, std::int64_t count, std::uint32_t wanted)
+    : network_(network.get()) {
+  wgap_error error = WGAP_ERROR_INIT;
+  const wgap_status status = network_.run(network_.context, images, count, wanted, &outputs_, &error);
+  error.text[sizeof error.text - 1] = 0;
+  if (status != WGAP_OK)
+    fail(status, "%s", error.text[0] != 0 ? error.text : (network.told() + " failed and did not say why").c_str());
+}
+
+Network::Pass::~Pass() {
+  if (network_.release != nullptr) network_.release(network_.context, &outputs_);
+}
+
+Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkOptions& options) {
+  std::string known;
+  bool found = false;
+  for (const char* const backend : kBackends) {
+    known += (known.empty() ? "" : ", ") + std::string(backend);
+    found |= options.backend == backend;
+  }
+  if (!found)
+    fail(WGAP_BACKEND_ERROR, "unknown backend %s; expected one of: %s", in_quotes(options.backend).c_str(),
+         known.c_str());
+  const File& file = bundle.model_file(options.precision, options.ungated, rule);
+  const std::string path = bundle.path(file);
+  if (options.precision == "bf16")
+    fail(WGAP_BACKEND_ERROR, "%s: ONNX Runtime's CPU provider has no bfloat16 convolution; run another precision here",
+         path.c_str());
+  if (options.precision == "int8" && !options.ungated) require_equal_sums(bundle, file);
+
+  std::vector<wgap_tensor> tensors;
+  for (const auto* const group : {&bundle.manifest().inputs, &bundle.manifest().outputs})
+    for (const Tensor& tensor : *group) {
+      wgap_tensor made{sizeof(wgap_tensor),
+                       tensor.dtype == "uint8" ? WGAP_UINT8 : WGAP_FLOAT32,
+                       tensor.name.c_str(),
+                       static_cast<std::int32_t>(tensor.shape.size()),
+                       0,
+                       {}};
+      if (tensor.shape.size() > std::size(made.extents))  // one that the runtime does not read
+        fail(WGAP_BACKEND_ERROR, "%s: %s has %zu extents; at most 4 are known here", path.c_str(), made.name,
+             tensor.shape.size());
+      std::copy(tensor.shape.begin(), tensor.shape.end(), made.extents);
+      tensors.push_back(made);
+    }
+  wgap_network_opener* const open = module_of(options.backend);
+  const std::string content = bundle.content(file);
+  wgap_network_request request = {};
+  request.struct_size = sizeof request;
+  request.tensor_count = static_cast<std::int32_t>(tensors.size());
+  request.path = path.c_str();
+  request.content = content.data();
+  request.content_bytes = content.size();
+  request.tensors = tensors.data();
+  request.precision = options.precision.c_str();
+  request.library = options.library;
+  request.threads = options.threads;
+  wgap_network network = WGAP_NETWORK_INIT;
+  wgap_error error = WGAP_ERROR_INIT;
+  if (const wgap_status status = open(&request, &network, &error); status != WGAP_OK) throw Failure(status, error.text);
+  return Network(network);
+}
+
+}  // namespace wgap::sdk

@@ -1,0 +1,107 @@
+// Command lines of the programs: options that stand for a value or for themselves, as in the Python command.
+#pragma once
+
+#include <cerrno>
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "wgap/wgap.hpp"
+
+namespace wgap::programs {
+
+[[noreturn]] inline void end_with(int code, const std::string& text) {
+  std::fprintf(stderr, "error: %s\n", text.c_str());
+  std::exit(code);
+}
+
+// Text of a file or a class for a terminal: control characters escaped.
+inline std::string shown(const std::string& value) {
+  std::string made;
+  for (const unsigned char c : value) {
+    char escaped[8];
+    std::snprintf(escaped, sizeof escaped, c < 0x20 || c == 0x7f ? "\\x%02x" : "%c", c);
+    made += escaped;
+  }
+  return made;
+}
+
+class Arguments {
+ public:
+  Arguments(int count, char** given, const char* usage) : usage_(usage) {
+    for (int i = 1; i < count; ++i) left_.emplace_back(given[i]);
+    if (flag("--help")) std::printf("%s", usage), std::exit(0);
+    if (flag("--version")) std::printf("wgap %s\n", wgap_version()), std::exit(0);
+  }
+
+  bool flag(const char* name) {
+    for (std::size_t i = 0; i < options_end(); ++i)
+      if (left_[i] == name) return left_.erase(left_.begin() + static_cast<std::ptrdiff_t>(i)), true;
+    return false;
+  }
+  std::string text(const char* name, const char* usual = "") {
+    const std::string with = std::string(name) + "=";
+    for (std::size_t i = 0; i < options_end(); ++i) {
+      const bool joined = left_[i].rfind(with, 0) == 0;
+      if (left_[i] != name && !joined) continue;
+      if (!joined && i + 1 >= left_.size()) refuse(std::string(name) + " needs a value");
+      const std::string value = joined ? left_[i].substr(with.size()) : left_[i + 1];
+      left_.erase(left_.begin() + static_cast<std::ptrdiff_t>(i),
+                  left_.begin() + static_cast<std::ptrdiff_t>(joined ? i + 1 : i + 2));
+      return value;
+    }
+    return usual;
+  }
+  int number(const char* name, int usual) {
+    const std::string given = text(name);
+    if (given.empty()) return usual;
+    char* end = nullptr;
+    errno = 0;
+    const long value = std::strtol(given.c_str(), &end, 10);
+    if (*end != 0 || errno != 0 || value < INT_MIN || value > INT_MAX)
+      refuse(std::string(name) + ": '" + given + "' is no whole number");
+    return static_cast<int>(value);
+  }
+  // The options that every program that opens a localizer has.
+  Options localizer() {
+    Options options;
+    options.backend = text("--backend");
+    options.precision = text("--precision");
+    options.rule = text("--rule");
+    options.map = text("--map");
+    options.library = text("--library");
+    options.threads = number("--threads", 0);
+    options.top_k = number("--top-k", 1);
+    options.max_boxes = number("--max-boxes", 1);
+    options.batch_size = number("--batch-size", 1);
+    options.ungated = flag("--ungated");
+    return options;
+  }
+  // What is left, which must be no options.
+  std::vector<std::string> rest(std::size_t least) {
+    const std::size_t end = options_end();
+    for (std::size_t i = 0; i < end; ++i)
+      if (left_[i].size() > 1 && left_[i][0] == '-') refuse("no such option: " + left_[i]);
+    if (end < left_.size()) left_.erase(left_.begin() + static_cast<std::ptrdiff_t>(end));
+    if (left_.size() < least) refuse("too few arguments");
+    return left_;
+  }
+  [[noreturn]] void refuse(const std::string& why) const {
+    std::fprintf(stderr, "%s\n", usage_);
+    end_with(2, shown(why));
+  }
+
+ private:
+  const char* const usage_;
+  std::vector<std::string> left_;
+
+  std::size_t options_end() const {  // at "--"
+    std::size_t i = 0;
+    while (i < left_.size() && left_[i] != "--") ++i;
+    return i;
+  }
+};
+
+}  // namespace wgap::programs
