@@ -404,10 +404,12 @@ def _tiff_tags(data: Any) -> tuple[int, int, int, bool]:
     for entry in range(at + 2, at + 2 + 12 * count, 12):
         tag, kind, samples = struct.unpack_from(order + "HHI", data, entry)
         if tag in values:
-            place = entry + 8
-            if kind == 3 and samples > 2:  # one for each channel, elsewhere: the first stands for all
+            place, short = entry + 8, kind == 3
+            if tag == 0x112:  # the decoder asks neither for its type nor for its count
+                short = True
+            elif short and samples > 2:  # one for each channel, elsewhere: the first stands for all
                 (place,) = struct.unpack_from(order + "I", data, place)
-            (values[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, place)
+            (values[tag],) = struct.unpack_from(order + ("H" if short else "I"), data, place)
     orientation = values[0x112] if 1 <= values[0x112] <= 8 else 1
     return values[0x100], values[0x101], orientation, values[0x153] == 3
 

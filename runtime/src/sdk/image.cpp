@@ -185,12 +185,8 @@ int exif_orientation(std::string_view exif) {
     int orientation = 1;
     for (std::uint32_t i = 0; i < count; ++i) {
       const std::uint64_t entry = at + 2 + 12ULL * i;
-      const std::uint32_t tag = data.number(entry, 2, big), kind = data.number(entry + 2, 2, big);
-      const std::uint32_t samples = data.number(entry + 4, 4, big);
-      if (tag != 0x112) continue;
-      std::uint64_t place = entry + 8;
-      if (kind == 3 && samples > 2) place = data.number(place, 4, big);
-      orientation = static_cast<int>(std::min<std::uint32_t>(data.number(place, kind == 3 ? 2 : 4, big), 9));
+      const std::uint32_t tag = data.number(entry, 2, big), value = data.number(entry + 8, 2, big);
+      if (tag == 0x112) orientation = static_cast<int>(value);  // OpenCV asks neither for its type nor for its count
     }
     return orientation;
   } catch (const CutShort&) {

@@ -1,5 +1,6 @@
 #include <csetjmp>
 #include <cstdio>
+#include <cstring>
 #include <utility>
 #include <vector>
 // After <cstdio>, which it needs.
@@ -37,7 +38,7 @@ void from_inks(const unsigned char* inks, unsigned char* to, int width) {
 // Of the first EXIF segment, as OpenCV takes it.
 int orientation_of(const jpeg_decompress_struct& info) {
   for (const jpeg_marker_struct* marker = info.marker_list; marker != nullptr; marker = marker->next)
-    if (marker->marker == JPEG_APP0 + 1 && marker->data_length > 6)
+    if (marker->marker == JPEG_APP0 + 1 && marker->data_length > 6 && std::memcmp(marker->data, "Exif\0", 6) == 0)
       return exif_orientation({reinterpret_cast<const char*>(marker->data) + 6, marker->data_length - 6});
   return 1;
 }
