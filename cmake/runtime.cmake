@@ -20,6 +20,8 @@ add_library(wgap_runtime_core OBJECT
   runtime/src/sdk/manifest.cpp
   runtime/src/sdk/network.cpp
   runtime/src/sdk/png.cpp
+  runtime/src/sdk/safetensors.cpp
+  runtime/src/sdk/selftest.cpp
   runtime/src/sdk/sha256.cpp)
 set_target_properties(wgap_runtime_core PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_include_directories(wgap_runtime_core PRIVATE runtime/include)
@@ -56,7 +58,7 @@ foreach(module IN LISTS modules)
 endforeach()
 
 set(programs)
-foreach(program localize)
+foreach(program bench localize selftest)
   add_executable(wgap-${program} runtime/src/sdk/programs/${program}.cpp)
   target_link_libraries(wgap-${program} PRIVATE wgap_warnings wgap_runtime_shared)
   set_target_properties(wgap-${program} PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")

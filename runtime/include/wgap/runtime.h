@@ -221,6 +221,25 @@ WGAP_RUNTIME_API const wgap_found* wgap_results_found(const wgap_results* result
 /* The line that `wgap localize --json` prints for this picture. */
 WGAP_RUNTIME_API const char* wgap_results_json(const wgap_results* results, int64_t picture);
 
+/* Where the time of a call went, summed over its pictures. */
+typedef struct wgap_timings {
+  uint32_t struct_size;
+  int32_t reserved;
+  double prepare_ms; /* reading, decoding, resizing */
+  double network_ms;
+  double kernel_ms;
+} wgap_timings;
+
+#define WGAP_TIMINGS_INIT {(uint32_t)sizeof(wgap_timings), 0, 0, 0, 0}
+
+WGAP_RUNTIME_API wgap_status wgap_results_timings(const wgap_results* results, wgap_timings* timings,
+                                                  wgap_error* error);
+
+/* Runs the bundle's golden cases through the network and the kernel: does it give here what it gave where it was made?
+ * report: what `wgap selftest --json` prints, for wgap_text_free. WGAP_CHECK_FAILED_ERROR where a check failed. */
+WGAP_RUNTIME_API wgap_status wgap_localizer_selftest(wgap_localizer* localizer, char** report, wgap_error* error);
+WGAP_RUNTIME_API void wgap_text_free(char* text); /* null is fine */
+
 /* -- Pictures -- */
 
 /* Decode a JPEG or PNG file of so many bytes to 8-bit RGB pixels, EXIF orientation applied, which wgap_pixels_free

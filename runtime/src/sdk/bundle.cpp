@@ -5,8 +5,8 @@
 #include <cstring>
 #include <filesystem>
 #include <set>
-#include <tuple>
 
+#include "safetensors.h"
 #include "sha256.h"
 
 namespace wgap::sdk {
@@ -183,86 +183,15 @@ void Bundle::require_outputs(const wgap_rule& rule) const {
          rule_text(rule).c_str());
 }
 
-// -- safetensors: eight bytes with the length of a JSON header, that header, and the values in its order --
-
 std::vector<float> Bundle::classifier() const {
   const File& entry = file("classifier", "");
-  const std::string bytes = content(entry), where = path(entry);
-  const auto refuse_file = [&](const std::string& why) {
-    fail(WGAP_BUNDLE_ERROR, "%s is not a safetensors file (%s); export the bundle again", where.c_str(), why.c_str());
-  };
-  std::uint64_t length = 0;
-  if (bytes.size() < 8) refuse_file("its header is cut short");
-  std::memcpy(&length, bytes.data(), 8);  // little-endian, as every machine that this is built for
-  if (length > std::min<std::uint64_t>(bytes.size() - 8, 100000000)) refuse_file("its header is cut short");
-  struct Extent {
-    std::uint64_t begin, end;
-    std::string name, dtype;
-    std::vector<std::int64_t> shape;
-  };
-  static const Type kTensor{Type::kObject,
-                            {},
-                            {{"dtype", {Type::kText}},
-                             {"shape", {Type::kList, {{Type::kWhole}}}},
-                             {"data_offsets", {Type::kList, {{Type::kWhole}}, {}, {}, 2}}}};
-  static const std::pair<const char*, int> kSizes[] = {
-      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
-      {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},     {"F64", 8},     {"I64", 8}, {"U64", 8}};
-  std::vector<Extent> tensors;
-  try {
-    if (bytes[8] != '{') refuse_file("its header is no object");
-    const Json header = read_json(std::string_view(bytes).substr(8, length));
-    for (const auto& [name, value] : header.items()) {
-      if (name == "__metadata__") continue;
-      require(kTensor, value, name);
-      const std::int64_t begin = value["data_offsets"][0], end = value["data_offsets"][1];
-      if (begin < 0 || end < begin) refuse_file("offsets of " + name);
-      tensors.push_back(
-          {static_cast<std::uint64_t>(begin), static_cast<std::uint64_t>(end), name, value["dtype"], value["shape"]});
-    }
-  } catch (const PlainError& error) {
-    refuse_file(error.text());
-  } catch (const Failure& error) {
-    refuse_file("its header is no JSON " + error.text());
-  }
-  std::sort(tensors.begin(), tensors.end(),
-            [](const Extent& a, const Extent& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
-  std::uint64_t at = 0;
-  for (const Extent& tensor : tensors) {
-    std::uint64_t size = 0;
-    for (const auto& [dtype, each] : kSizes)
-      if (tensor.dtype == dtype) size = static_cast<std::uint64_t>(each);
-    if (size == 0) refuse_file("a dtype " + tensor.dtype);
-    for (const std::int64_t extent : tensor.shape)
-      if (extent < 0 || __builtin_mul_overflow(size, static_cast<std::uint64_t>(extent), &size)) refuse_file("a shape");
-    if (tensor.begin != at || tensor.end - tensor.begin != size) refuse_file("offsets of " + tensor.name);
-    at = tensor.end;
-  }
-  if (at != bytes.size() - 8 - length) refuse_file("its values are cut short");
+  const Safetensors tensors(content(entry), path(entry));
   const auto classes = static_cast<std::int64_t>(manifest_.classes.size());
-  const std::int64_t channels = manifest_.output("features").shape[1];
-  std::vector<float> weight(static_cast<std::size_t>(classes * channels));
-  for (const bool is_weight : {true, false}) {
-    const std::vector<std::int64_t> shape = is_weight ? std::vector{classes, channels} : std::vector{classes};
-    const char* const name = is_weight ? "weight" : "bias";
-    const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const Extent& e) { return e.name == name; });
-    if (found == tensors.end() || found->dtype != "F32" || found->shape != shape)
-      fail(WGAP_BUNDLE_ERROR, "%s: expected %s F32 of %lld classes%s; export the bundle again", where.c_str(), name,
-           static_cast<long long>(classes),
-           is_weight ? text(" and %lld channels", static_cast<long long>(channels)).c_str() : "");
-    const char* const values = bytes.data() + 8 + length + found->begin;
-    if (is_weight) {
-      std::memcpy(weight.data(), values, weight.size() * sizeof(float));
-      continue;
-    }
-    for (std::int64_t i = 0; i < classes; ++i) {  // the kernel judges the weights
-      float value = 0;
-      std::memcpy(&value, values + i * static_cast<std::int64_t>(sizeof value), sizeof value);
-      if (!std::isfinite(value))
-        fail(WGAP_BUNDLE_ERROR, "%s: expected finite numbers in bias, got %g; export the bundle again", where.c_str(),
-             static_cast<double>(value));
-    }
-  }
+  std::vector<float> weight = tensors.floats("weight", {classes, manifest_.output("features").shape[1]});
+  for (const float value : tensors.floats("bias", {classes}))  // the kernel judges the weights
+    if (!std::isfinite(value))
+      fail(WGAP_BUNDLE_ERROR, "%s: expected finite numbers in bias, got %g; export the bundle again",
+           path(entry).c_str(), static_cast<double>(value));
   return weight;
 }
 

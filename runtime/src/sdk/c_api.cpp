@@ -23,6 +23,7 @@ struct wgap_localizer {
 struct wgap_results {
   std::shared_ptr<const wgap::sdk::Bundle> bundle;  // class names lie there
   std::vector<wgap::sdk::Result> results;
+  wgap_timings timings = WGAP_TIMINGS_INIT;
   mutable std::mutex lock;
   mutable std::vector<std::string> lines;
 };
@@ -216,10 +217,35 @@ wgap_status wgap_localizer_run(wgap_localizer* localizer, const wgap_picture* pi
     }
     auto made = std::make_unique<wgap_results>();
     made->bundle = localizer->localizer.shared_bundle();
-    made->results = localizer->localizer.run(given.data(), count, own.heatmaps != 0);
+    made->results = localizer->localizer.run(given.data(), count, own.heatmaps != 0, &made->timings);
     *results = made.release();
   });
 }
+
+wgap_status wgap_results_timings(const wgap_results* results, wgap_timings* timings, wgap_error* error) {
+  return guarded(error, [&] {
+    require_pointer("results", results);
+    adopted("wgap_timings", timings, WGAP_FIRST_SIZE(wgap_timings, kernel_ms), wgap_timings{});
+    wgap_timings told = results->timings;
+    told.struct_size = timings->struct_size;
+    std::memcpy(timings, &told, told.struct_size);
+  });
+}
+
+wgap_status wgap_localizer_selftest(wgap_localizer* localizer, char** report, wgap_error* error) {
+  return guarded(error, [&] {
+    require_pointer("localizer", localizer);
+    require_pointer("report", report);
+    bool passed = false;
+    const std::string made = localizer->localizer.selftest(&passed);
+    *report = static_cast<char*>(std::malloc(made.size() + 1));
+    if (*report == nullptr) throw std::bad_alloc();
+    std::memcpy(*report, made.c_str(), made.size() + 1);
+    if (!passed) wgap::sdk::fail(WGAP_CHECK_FAILED_ERROR, "a golden case came out otherwise; the report says which");
+  });
+}
+
+void wgap_text_free(char* text) { std::free(text); }
 
 void wgap_results_destroy(wgap_results* results) { delete results; }
 

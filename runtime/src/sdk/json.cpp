@@ -67,7 +67,7 @@ class Builder : public nlohmann::json_sax<Json> {
     return true;
   }
   bool parse_error(std::size_t at, const std::string&, const nlohmann::detail::exception&) override {
-    throw Failure(WGAP_MANIFEST_ERROR, text("at byte %zu", at));
+    throw PlainError(text("no JSON at byte %zu", at));
   }
 
  private:
@@ -134,7 +134,7 @@ void require_fields(const Type& type, const Json& value, const std::string& path
 }  // namespace
 
 Json read_json(std::string_view text) {
-  if (text.substr(0, 3) == "\xef\xbb\xbf") throw Failure(WGAP_MANIFEST_ERROR, "it begins with a byte order mark");
+  if (text.substr(0, 3) == "\xef\xbb\xbf") throw PlainError("it begins with a byte order mark");
   Builder builder;
   Json::sax_parse(text.begin(), text.end(), &builder);
   return std::move(builder.value);

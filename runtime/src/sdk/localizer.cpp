@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 
 namespace wgap::sdk {
@@ -23,6 +24,19 @@ std::string label_of(const wgap_picture& picture, std::int64_t number) {
   return picture.path != nullptr ? picture.path : text("image %lld", static_cast<long long>(number));
 }
 
+class Stopwatch {
+ public:
+  // The time since it was made, or since the last time, in milliseconds.
+  void add_to(double* sum) {
+    const auto now = std::chrono::steady_clock::now();
+    *sum += std::chrono::duration<double, std::milli>(now - since_).count();
+    since_ = now;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point since_ = std::chrono::steady_clock::now();
+};
+
 wgap_status class_of(wgap_status kernel) {
   switch (kernel) {
     case WGAP_OUT_OF_MEMORY:
@@ -34,17 +48,6 @@ wgap_status class_of(wgap_status kernel) {
 }
 
 }  // namespace
-
-struct Localizer::Slot {
-  wgap_workspace* workspace = nullptr;
-  std::vector<std::uint8_t> batch;
-  std::vector<wgap_record> records;
-  std::vector<float> heatmaps;
-  std::vector<std::int64_t> class_ids;
-  std::vector<Prepared> prepared;  // of this batch, those that could be
-
-  ~Slot() { wgap_workspace_destroy(workspace); }
-};
 
 void Localizer::SlotDeleter::operator()(Slot* slot) const { delete slot; }
 
@@ -86,6 +89,7 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
   classifier_.reset(classifier);
   if (options.network != nullptr) network_.emplace(*options.network);  // last: whoever fails leaves it to its owner
   backend_ = network_->told();
+  precision_ = options.precision != nullptr ? options.precision : "fp32";
 }
 
 std::unique_ptr<Localizer::Slot, Localizer::SlotDeleter> Localizer::take_slot() {
@@ -103,6 +107,11 @@ std::unique_ptr<Localizer::Slot, Localizer::SlotDeleter> Localizer::take_slot() 
   if (status != WGAP_OK) throw Failure(status, error.text);
   slot->batch.resize(static_cast<std::size_t>(batch_size_) * height_ * width_ * 3);
   return slot;
+}
+
+void Localizer::give_back(std::unique_ptr<Slot, SlotDeleter> slot) {
+  const std::lock_guard<std::mutex> lock(idle_lock_);
+  idle_.push_back(std::move(slot));
 }
 
 // Decodes and resizes one picture; the only work before the network. Throws Failure with WGAP_IMAGE_ERROR.
@@ -139,60 +148,24 @@ Localizer::Prepared Localizer::prepare(const wgap_picture& picture, std::int64_t
 }
 
 // The network and the kernel on the pictures of one batch that could be prepared, which lie one after the other.
-void Localizer::locate(Slot* slot, const wgap_picture* pictures, bool heatmaps, std::vector<Result>* results) const {
-  const Manifest& manifest = bundle_->manifest();
+void Localizer::locate(Slot* slot, const wgap_picture* pictures, bool heatmaps, std::vector<Result>* results,
+                       wgap_timings* timings) const {
   const auto total = static_cast<std::int64_t>(slot->prepared.size());
   const std::int64_t most = network_->get().largest > 0 ? network_->get().largest : total;
   const bool asked = pictures[0].class_id >= 0;
   const std::int64_t classes = asked ? 1 : top_k_;
-  const std::size_t cells = static_cast<std::size_t>(height_) * width_, picture_bytes = cells * 3;
-  const bool features = rule_.map != WGAP_MAP_NONE, scores = on_scores(rule_);
-  std::uint32_t wanted = WGAP_LOGITS;
-  if (features) wanted |= WGAP_FEATURES;
-  if (scores) wanted |= WGAP_FOREGROUND;
-  wgap_options options = WGAP_OPTIONS_INIT;
-  options.map_height = height_, options.map_width = width_, options.top_k = top_k_;
-  options.rule = rule_, options.max_boxes = max_boxes_;
+  const std::size_t cells = static_cast<std::size_t>(height_) * width_;
   for (std::int64_t start = 0; start < total; start += most) {
     const std::int64_t count = std::min(most, total - start);
     const Prepared* const prepared = slot->prepared.data() + start;
-    const std::uint8_t* const images = slot->batch.data() + static_cast<std::size_t>(start) * picture_bytes;
-    const Network::Pass pass(*network_, images, count, wanted);
-    const wgap_outputs& outputs = pass.outputs();
-    wgap_input input = WGAP_INPUT_INIT;
-    input.images = count;
-    input.classes = static_cast<std::int32_t>(manifest.classes.size());
-    input.logits = outputs.logits, input.logits_bytes = outputs.logits_bytes;
-    if (features) {
-      const std::vector<std::int64_t>& shape = manifest.output("features").shape;
-      input.channels = static_cast<std::int32_t>(shape[1]);
-      input.height = static_cast<std::int32_t>(shape[2]), input.width = static_cast<std::int32_t>(shape[3]);
-      input.features = outputs.features, input.features_bytes = outputs.features_bytes;
-    }
-    if (scores) {
-      const std::vector<std::int64_t>& shape = manifest.output("foreground").shape;
-      input.scores_height = static_cast<std::int32_t>(shape[2]),
-      input.scores_width = static_cast<std::int32_t>(shape[3]);
-      input.scores = outputs.foreground, input.scores_bytes = outputs.foreground_bytes;
-    }
-    if (rule_.kind == WGAP_RULE_FOREGROUND_COLOUR)
-      input.pictures = images, input.pictures_bytes = static_cast<std::uint64_t>(count) * picture_bytes;
-    if (asked) {
-      slot->class_ids.clear();
-      for (std::int64_t i = 0; i < count; ++i) slot->class_ids.push_back(pictures[prepared[i].number].class_id);
-      input.class_ids = slot->class_ids.data(), input.class_ids_bytes = slot->class_ids.size() * sizeof(std::int64_t);
-    }
-    slot->records.resize(static_cast<std::size_t>(count * classes * max_boxes_));
-    slot->heatmaps.resize(heatmaps ? static_cast<std::size_t>(count * classes) * cells : 0);
-    wgap_output output = WGAP_OUTPUT_INIT;
-    output.records = slot->records.data(), output.records_bytes = slot->records.size() * sizeof(wgap_record);
-    if (heatmaps)
-      output.heatmaps = slot->heatmaps.data(), output.heatmaps_bytes = slot->heatmaps.size() * sizeof(float);
-    wgap_error error = WGAP_ERROR_INIT;
-    const wgap_status status = wgap_localize(slot->workspace, classifier_.get(), &input, &options, &output, &error);
-    const bool of_one =
-        status == WGAP_FEATURES_NOT_FINITE || status == WGAP_LOGITS_NOT_FINITE || status == WGAP_SCORES_NOT_FINITE;
-    if (status != WGAP_OK && !of_one) throw Failure(class_of(status), error.text);
+    const std::uint8_t* const images = slot->batch.data() + static_cast<std::size_t>(start) * cells * 3;
+    slot->class_ids.clear();
+    for (std::int64_t i = 0; i < count && asked; ++i) slot->class_ids.push_back(pictures[prepared[i].number].class_id);
+    Stopwatch watch;
+    const Network::Pass pass(*network_, images, count, wanted());
+    watch.add_to(&timings->network_ms);
+    locate_outputs(slot, pass.outputs(), images, count, {rule_, top_k_, max_boxes_, heatmaps});
+    watch.add_to(&timings->kernel_ms);
     for (std::int64_t i = 0; i < count; ++i) {
       Result& result = (*results)[static_cast<std::size_t>(prepared[i].number)];
       for (std::int64_t rank = 0; rank < classes && result.status == WGAP_OK; ++rank) {
@@ -211,6 +184,54 @@ void Localizer::locate(Slot* slot, const wgap_picture* pictures, bool heatmaps, 
       }
     }
   }
+}
+
+std::uint32_t Localizer::wanted() const {
+  std::uint32_t bits = WGAP_LOGITS;
+  if (rule_.map != WGAP_MAP_NONE) bits |= WGAP_FEATURES;
+  if (on_scores(rule_)) bits |= WGAP_FOREGROUND;
+  return bits;
+}
+
+// The kernel on a batch's outputs, for the slot's class ids if it has any. Records whose outputs are not finite say so.
+void Localizer::locate_outputs(Slot* slot, const wgap_outputs& outputs, const std::uint8_t* images, std::int64_t count,
+                               const Asked& asked) const {
+  const Manifest& manifest = bundle_->manifest();
+  const std::size_t cells = static_cast<std::size_t>(height_) * width_;
+  wgap_input input = WGAP_INPUT_INIT;
+  input.images = count;
+  input.classes = static_cast<std::int32_t>(manifest.classes.size());
+  input.logits = outputs.logits, input.logits_bytes = outputs.logits_bytes;
+  if (asked.rule.map != WGAP_MAP_NONE) {
+    const std::vector<std::int64_t>& shape = manifest.output("features").shape;
+    input.channels = static_cast<std::int32_t>(shape[1]);
+    input.height = static_cast<std::int32_t>(shape[2]), input.width = static_cast<std::int32_t>(shape[3]);
+    input.features = outputs.features, input.features_bytes = outputs.features_bytes;
+  }
+  if (on_scores(asked.rule)) {
+    const std::vector<std::int64_t>& shape = manifest.output("foreground").shape;
+    input.scores_height = static_cast<std::int32_t>(shape[2]), input.scores_width = static_cast<std::int32_t>(shape[3]);
+    input.scores = outputs.foreground, input.scores_bytes = outputs.foreground_bytes;
+  }
+  if (asked.rule.kind == WGAP_RULE_FOREGROUND_COLOUR)
+    input.pictures = images, input.pictures_bytes = static_cast<std::uint64_t>(count) * cells * 3;
+  if (!slot->class_ids.empty())
+    input.class_ids = slot->class_ids.data(), input.class_ids_bytes = slot->class_ids.size() * sizeof(std::int64_t);
+  wgap_options options = WGAP_OPTIONS_INIT;
+  options.map_height = height_, options.map_width = width_, options.top_k = asked.top_k;
+  options.rule = asked.rule, options.max_boxes = asked.max_boxes;
+  const auto rows = static_cast<std::size_t>(count * (slot->class_ids.empty() ? asked.top_k : 1));
+  slot->records.resize(rows * static_cast<std::size_t>(asked.max_boxes));
+  slot->heatmaps.resize(asked.heatmaps ? rows * cells : 0);
+  wgap_output output = WGAP_OUTPUT_INIT;
+  output.records = slot->records.data(), output.records_bytes = slot->records.size() * sizeof(wgap_record);
+  if (asked.heatmaps)
+    output.heatmaps = slot->heatmaps.data(), output.heatmaps_bytes = slot->heatmaps.size() * sizeof(float);
+  wgap_error error = WGAP_ERROR_INIT;
+  const wgap_status status = wgap_localize(slot->workspace, classifier_.get(), &input, &options, &output, &error);
+  const bool of_one =
+      status == WGAP_FEATURES_NOT_FINITE || status == WGAP_LOGITS_NOT_FINITE || status == WGAP_SCORES_NOT_FINITE;
+  if (status != WGAP_OK && !of_one) throw Failure(class_of(status), error.text);
 }
 
 Found Localizer::found(const Prepared& prepared, const wgap_record* records, const float* map) const {
@@ -239,7 +260,8 @@ Found Localizer::found(const Prepared& prepared, const wgap_record* records, con
   return made;
 }
 
-std::vector<Result> Localizer::run(const wgap_picture* pictures, std::int64_t count, bool heatmaps) {
+std::vector<Result> Localizer::run(const wgap_picture* pictures, std::int64_t count, bool heatmaps,
+                                   wgap_timings* timings) {
   const auto classes = static_cast<std::int32_t>(bundle_->manifest().classes.size());
   for (std::int64_t i = 0; i < count; ++i) {
     if (pictures[i].class_id < -1 || pictures[i].class_id >= classes)
@@ -250,6 +272,7 @@ std::vector<Result> Localizer::run(const wgap_picture* pictures, std::int64_t co
   }
   std::vector<Result> results(static_cast<std::size_t>(count));
   auto slot = take_slot();
+  Stopwatch watch;
   const std::size_t picture_bytes = static_cast<std::size_t>(height_) * width_ * 3;
   for (std::int64_t first = 0; first < count; first += batch_size_) {
     slot->prepared.clear();
@@ -263,16 +286,15 @@ std::vector<Result> Localizer::run(const wgap_picture* pictures, std::int64_t co
         result.status = failure.status(), result.message = failure.text();
       }
     }
-    if (!slot->prepared.empty()) locate(slot.get(), pictures, heatmaps, &results);
+    watch.add_to(&timings->prepare_ms);
+    if (!slot->prepared.empty()) locate(slot.get(), pictures, heatmaps, &results, timings);
+    watch = Stopwatch();
   }
-  const std::lock_guard<std::mutex> lock(idle_lock_);
-  idle_.push_back(std::move(slot));
+  give_back(std::move(slot));
   return results;
 }
 
 // -- JSON lines, as Python's json.dumps writes them --
-
-namespace {
 
 void add_text(std::string* line, const std::string& value) {
   *line += '"';
@@ -323,6 +345,8 @@ void add_number(std::string* line, double value) {
   *line += std::string(digits, end);
   if (form == std::chars_format::fixed && std::find(digits, end, '.') == end) *line += ".0";
 }
+
+namespace {
 
 void add_found(std::string* line, const Found& found) {
   const auto add_box = [&](const wgap_box& box) {

@@ -30,6 +30,10 @@ struct Result {
 // The line that `wgap localize --json` prints.
 std::string json_line(const Result& result);
 
+// As Python's json.dumps writes a text and a finite number, at the end of a line.
+void add_text(std::string* line, const std::string& value);
+void add_number(std::string* line, double value);
+
 class Localizer {
  public:
   Localizer(const char* path, const wgap_localizer_options& options);
@@ -38,15 +42,23 @@ class Localizer {
   std::shared_ptr<const Bundle> shared_bundle() const { return bundle_; }
   const wgap_rule& rule() const { return rule_; }
   const std::string& backend() const { return backend_; }
-  std::vector<Result> run(const wgap_picture* pictures, std::int64_t count, bool heatmaps);
+  std::vector<Result> run(const wgap_picture* pictures, std::int64_t count, bool heatmaps, wgap_timings* timings);
+
+  // The bundle's golden cases: the report that `wgap selftest --json` prints, and whether every check passed.
+  std::string selftest(bool* passed);
 
  private:
-  struct Slot;  // what one call works with; kept for the next one
+  struct Slot;
   struct SlotDeleter {
     void operator()(Slot* slot) const;
   };
   struct ClassifierDeleter {
     void operator()(wgap_classifier* classifier) const { wgap_classifier_destroy(classifier); }
+  };
+  struct Asked {  // of the kernel
+    wgap_rule rule;
+    int top_k, max_boxes;
+    bool heatmaps;
   };
   struct Prepared {  // a picture at the network's input size
     std::int64_t number;
@@ -58,15 +70,32 @@ class Localizer {
   wgap_rule rule_;
   int height_, width_;
   std::optional<Network> network_;
-  std::string backend_;
+  std::string backend_, precision_;
   std::unique_ptr<wgap_classifier, ClassifierDeleter> classifier_;
   std::mutex idle_lock_;
   std::vector<std::unique_ptr<Slot, SlotDeleter>> idle_;
 
   std::unique_ptr<Slot, SlotDeleter> take_slot();
+  void give_back(std::unique_ptr<Slot, SlotDeleter> slot);
   Prepared prepare(const wgap_picture& picture, std::int64_t number, unsigned char* to) const;
-  void locate(Slot* slot, const wgap_picture* pictures, bool heatmaps, std::vector<Result>* results) const;
+  void locate(Slot* slot, const wgap_picture* pictures, bool heatmaps, std::vector<Result>* results,
+              wgap_timings* timings) const;
+  std::uint32_t wanted() const;
+  void locate_outputs(Slot* slot, const wgap_outputs& outputs, const std::uint8_t* images, std::int64_t count,
+                      const Asked& asked) const;
   Found found(const Prepared& prepared, const wgap_record* records, const float* map) const;
+};
+
+// What one call works with; kept for the next one.
+struct Localizer::Slot {
+  wgap_workspace* workspace = nullptr;
+  std::vector<std::uint8_t> batch;
+  std::vector<wgap_record> records;
+  std::vector<float> heatmaps;
+  std::vector<std::int64_t> class_ids;
+  std::vector<Prepared> prepared;  // of this batch, those that could be
+
+  ~Slot() { wgap_workspace_destroy(workspace); }
 };
 
 }  // namespace wgap::sdk
