@@ -1,4 +1,4 @@
-"""wgap-localize against wgap localize: python benchmarks/cpp_parity.py BUNDLE IMAGES... [--program FILE]
+"""wgap-localize against wgap localize: ``python benchmarks/cpp_parity.py BUNDLE IMAGES...``.
 
 Both print a JSON line for each picture, under each rule and precision; the lines are compared field by field.
 """

@@ -75,5 +75,14 @@ install(FILES runtime/include/wgap/runtime.h runtime/include/wgap/wgap.hpp
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/wgap COMPONENT cpp)
 install(TARGETS ${modules} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/wgap COMPONENT cpp)
 install(TARGETS ${programs} COMPONENT cpp)
+configure_file(cmake/wgap-runtime.pc.in ${PROJECT_BINARY_DIR}/wgap-runtime.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/wgap-runtime.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT cpp)
+# What is compiled in comes with its licence.
+find_file(NLOHMANN_JSON_LICENCE NAMES copyright LICENSE.MIT NO_DEFAULT_PATH
+  HINTS ${NLOHMANN_JSON_INCLUDE_DIR}/../share/doc/nlohmann-json3-dev ${NLOHMANN_JSON_INCLUDE_DIR}/..)
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/wgap COMPONENT cpp)
+if(NLOHMANN_JSON_LICENCE)
+  install(FILES ${NLOHMANN_JSON_LICENCE} DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/wgap RENAME nlohmann_json-LICENCE COMPONENT cpp)
+endif()
 install(EXPORT wgapRuntime NAMESPACE wgap:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/wgap FILE wgapRuntimeTargets.cmake
   COMPONENT cpp)

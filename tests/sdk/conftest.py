@@ -27,7 +27,7 @@ def call(*command: str | Path, **more: Any) -> str:
     return done.stdout
 
 
-def build_runtime(folder: Path, *options: str) -> Path:
+def build_runtime(folder: Path, *options: str, targets: tuple[str, ...] = ("all",)) -> Path:
     """The runtime in that folder, configured with these options; tests that need it skip where it cannot be built."""
     fetched = subprocess.run([ROOT / "cmake" / "fetch-headers.sh"], capture_output=True, text=True, check=False)
     needed = {"cmake": shutil.which("cmake"), fetched.stderr.strip(): not fetched.returncode}
@@ -36,7 +36,7 @@ def build_runtime(folder: Path, *options: str) -> Path:
         (pytest.fail if os.environ.get("WGAP_REQUIRE_SDK") == "1" else pytest.skip)(reason)
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     call("cmake", "-S", ROOT, "-B", folder, *generator, "-DWGAP_RUNTIME=ON", "-DWGAP_WERROR=ON", *options)
-    call("cmake", "--build", folder, "--parallel", "2")
+    call("cmake", "--build", folder, "--parallel", "2", "--target", *targets)
     return folder
 
 

@@ -14,6 +14,7 @@
 
 #include <wgap/runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -328,8 +329,7 @@ class Localizer {
       found.heatmap_height = from.heatmap_height;
       found.heatmap_width = from.heatmap_width;
       if (from.heatmap != nullptr)
-        found.heatmap.assign(from.heatmap,
-                             from.heatmap + static_cast<std::size_t>(from.heatmap_height) * from.heatmap_width);
+        found.heatmap.assign(from.heatmap, from.heatmap + std::ptrdiff_t{from.heatmap_height} * from.heatmap_width);
       made.found.push_back(std::move(found));
     }
     return made;

@@ -1,0 +1,160 @@
+// wgap.hpp over an engine of one's own: test_sdk_api BUNDLE
+#include <cmath>
+#include <cstring>
+
+#include "fake.h"
+
+namespace {
+
+void results_say_what_they_hold(const char* bundle) {
+  const auto missing = wgap::Localizer::open("no such folder");
+  EXPECT(!missing && missing.error().status == WGAP_BUNDLE_ERROR);
+  EXPECT(std::strcmp(missing.error().code(), "BundleError") == 0 && !missing.error().text.empty());
+  EXPECT(missing.error().is(WGAP_BUNDLE_ERROR) && !missing.error().is(WGAP_GATE_ERROR));
+  EXPECT((wgap::Error{WGAP_GATE_ERROR, "", {}}).is(WGAP_BUNDLE_ERROR));
+  EXPECT(!(wgap::Error{WGAP_OK, "", {}}).is(WGAP_BUNDLE_ERROR));
+#if defined(__cpp_exceptions)
+  bool thrown = false;
+  try {
+    missing.value();
+  } catch (const wgap::Exception& exception) {
+    thrown = exception.error().status == WGAP_BUNDLE_ERROR && exception.what() == missing.error().text;
+  }
+  EXPECT(thrown);
+#endif
+  wgap::Options options;
+  options.backend = "tvm";
+  EXPECT(wgap::Localizer::open(bundle, options).error().status == WGAP_BACKEND_ERROR);
+  options.network = std::make_shared<FakeNetwork>(Sizes(bundle));
+  EXPECT(wgap::Localizer::open(bundle, options).error().status == WGAP_DATA_ERROR);
+  EXPECT(options.network.use_count() == 1);  // nothing of it is kept
+}
+
+void every_way_in_gives_the_same(const char* bundle) {
+  const Sizes sizes(bundle);
+  const auto network = std::make_shared<FakeNetwork>(sizes, 2);
+  wgap::Options options;
+  options.network = network;
+  options.top_k = 2, options.max_boxes = 3, options.batch_size = 5;
+  {
+    const auto localizer = wgap::Localizer::open(bundle, options);
+    EXPECT(localizer && localizer->backend() == "fake" && localizer->classes() == sizes.classes);
+    EXPECT(localizer->rule().kind == WGAP_RULE_ADAPTIVE && !localizer->class_name(0).empty());
+    EXPECT(localizer->class_name(-1).empty() && localizer->class_name(sizes.classes).empty());
+    const std::vector<std::uint8_t> rgb = pixels(7, 40, 50);
+    const auto found = localizer->pixels({rgb.data(), 40, 50, 0});
+    EXPECT(found && found->found.size() == 2);
+    const wgap::Found& best = found->best();
+    EXPECT(best.score > 0 && best.score < 1 && best.score >= found->found[1].score);
+    EXPECT(!best.boxes.empty() && best.boxes.size() <= 3 && best.heatmap.empty());
+    EXPECT(best.box().x0 >= 0 && best.box().x1 <= 50 && best.box().y0 < best.box().y1 && best.box().y1 <= 40);
+    EXPECT(best.class_name == localizer->class_name(best.class_id));
+    int counted = 0;
+    for (const wgap::Found& one : localizer->pixels({rgb.data(), 40, 50, 0})) counted += one.score > 0;
+    EXPECT(counted == 2);
+
+    // Rows that are further apart, and upside down.
+    std::vector<std::uint8_t> wide(40 * 170, 255), turned(40 * 150);
+    for (std::size_t y = 0; y < 40; ++y) {
+      std::memcpy(&wide[y * 170], &rgb[y * 150], 150);
+      std::memcpy(&turned[(39 - y) * 150], &rgb[y * 150], 150);
+    }
+    EXPECT(localizer->pixels({wide.data(), 40, 50, 170})->json == found->json);
+
+    const auto mapped = localizer->pixels({rgb.data(), 40, 50, 0}, true);
+    EXPECT(mapped->best().heatmap_height * mapped->best().heatmap_width == sizes.pixels);
+    float largest = 0;
+    for (const float value : mapped->best().heatmap) largest = std::fmax(largest, value);
+    EXPECT(static_cast<int>(mapped->best().heatmap.size()) == sizes.pixels && std::fabs(largest - 1) < 1e-6F);
+
+    // A batch of seven in parts of five, of which the engine takes two; the fourth is no picture.
+    std::vector<std::vector<std::uint8_t>> many;
+    for (unsigned n = 0; n < 7; ++n) many.push_back(pixels(n, 20 + static_cast<int>(n), 30));
+    std::vector<wgap::Picture> batch;
+    for (int n = 0; n < 7; ++n)
+      batch.emplace_back(wgap::Pixels{many[static_cast<std::size_t>(n)].data(), 20 + n, 30, 0});
+    batch[3] = wgap::Picture("no such file.jpg");
+    const auto results = localizer->batch(batch);
+    EXPECT(results && results->size() == 7);
+    for (int n = 0; n < 7; ++n) {
+      const auto& result = (*results)[static_cast<std::size_t>(n)];
+      if (n == 3) {
+        EXPECT(!result && result.error().status == WGAP_IMAGE_ERROR);
+        EXPECT(result.error().json ==
+               "{\"image\": \"no such file.jpg\", \"error\": \"no such file.jpg: no such file\", "
+               "\"code\": \"ImageError\"}");
+      } else {
+        EXPECT(result->json == localizer->pixels({many[static_cast<std::size_t>(n)].data(), 20 + n, 30, 0})->json);
+      }
+    }
+    EXPECT(localizer->batch({})->empty());
+    const auto asked = localizer->one(wgap::Picture(wgap::Pixels{rgb.data(), 40, 50, 0}).of_class(1));
+    EXPECT(asked->found.size() == 1 && asked->best().class_id == 1);
+    EXPECT(localizer->one(wgap::Picture(wgap::Pixels{rgb.data(), 40, 50, 0}).of_class(sizes.classes)).error().status ==
+           WGAP_DATA_ERROR);
+    EXPECT(localizer->pixels({rgb.data(), 0, 50, 0}).error().status == WGAP_IMAGE_ERROR);
+    EXPECT(localizer->pixels({rgb.data(), 40, 50, 149}).error().status == WGAP_IMAGE_ERROR);
+    EXPECT(localizer->encoded("no image", 8).error().status == WGAP_IMAGE_ERROR);
+    EXPECT(localizer->file("").error().status == WGAP_IMAGE_ERROR);
+    EXPECT(localizer->file("/").error().status == WGAP_IMAGE_ERROR);
+
+    network->fail = true;
+    const auto failed = localizer->batch(batch);
+    EXPECT(!failed && failed.error().status == WGAP_BACKEND_ERROR && failed.error().text == "it failed on purpose");
+    network->fail = false;
+    EXPECT(network->calls == network->released + 1);  // all but the one that failed
+  }
+  options.network.reset();
+  EXPECT(network.use_count() == 1);  // closed with the localizer
+}
+
+#if defined(__cpp_exceptions)
+void what_an_engine_throws_is_an_error(const char* bundle) {
+  struct Throwing : FakeNetwork {
+    using FakeNetwork::FakeNetwork;
+    wgap::Error run(const std::uint8_t*, std::int64_t, std::uint32_t, wgap::Outputs*) override {
+      if (++calls == 1) throw std::bad_alloc();
+      throw 7;
+    }
+  };
+  wgap::Options options;
+  options.network = std::make_shared<Throwing>(Sizes(bundle));
+  const auto localizer = wgap::Localizer::open(bundle, options);
+  const std::vector<std::uint8_t> rgb = pixels(1, 8, 8);
+  for (int n = 0; n < 2; ++n) EXPECT(localizer->pixels({rgb.data(), 8, 8, 0}).error().status == WGAP_BACKEND_ERROR);
+}
+#endif
+
+void outputs_that_do_not_fit_are_refused(const char* bundle) {
+  struct Short : FakeNetwork {
+    using FakeNetwork::FakeNetwork;
+    wgap::Error run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted,
+                    wgap::Outputs* outputs) override {
+      auto error = FakeNetwork::run(images, count, wanted, outputs);
+      if (calls == 1) outputs->features_bytes -= 4;
+      if (calls == 2) outputs->logits = nullptr;
+      if (calls == 3) const_cast<float*>(outputs->features)[5] = std::nanf("");
+      return error;
+    }
+  };
+  const auto network = std::make_shared<Short>(Sizes(bundle));
+  wgap::Options options;
+  options.network = network;
+  const auto localizer = wgap::Localizer::open(bundle, options);
+  const std::vector<std::uint8_t> rgb = pixels(1, 8, 8);
+  for (int n = 0; n < 3; ++n) EXPECT(localizer->pixels({rgb.data(), 8, 8, 0}).error().status == WGAP_FEATURE_ERROR);
+  EXPECT(localizer->pixels({rgb.data(), 8, 8, 0}));
+  EXPECT(network->released == 4);
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  results_say_what_they_hold(arguments[1]);
+  every_way_in_gives_the_same(arguments[1]);
+  outputs_that_do_not_fit_are_refused(arguments[1]);
+#if defined(__cpp_exceptions)
+  what_an_engine_throws_is_an_error(arguments[1]);
+#endif
+  std::puts("passed");
+}

@@ -1,0 +1,369 @@
+"""Every way to get the C++ runtime, used by a small project outside; its programs beside the Python commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from tests.sdk.conftest import ROOT, build_runtime, call
+
+import wgap
+
+HERE = Path(__file__).parent
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wconversion", "-Wshadow")
+
+
+@pytest.fixture(scope="module")
+def installed(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Installed, and moved since."""
+    prefix = tmp_path_factory.mktemp("prefix")
+    call("cmake", "--install", sdk, "--prefix", prefix / "first", "--component", "cpp")
+    return Path(shutil.move(prefix / "first", prefix / "moved here"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of several sizes and kinds, in folders, with some that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(3)
+    for number in range(6):
+        picture = rng.integers(0, 80, (50 + 7 * number, 90 - 5 * number, 3), dtype=np.uint8)
+        cv2.circle(picture, (30, 25), 10 + number, (60, 200, 240), -1)
+        name = folder / ("a", "b/c", "é")[number % 3] / f"{number}.{('jpg', 'PNG')[number % 2]}"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes(cv2.imencode(name.suffix.lower(), picture)[1].tobytes())
+    (folder / "a" / "text.jpg").write_text("no picture")
+    (folder / "a" / 'quote" and \\ and 🦉.png').write_bytes((folder / "b/c/1.PNG").read_bytes())
+    (folder / "b" / ".hidden.jpg").write_bytes((folder / "a/0.jpg").read_bytes())
+    (folder / "b" / "notes.txt").write_text("x")
+    (folder / "b" / "c" / "back").symlink_to(folder / "b")
+    (folder / "linked").symlink_to(folder / "é")
+    (Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.jpg"))).write_bytes((folder / "a/0.jpg").read_bytes())
+    return folder
+
+
+def run(program: Path | str, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {**os.environ, **environment}
+    return subprocess.run([program, *map(str, arguments)], env=own, capture_output=True, text=True, check=False)
+
+
+def python(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return run(Path(sys.executable).with_name("wgap"), *arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (), ("--rule", "adaptive"), ("--rule", "fixed:0.4", "--map", "signed"), ("--rule", "foreground"),
+        ("--top-k", "3", "--max-boxes", "4", "--batch-size", "4"), ("--class", "ring"), ("--class", "2"),
+        ("--threads", "2"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_the_lines_are_python_s(
+    installed: Path, library: Path, scored_bundle: Path, pictures: Path, options: tuple[str, ...]
+) -> None:
+    inputs = (scored_bundle, pictures, pictures / "gone.jpg", pictures / "a" / "0.jpg")
+    theirs = python("localize", *inputs, "--json", *options)
+    ours = run(installed / "bin" / "wgap-localize", *inputs, "--json", *options, WGAP_ONNXRUNTIME=str(library))
+    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr) == (1, "2 of 12 images failed\n")
+    made, expected = ours.stdout.splitlines(), theirs.stdout.splitlines()
+    good = [n for n, line in enumerate(expected) if '"error"' not in line]
+    assert len(made) == len(expected) == 12
+    assert len(good) == 10
+    assert [made[n] for n in good] == [expected[n] for n in good]  # to the byte
+    assert [(json.loads(a)["image"], json.loads(a).get("code")) for a in made] == [
+        (json.loads(b)["image"], json.loads(b).get("code")) for b in expected
+    ]
+
+
+def test_the_sentences_are_python_s(installed: Path, library: Path, scored_bundle: Path, pictures: Path) -> None:
+    inputs = (scored_bundle, pictures / "a" / "0.jpg", pictures / "b", "--max-boxes", "3")
+    for rule in ("adaptive", "foreground"):
+        theirs = python("localize", *inputs, "--rule", rule)
+        ours = run(installed / "bin" / "wgap-localize", *inputs, "--rule", rule, WGAP_ONNXRUNTIME=str(library))
+        assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("BUNDLE",), 2, "too few arguments"),
+        (("BUNDLE", "PICTURE", "--top-k"), 2, "--top-k needs a value"),
+        (("BUNDLE", "PICTURE", "--top-k", "x"), 2, "--top-k: 'x' is no whole number"),
+        (("BUNDLE", "PICTURE", "--fast"), 2, "no such option: --fast"),
+        (("BUNDLE", "PICTURE", "--top-k", "9"), 1, "top_k must be a whole number in 1..3, got 9"),
+        (("BUNDLE", "PICTURE", "--class", "owl"), 1, "no class 'owl'; expected a name (disc, ...) or an id of 0..2"),
+        (("BUNDLE", "PICTURE", "--class", "3"), 1, "no class '3'"),
+        (("BUNDLE", "PICTURE", "--rule", "otsu"), 1, "rule: expected 'adaptive'"),
+        (("BUNDLE", "PICTURE", "--backend", "tvm"), 1, "unknown backend 'tvm'; expected one of: onnxruntime"),
+        (("BUNDLE", "PICTURE", "--precision", "int8"), 1, "holds no int8 model; it has: fp32; make it with"),
+        (("nothing", "PICTURE"), 1, "nothing is not a folder; expected a bundle"),
+        (("BUNDLE", "EMPTY"), 1, "expected a folder with images in it, found none"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line(
+    installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path, arguments: tuple[str, ...],
+    code: int, message: str,
+) -> None:  # fmt: skip
+    names = {"BUNDLE": tiny_bundle, "PICTURE": pictures / "a" / "0.jpg", "EMPTY": tmp_path}
+    given = [names.get(word, word) for word in arguments]
+    done = run(installed / "bin" / "wgap-localize", *given, WGAP_ONNXRUNTIME=str(library))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_a_full_disk_is_told(installed: Path, library: Path, tiny_bundle: Path, pictures: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [installed / "bin" / "wgap-localize", tiny_bundle, pictures / "a" / "0.jpg"],
+            env={**os.environ, "WGAP_ONNXRUNTIME": str(library)}, stdout=full, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, b"error: output: cannot be written\n")
+
+
+def test_selftest_says_what_python_s_says(installed: Path, library: Path, scored_bundle: Path) -> None:
+    for options in ((), ("--rule", "foreground"), ("--rule", "fixed:0.3")):
+        theirs = python("selftest", scored_bundle, "--json", *options)
+        ours = run(installed / "bin" / "wgap-selftest", scored_bundle, *options, WGAP_ONNXRUNTIME=str(library))
+        a, b = json.loads(theirs.stdout), json.loads(ours.stdout)
+        for check in (*a["checks"], *b["checks"]):
+            assert check.pop("measured") <= check["limit"] or not check["ok"]
+        assert (b, ours.returncode) == (a, theirs.returncode)
+        assert len(a["checks"]) > 20
+
+
+def test_bench_times_every_stage(installed: Path, library: Path, tiny_bundle: Path, pictures: Path) -> None:
+    asked = (tiny_bundle, pictures / "a" / "0.jpg", "--iterations", "7", "--warmup", "1")
+    done = run(installed / "bin" / "wgap-bench", *asked, "--json", WGAP_ONNXRUNTIME=str(library))
+    report = json.loads(done.stdout)
+    assert {name: len(times) for name, times in report["stages"].items()} == dict.fromkeys(
+        ("prepare", "network", "kernel", "total"), 7
+    )
+    for *parts, total in zip(*report["stages"].values(), strict=True):
+        assert 0 < sum(parts) <= total
+    assert "p50 ms" in run(installed / "bin" / "wgap-bench", *asked, WGAP_ONNXRUNTIME=str(library)).stdout
+
+
+# -- ONNX Runtime's library --
+
+
+def opened(installed: Path, bundle: Path, picture: Path, **environment: str) -> str:
+    clean = dict.fromkeys(("VIRTUAL_ENV", "CONDA_PREFIX", "WGAP_ONNXRUNTIME", "WGAP_MODULES", "LD_LIBRARY_PATH"), "")
+    done = run(installed / "bin" / "wgap-localize", bundle, picture, **{**clean, **environment})
+    return "ok" if done.returncode == 0 else done.stderr.strip()
+
+
+def compiled(folder: Path, text: str, *flags: str) -> Path:
+    source = folder / f"made{len(list(folder.iterdir()))}.c"
+    source.write_text(text)
+    call("cc", "-shared", "-fPIC", source, "-o", source.with_suffix(".so"), *flags)
+    return source.with_suffix(".so")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_library_is_found_or_named(
+    installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    picture = pictures / "a" / "0.jpg"
+    assert opened(installed, tiny_bundle, picture, WGAP_ONNXRUNTIME=str(library)) == "ok"
+    assert opened(installed, tiny_bundle, picture, LD_LIBRARY_PATH=str(library.parent)).startswith(
+        ("ok", "error: the onnxruntime backend needs ONNX Runtime 1.20 or newer, which was not found (looked for")
+    )  # pip's file is called libonnxruntime.so.1.x.y alone
+    home = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "onnxruntime"
+    home.mkdir(parents=True)
+    (home / "capi").symlink_to(library.parent)
+    assert opened(installed, tiny_bundle, picture, VIRTUAL_ENV=str(tmp_path / "env")) == "ok"
+    assert opened(installed, tiny_bundle, picture, CONDA_PREFIX=str(tmp_path / "env")) == "ok"
+    beside = installed / "lib" / "wgap" / "libonnxruntime.so.1"
+    beside.symlink_to(library)
+    try:
+        assert opened(installed, tiny_bundle, picture) == "ok"
+    finally:
+        beside.unlink()
+    old = compiled(
+        tmp_path,
+        "struct base { const void* (*api)(unsigned); const char* (*version)(void); };\n"
+        "static const void* api(unsigned v) { return v > 19 ? 0 : &api; }\n"
+        'static const char* version(void) { return "1.19.2"; }\n'
+        "static const struct base base = {api, version};\n"
+        "const struct base* OrtGetApiBase(void) { return &base; }\n",
+    )
+    wrong = {
+        old: "is ONNX Runtime 1.19.2, which is too old: expected 1.20 or newer",
+        compiled(tmp_path, "int nothing;"): "is no ONNX Runtime: it has no OrtGetApiBase",
+        tmp_path / "gone.so": "ONNX Runtime could not be loaded:",
+        HERE / "fake.h": "ONNX Runtime could not be loaded:",
+    }
+    if shutil.which("aarch64-linux-gnu-gcc"):
+        foreign = tmp_path / "arm.so"
+        call("aarch64-linux-gnu-gcc", "-shared", "-fPIC", "-x", "c", "/dev/null", "-o", foreign)
+        wrong[foreign] = "ONNX Runtime could not be loaded:"
+    for path, message in wrong.items():
+        said = opened(installed, tiny_bundle, picture, WGAP_ONNXRUNTIME=str(path))
+        assert message in said
+        assert said.count("\n") == 0
+
+
+def test_a_module_that_is_not_there_is_named(
+    installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    said = opened(installed, tiny_bundle, pictures / "a" / "0.jpg", WGAP_MODULES=str(tmp_path))
+    assert "needs its module, which is not there (looked for " in said
+    (tmp_path / "libwgap_onnxruntime.so").symlink_to(library)
+    said = opened(installed, tiny_bundle, pictures / "a" / "0.jpg", WGAP_MODULES=str(tmp_path))
+    assert "is no module of wgap's: it has no wgap_network_open" in said
+
+
+# -- Ways to get it --
+
+USER = """
+cmake_minimum_required(VERSION 3.24)
+project(user LANGUAGES CXX)
+{found}
+foreach(library {libraries})
+  string(MAKE_C_IDENTIFIER ${{library}} name)
+  add_executable(${{name}} "{source}")
+  target_compile_features(${{name}} PRIVATE cxx_std_17)
+  target_link_libraries(${{name}} PRIVATE ${{library}})
+endforeach()
+"""
+
+
+def used(tmp_path: Path, found: str, libraries: str, *options: str) -> list[Path]:
+    """Programs of the ten lines, built by an outside project."""
+    text = USER.format(found=found, libraries=libraries, source=HERE / "ten_lines.cpp")
+    (tmp_path / "CMakeLists.txt").write_text(text)
+    call("cmake", "-S", tmp_path, "-B", tmp_path / "build", *options)
+    call("cmake", "--build", tmp_path / "build", "--parallel", "2")
+    return [tmp_path / "build" / name.replace("::", "__") for name in libraries.split()]
+
+
+def expected(bundle: Path, picture: Path) -> str:
+    [line] = python("localize", bundle, picture, "--json").stdout.splitlines()
+    found = json.loads(line)
+    return f"{found['class_name']} {found['score']:.3f} at {' '.join(f'{edge:g}' for edge in found['box'])}\n"
+
+
+def test_cmake_finds_an_installed_one(
+    installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    version = wgap.__version__
+    found = f"find_package(wgap {version} EXACT REQUIRED COMPONENTS kernel runtime onnxruntime)"
+    libraries = "wgap::runtime wgap::wgap_runtime_shared wgap::wgap_runtime_static"
+    for program in used(tmp_path, found, libraries, f"-DCMAKE_PREFIX_PATH={installed}"):
+        modules = {"WGAP_MODULES": str(installed / "lib" / "wgap")} if "static" in program.name else {}
+        done = run(program, tiny_bundle, pictures / "a" / "0.jpg", WGAP_ONNXRUNTIME=str(library), **modules)
+        assert (done.stdout, done.stderr) == (expected(tiny_bundle, pictures / "a" / "0.jpg"), "")
+    for absent in ("tensorrt", "nonsense"):
+        (tmp_path / absent).mkdir()
+        text = USER.format(found=f"find_package(wgap REQUIRED COMPONENTS {absent})", libraries="", source="")
+        (tmp_path / absent / "CMakeLists.txt").write_text(text)
+        asked = ("cmake", "-S", tmp_path / absent, "-B", tmp_path / absent / "b", f"-DCMAKE_PREFIX_PATH={installed}")
+        failed = subprocess.run(asked, capture_output=True, text=True, check=False)
+        assert failed.returncode != 0
+        assert absent in failed.stderr
+
+
+def test_it_is_part_of_another_project(
+    library: Path, sdk: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    found = (
+        f'set(WGAP_RUNTIME ON)\ninclude(FetchContent)\nFetchContent_Declare(wgap SOURCE_DIR "{ROOT}")\n'
+        "FetchContent_MakeAvailable(wgap)"
+    )
+    [program] = used(tmp_path, found, "wgap::runtime", "-DCMAKE_BUILD_TYPE=Debug")
+    done = run(
+        program, tiny_bundle, pictures / "a" / "0.jpg", WGAP_ONNXRUNTIME=str(library), WGAP_MODULES=str(sdk)
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (expected(tiny_bundle, pictures / "a" / "0.jpg"), "")
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
+def test_pkg_config_finds_it(installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    [folder] = [path.parent for path in installed.rglob("wgap-runtime.pc")]
+    asked = ("env", f"PKG_CONFIG_PATH={folder}", "pkg-config", "--cflags", "--libs", "wgap-runtime")
+    plain = Path(shutil.copytree(folder.parent.parent, tmp_path / "plain", symlinks=True))  # a path without a space
+    flags = call(*asked).replace("\\ ", " ").replace(str(folder.parent.parent), str(plain)).split()
+    command = ("c++", "-std=c++17", HERE / "ten_lines.cpp", *flags, f"-Wl,-rpath,{plain / 'lib'}")
+    call(*command, "-o", tmp_path / "app")
+    done = run(tmp_path / "app", tiny_bundle, pictures / "a" / "0.jpg", WGAP_ONNXRUNTIME=str(library))
+    assert done.stdout == expected(tiny_bundle, pictures / "a" / "0.jpg")
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+def test_packages_unpack_and_run(sdk: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    call("cpack", "--config", sdk / "CPackConfig.cmake", "-B", tmp_path / "packages", cwd=sdk)
+    [archive], [package] = (tmp_path / "packages").glob("*.tar.gz"), (tmp_path / "packages").glob("*.deb")
+    shutil.unpack_archive(archive, tmp_path / "archive")
+    call("dpkg-deb", "-x", package, tmp_path / "package")
+    for root in (tmp_path / "archive" / archive.name.removesuffix(".tar.gz"), tmp_path / "package" / "usr"):
+        picture = pictures / "a" / "0.jpg"
+        done = run(root / "bin" / "wgap-localize", tiny_bundle, picture, WGAP_ONNXRUNTIME=str(library))
+        assert done.stdout.startswith(f"{picture}: ")
+        assert (root / "share" / "doc" / "wgap" / "LICENSE").is_file()
+    depends = call("dpkg-deb", "--field", package, "Depends")
+    assert all(name in depends for name in ("libc6", "libjpeg", "libpng", "libstdc++"))
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+@pytest.mark.parametrize("standard", ["c++17", "c++20"])
+@pytest.mark.parametrize("exceptions", ["-fexceptions", "-fno-exceptions"])
+def test_compilers_take_it_without_a_warning(
+    installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path, compiler: str, standard: str,
+    exceptions: str,
+) -> None:  # fmt: skip
+    if shutil.which(compiler) is None:
+        pytest.skip(f"not installed: {compiler}")
+    where = (f"-I{installed / 'include'}", f"-L{installed / 'lib'}", f"-Wl,-rpath,{installed / 'lib'}")
+    flags = (f"-std={standard}", exceptions, *WARNINGS, *where)
+    call(compiler, *flags, HERE / "ten_lines.cpp", "-lwgap_runtime", "-lwgap", "-o", tmp_path / "app")
+    done = run(tmp_path / "app", tiny_bundle, pictures / "a" / "0.jpg", WGAP_ONNXRUNTIME=str(library))
+    assert done.stdout == expected(tiny_bundle, pictures / "a" / "0.jpg")
+    assert run(tmp_path / "app", "nothing", "x.jpg").stderr.startswith("nothing is not a folder")
+    failed = run(tmp_path / "app", tiny_bundle, "gone.jpg", WGAP_ONNXRUNTIME=str(library))
+    assert failed.returncode != 0  # thrown, or the program ended
+    assert "gone.jpg: no such file" in failed.stderr
+    call(compiler, *flags, HERE / "api.cpp", "-lwgap_runtime", "-lwgap", "-o", tmp_path / "api")
+    assert run(tmp_path / "api", tiny_bundle).stdout == "passed\n"
+
+
+def test_only_the_interface_is_exported(installed: Path) -> None:
+    listed = call("nm", "--dynamic", "--defined-only", "--format=posix", installed / "lib" / "libwgap_runtime.so")
+    header = (ROOT / "runtime" / "include" / "wgap" / "runtime.h").read_text()
+    declared = {
+        name for line in header.splitlines() if line.startswith("WGAP_RUNTIME_API")
+        for name in [line.partition("(")[0].rpartition(" ")[2].lstrip("*")]
+    }  # fmt: skip
+    assert {line.split()[0] for line in listed.splitlines() if line.startswith("wgap")} == declared
+    assert len(declared) > 20
+    needed = call("readelf", "-d", installed / "lib" / "libwgap_runtime.so")
+    assert "libwgap.so" in needed
+    assert not any(name in needed for name in ("onnxruntime", "openvino", "nvinfer", "cuda"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_sanitizers_find_nothing(sanitizer: str, tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    options = (f"-DWGAP_SANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DWGAP_TESTS=ON")
+    folder = build_runtime(
+        tmp_path / "build", *options, targets=("test_sdk_api", "test_sdk_hostile", "test_sdk_threads")
+    )
+    programs = folder / "tests" / "sdk"
+    for command in (
+        ("test_sdk_api", tiny_bundle),
+        ("test_sdk_threads", tiny_bundle, "400"),
+        ("test_sdk_hostile", tiny_bundle, pictures / "a" / "0.jpg", "10000"),
+    ):
+        done = run(programs / command[0], *command[1:])
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.endswith("passed\n")
