@@ -83,14 +83,14 @@ def main(which: str, extras: list[str]) -> int:
         copy_tests(work)
         print(f"{which}: Python 3.{minor}", flush=True)  # noqa: T201
         subprocess.run([python, "-m", "pip", "list"], check=True)
-        given = {}
+        given, suites = {}, SUITES + (("train", "export") if "train" in extras else ())
         if "train" not in extras:
             given["WGAP_TINY"] = str(exported(work))
             wants = [path for path in (work / "tests").rglob("test_*.py") if "\nimport torch\n" in path.read_text()]
             print(f"left out, they need PyTorch: {' '.join(str(p.relative_to(work)) for p in wants)}", flush=True)  # noqa: T201
             for path in wants:
                 path.unlink()
-        return run_away(work, python, [suite for suite in SUITES if (work / "tests" / suite).exists()], **given)
+        return run_away(work, python, [suite for suite in suites if (work / "tests" / suite).exists()], **given)
 
 
 if __name__ == "__main__":
