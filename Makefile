@@ -16,7 +16,7 @@ setup: .venv/.ready ## create .venv with the package (editable) and everything t
 .venv/.ready: pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard cmake/* runtime/src/*/* runtime/include/wgap/*.h runtime/include/wgap/kernel/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints-dev.txt torch==$$(sed -n 's/^torch==//p' constraints-dev.txt)
-	$(BIN)/pip install -q -c constraints-dev.txt -C cmake.define.WGAP_WERROR=ON -e '.[cpu,train,calibrate,rtx,cuda,nvcc,dev]'
+	$(BIN)/pip install -q -c constraints-dev.txt -C cmake.define.WGAP_WERROR=ON -e '.[cpu,openvino,train,calibrate,rtx,cuda,nvcc,dev]'
 	touch $@
 
 demo: setup ## train, export, check, localize and evaluate on generated images; pictures and report.md in demo-out/

@@ -35,6 +35,9 @@ def build_runtime(folder: Path, *options: str, targets: tuple[str, ...] = ("all"
         reason = f"the C++ runtime cannot be built here: {', '.join(absent)}"
         (pytest.fail if os.environ.get("WGAP_REQUIRE_SDK") == "1" else pytest.skip)(reason)
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    openvino = importlib.util.find_spec("openvino")
+    if openvino is not None and openvino.origin is not None:
+        options = (f"-DOpenVINO_DIR={Path(openvino.origin).parent / 'cmake'}", *options)
     call("cmake", "-S", ROOT, "-B", folder, *generator, "-DWGAP_RUNTIME=ON", "-DWGAP_WERROR=ON", *options)
     call("cmake", "--build", folder, "--parallel", "2", "--target", *targets)
     return folder

@@ -104,7 +104,7 @@ def test_the_sentences_are_python_s(installed: Path, library: Path, scored_bundl
         (("BUNDLE", "PICTURE", "--class", "owl"), 1, "no class 'owl'; expected a name (disc, ...) or an id of 0..2"),
         (("BUNDLE", "PICTURE", "--class", "3"), 1, "no class '3'"),
         (("BUNDLE", "PICTURE", "--rule", "otsu"), 1, "rule: expected 'adaptive'"),
-        (("BUNDLE", "PICTURE", "--backend", "tvm"), 1, "unknown backend 'tvm'; expected one of: onnxruntime"),
+        (("BUNDLE", "PICTURE", "--backend", "tvm"), 1, "unknown backend 'tvm'; expected one of: onnxruntime, openvino"),
         (("BUNDLE", "PICTURE", "--precision", "int8"), 1, "holds no int8 model; it has: fp32; make it with"),
         (("nothing", "PICTURE"), 1, "nothing is not a folder; expected a bundle"),
         (("BUNDLE", "EMPTY"), 1, "expected a folder with images in it, found none"),
@@ -154,6 +154,29 @@ def test_bench_times_every_stage(installed: Path, library: Path, tiny_bundle: Pa
     assert "p50 ms" in run(installed / "bin" / "wgap-bench", *asked, WGAP_ONNXRUNTIME=str(library)).stdout
 
 
+@pytest.mark.parametrize("options", [("--rule", "adaptive"), (), ("--batch-size", "3", "--threads", "1")], ids=" ".join)
+def test_openvino_s_boxes_are_onnx_runtime_s(
+    installed: Path, library: Path, scored_bundle: Path, pictures: Path, options: tuple[str, ...]
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    [file] = Path(openvino.__file__).parent.glob("libs/libopenvino_c.so*")
+    inputs = (scored_bundle, pictures / "a", pictures / "b", pictures / "é", "--json", *options)
+    environment = {"WGAP_ONNXRUNTIME": str(library), "WGAP_OPENVINO": str(file)}
+    a, b = (
+        run(installed / "bin" / "wgap-localize", *inputs, "--backend", backend, **environment)
+        for backend in ("onnxruntime", "openvino")
+    )
+    assert (a.returncode, a.stderr) == (b.returncode, b.stderr) == (1, "1 of 8 images failed\n")
+    for theirs, ours in zip(a.stdout.splitlines(), b.stdout.splitlines(), strict=True):
+        first, second = json.loads(theirs), json.loads(ours)
+        assert second.pop("score", 0) == pytest.approx(first.pop("score", 0), abs=1e-5)
+        assert second == first
+    wrong = run(
+        installed / "bin" / "wgap-localize", *inputs, "--backend", "openvino", "--library", library, **environment
+    )
+    assert "is no OpenVINO: it has no ov_core_create" in wrong.stderr
+
+
 # -- ONNX Runtime's library --
 
 
@@ -177,7 +200,7 @@ def test_the_library_is_found_or_named(
     picture = pictures / "a" / "0.jpg"
     assert opened(installed, tiny_bundle, picture, WGAP_ONNXRUNTIME=str(library)) == "ok"
     assert opened(installed, tiny_bundle, picture, LD_LIBRARY_PATH=str(library.parent)).startswith(
-        ("ok", "error: the onnxruntime backend needs ONNX Runtime 1.20 or newer, which was not found (looked for")
+        ("ok", "error: the backend onnxruntime needs ONNX Runtime 1.20 or newer, which was not found (looked for")
     )  # pip's file is called libonnxruntime.so.1.x.y alone
     home = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "onnxruntime"
     home.mkdir(parents=True)

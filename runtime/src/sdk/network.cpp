@@ -11,7 +11,7 @@
 namespace wgap::sdk {
 namespace {
 
-constexpr const char* kBackends[] = {"onnxruntime"};
+constexpr const char* kBackends[] = {"onnxruntime", "openvino"};
 
 wgap_network_opener* module_of(const std::string& backend) {
   const std::string file = "libwgap_" + backend + ".so";
@@ -93,7 +93,7 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkO
          known.c_str());
   const File& file = bundle.model_file(options.precision, options.ungated, rule);
   const std::string path = bundle.path(file);
-  if (options.precision == "bf16")
+  if (options.precision == "bf16" && options.backend == "onnxruntime")
     fail(WGAP_BACKEND_ERROR, "%s: ONNX Runtime's CPU provider has no bfloat16 convolution; run another precision here",
          path.c_str());
   if (options.precision == "int8" && !options.ungated) require_equal_sums(bundle, file);

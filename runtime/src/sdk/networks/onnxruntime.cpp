@@ -1,28 +1,20 @@
 // The module of ONNX Runtime's CPU provider. The library is found at run time; its header alone is needed to build this.
-#include <dlfcn.h>
-#include <glob.h>
 #include <onnxruntime_c_api.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
-#include "../cpus.h"
-#include "../failure.h"
-#include "../files.h"
-#include "wgap/runtime.h"
+#include "library.h"
 
 namespace {
 
 using wgap::sdk::fail;
-using wgap::sdk::Failure;
-using wgap::sdk::own_folder;
+using wgap::sdk::guarded;
 using wgap::sdk::text;
 
 constexpr int kApi = 20;  // of ONNX Runtime 1.20: every function that is called here is there
@@ -30,69 +22,32 @@ constexpr const char* kLibrary = "libonnxruntime.so.1";
 
 // -- The library --
 
-std::vector<std::string> matches(const std::string& pattern) {
-  glob_t found = {};
-  std::vector<std::string> paths;
-  if (glob(pattern.c_str(), 0, nullptr, &found) == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-  globfree(&found);
-  return paths;
-}
-
-// Where the library may be, best first. One that somebody named is the only one.
-std::vector<std::string> places(const char* option) {
-  const auto named = [](const char* value) { return value != nullptr && *value != 0; };
-  if (named(option)) return {option};
-  if (const char* const variable = std::getenv("WGAP_ONNXRUNTIME"); named(variable)) return {variable};
-  std::vector<std::string> found = matches(own_folder() + "/" + kLibrary + "*");
-  for (const char* const name : {"VIRTUAL_ENV", "CONDA_PREFIX"})
-    if (const char* const prefix = std::getenv(name); named(prefix))
-      for (const std::string& path :
-           matches(std::string(prefix) + "/lib/python3*/site-packages/onnxruntime/capi/" + kLibrary + "*"))
-        found.push_back(path);
-  found.emplace_back(kLibrary);
-  return found;
-}
+constexpr wgap::sdk::LibrarySearch kSearch = {"onnxruntime",         "ONNX Runtime 1.20 or newer", "WGAP_ONNXRUNTIME",
+                                              "libonnxruntime.so.1", "onnxruntime/capi",           "OrtGetApiBase"};
 
 struct Library {
   const OrtApi* api = nullptr;
-  std::string version, path;
+  std::string version;
   OrtEnv* environment = nullptr;
 };
 
-// One for the life of the process: its threads and its environment outlive every session.
+// Its environment, one for the life of the process: it outlives every session.
 Library load(const char* option) {
   static std::mutex lock;
-  static std::vector<Library> loaded;
+  static std::map<void*, Library> loaded;
+  const wgap::sdk::LoadedLibrary file = wgap::sdk::load_library(kSearch, option);
   const std::lock_guard<std::mutex> held(lock);
-  std::string tried;
-  for (const std::string& path : places(option)) {
-    for (const Library& known : loaded)
-      if (known.path == path) return known;
-    const bool is_file = path.find('/') != std::string::npos;
-    tried += (tried.empty() ? "" : "; ") + path;
-    void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (handle == nullptr) {
-      if (!is_file) continue;
-      fail(WGAP_MISSING_DEPENDENCY_ERROR, "ONNX Runtime could not be loaded: %s", dlerror());
-    }
-    const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
-    if (base == nullptr)
-      fail(WGAP_MISSING_DEPENDENCY_ERROR, "%s is no ONNX Runtime: it has no OrtGetApiBase", path.c_str());
-    Library library{base()->GetApi(kApi), base()->GetVersionString(), path};
-    if (library.api == nullptr)
-      fail(WGAP_BACKEND_ERROR, "%s is ONNX Runtime %s, which is too old: expected 1.%d or newer", path.c_str(),
-           library.version.c_str(), kApi);
-    if (OrtStatus* const status = library.api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "wgap", &library.environment);
-        status != nullptr)
-      fail(WGAP_BACKEND_ERROR, "ONNX Runtime %s: %s", library.version.c_str(), library.api->GetErrorMessage(status));
-    loaded.push_back(library);
-    return library;
-  }
-  fail(WGAP_MISSING_DEPENDENCY_ERROR,
-       "the onnxruntime backend needs ONNX Runtime 1.%d or newer, which was not found (looked for %s); install it, "
-       "name the "
-       "file in the option library or in WGAP_ONNXRUNTIME, or activate the Python environment that has it",
-       kApi, tried.c_str());
+  Library& library = loaded[file.handle];
+  if (library.environment != nullptr) return library;
+  const OrtApiBase* const base = file.symbol<const OrtApiBase*()>("OrtGetApiBase")();
+  library.version = base->GetVersionString();
+  library.api = base->GetApi(kApi);
+  if (library.api == nullptr)
+    fail(WGAP_BACKEND_ERROR, "%s is ONNX Runtime %s, which is too old: expected 1.%d or newer", file.path.c_str(),
+         library.version.c_str(), kApi);
+  if (OrtStatus* const status = library.api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "wgap", &library.environment))
+    fail(WGAP_BACKEND_ERROR, "ONNX Runtime %s: %s", library.version.c_str(), library.api->GetErrorMessage(status));
+  return library;
 }
 
 // -- One session --
@@ -105,11 +60,7 @@ class Session {
     const std::unique_ptr<OrtSessionOptions, void (*)(OrtSessionOptions*)> options(raw, api_.ReleaseSessionOptions);
     check(api_.SetSessionGraphOptimizationLevel(raw, ORT_ENABLE_ALL));
     check(api_.SetSessionLogSeverityLevel(raw, ORT_LOGGING_LEVEL_FATAL));
-    const int allowed = wgap::sdk::allowed_cpus();
-    const bool all = allowed >= sysconf(_SC_NPROCESSORS_ONLN);
-    check(api_.SetIntraOpNumThreads(raw, request.threads > 0 ? request.threads
-                                         : all               ? 0
-                                                             : allowed));  // 0: physical cores
+    check(api_.SetIntraOpNumThreads(raw, wgap::sdk::threads_for(request)));  // 0: physical cores
     OrtStatus* const status =
         api_.CreateSessionFromArray(library_.environment, request.content, request.content_bytes, raw, &session_);
     if (status != nullptr)
@@ -254,21 +205,6 @@ class Session {
     if (image) std::copy_n(promised.extents, 4, image_);
   }
 };
-
-template <class Work>
-wgap_status guarded(wgap_error* error, Work work) {
-  try {
-    work();
-    return WGAP_OK;
-  } catch (const Failure& failure) {
-    error->status = failure.status();
-    std::snprintf(error->text, sizeof error->text, "%s", failure.what());
-    return failure.status();
-  } catch (const std::exception& other) {
-    std::snprintf(error->text, sizeof error->text, "the system failed: %s", other.what());
-    return WGAP_OUT_OF_MEMORY;
-  }
-}
 
 wgap_status run(void* context, const std::uint8_t* images, std::int64_t count, std::uint32_t wanted,
                 wgap_outputs* outputs, wgap_error* error) {
