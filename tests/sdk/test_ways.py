@@ -174,7 +174,7 @@ def test_openvino_s_boxes_are_onnx_runtime_s(
     wrong = run(
         installed / "bin" / "wgap-localize", *inputs, "--backend", "openvino", "--library", library, **environment
     )
-    assert "is no OpenVINO: it has no ov_core_create" in wrong.stderr
+    assert "is no library for the backend openvino: it has no ov_core_create" in wrong.stderr
 
 
 # -- ONNX Runtime's library --
@@ -223,14 +223,14 @@ def test_the_library_is_found_or_named(
     )
     wrong = {
         old: "is ONNX Runtime 1.19.2, which is too old: expected 1.20 or newer",
-        compiled(tmp_path, "int nothing;"): "is no ONNX Runtime: it has no OrtGetApiBase",
-        tmp_path / "gone.so": "ONNX Runtime could not be loaded:",
-        HERE / "fake.h": "ONNX Runtime could not be loaded:",
+        compiled(tmp_path, "int nothing;"): "is no library for the backend onnxruntime: it has no OrtGetApiBase",
+        tmp_path / "gone.so": "could not be loaded:",
+        HERE / "fake.h": "could not be loaded:",
     }
     if shutil.which("aarch64-linux-gnu-gcc"):
         foreign = tmp_path / "arm.so"
         call("aarch64-linux-gnu-gcc", "-shared", "-fPIC", "-x", "c", "/dev/null", "-o", foreign)
-        wrong[foreign] = "ONNX Runtime could not be loaded:"
+        wrong[foreign] = "could not be loaded:"
     for path, message in wrong.items():
         said = opened(installed, tiny_bundle, picture, WGAP_ONNXRUNTIME=str(path))
         assert message in said

@@ -46,7 +46,8 @@ LoadedLibrary load_library(const LibrarySearch& search, const char* option) {
     if (handle == nullptr && !is_file) continue;
     if (handle == nullptr) fail(WGAP_MISSING_DEPENDENCY_ERROR, "%s could not be loaded: %s", search.title, dlerror());
     if (dlsym(handle, search.symbol) == nullptr)
-      fail(WGAP_MISSING_DEPENDENCY_ERROR, "%s is no %s: it has no %s", path.c_str(), search.title, search.symbol);
+      fail(WGAP_MISSING_DEPENDENCY_ERROR, "%s is no library for the backend %s: it has no %s", path.c_str(),
+           search.backend, search.symbol);
     return {handle, path};
   }
   fail(WGAP_MISSING_DEPENDENCY_ERROR,
