@@ -11,6 +11,7 @@ add_library(wgap_runtime_core OBJECT
   runtime/src/sdk/bundle.cpp
   runtime/src/sdk/c_api.cpp
   runtime/src/sdk/cpus.cpp
+  runtime/src/sdk/engine.cpp
   runtime/src/sdk/failure.cpp
   runtime/src/sdk/files.cpp
   runtime/src/sdk/image.cpp

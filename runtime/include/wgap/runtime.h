@@ -64,6 +64,27 @@ WGAP_RUNTIME_API wgap_status wgap_bundle_describe(const wgap_bundle* bundle, wga
 WGAP_RUNTIME_API const char* wgap_bundle_class_name(const wgap_bundle* bundle,
                                                     int32_t class_id); /* null out of range */
 
+/* What is to run one of a bundle's engines. */
+typedef struct wgap_engine_host {
+  uint32_t struct_size;
+  int32_t batch;                  /* images per call; 0: any that the engine's profile has */
+  const char* flavor;             /* "tensorrt" or "tensorrt_rtx" */
+  const char* version;            /* of that library */
+  const char* compute_capability; /* of the GPU, such as "8.6"; null where it is unknown */
+  const char* platform;           /* such as "linux x86_64"; null for this one */
+} wgap_engine_host;
+
+#define WGAP_ENGINE_HOST_INIT {(uint32_t)sizeof(wgap_engine_host), 0, NULL, NULL, NULL, NULL}
+
+/* For a program that runs TensorRT by itself: the bundle's engine that fits the host best, checked before a byte of it is
+ * deserialised. precision: null for "fp32". rule: null for the bundle's own. plan: its bytes, the very ones whose hash was
+ * compared, for wgap_free. path: its path within the bundle, for wgap_free; or null. WGAP_ENGINE_MISMATCH_ERROR comes with
+ * a table of everything that differs. */
+WGAP_RUNTIME_API wgap_status wgap_bundle_engine(const wgap_bundle* bundle, const wgap_engine_host* host,
+                                                const char* precision, const wgap_rule* rule, int32_t ungated,
+                                                void** plan, uint64_t* plan_bytes, char** path, wgap_error* error);
+WGAP_RUNTIME_API void wgap_free(void* memory); /* null is fine */
+
 /* -- Networks: what runs the bundle's graph -- */
 
 typedef enum wgap_type { WGAP_UINT8 = 0, WGAP_FLOAT32 = 1 } wgap_type;
@@ -236,9 +257,8 @@ WGAP_RUNTIME_API wgap_status wgap_results_timings(const wgap_results* results, w
                                                   wgap_error* error);
 
 /* Runs the bundle's golden cases through the network and the kernel: does it give here what it gave where it was made?
- * report: what `wgap selftest --json` prints, for wgap_text_free. WGAP_CHECK_FAILED_ERROR where a check failed. */
+ * report: what `wgap selftest --json` prints, for wgap_free. WGAP_CHECK_FAILED_ERROR where a check failed. */
 WGAP_RUNTIME_API wgap_status wgap_localizer_selftest(wgap_localizer* localizer, char** report, wgap_error* error);
-WGAP_RUNTIME_API void wgap_text_free(char* text); /* null is fine */
 
 /* -- Pictures -- */
 

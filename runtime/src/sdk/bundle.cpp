@@ -114,6 +114,12 @@ std::string Bundle::content(const File& entry) const {
   return whole;
 }
 
+std::string Bundle::unverified(const File& entry) const {
+  require_inside(root_, entry.path);
+  OpenFile file(path(entry), WGAP_BUNDLE_ERROR, kMissing);
+  return file.read(static_cast<std::size_t>(file.size()));
+}
+
 const File& Bundle::file(const char* role, const char* precision) const {
   std::string have;
   for (const File& entry : manifest_.files) {

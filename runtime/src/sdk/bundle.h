@@ -21,6 +21,9 @@ class Bundle {
   // The bytes of a listed file, the very ones whose size and sha256 were compared; of a graph, with all its values.
   std::string content(const File& file) const;
 
+  // The bytes of a listed file as they are, for a caller that compares them.
+  std::string unverified(const File& file) const;
+
   // The network's file of that precision, if its gate says that it may be used under that rule.
   const File& model_file(const std::string& precision, bool ungated, const wgap_rule& rule) const;
 

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <new>
 
+#include "engine.h"
 #include "localizer.h"
 #include "wgap/runtime.h"
 
@@ -105,6 +106,14 @@ void require_zero(const char* name, int value) {
   if (value != 0) wgap::sdk::fail(WGAP_INVALID_ARGUMENT, "%s: expected reserved 0, got %d", name, value);
 }
 
+// With a zero byte behind it, for wgap_free.
+char* copied(const std::string& text) {
+  auto* const made = static_cast<char*>(std::malloc(text.size() + 1));
+  if (made == nullptr) throw std::bad_alloc();
+  std::memcpy(made, text.c_str(), text.size() + 1);
+  return made;
+}
+
 const wgap::sdk::Result* result_of(const wgap_results* results, std::int64_t picture) {
   if (results == nullptr || picture < 0 || picture >= static_cast<std::int64_t>(results->results.size()))
     return nullptr;
@@ -148,6 +157,40 @@ const char* wgap_bundle_class_name(const wgap_bundle* bundle, int32_t class_id) 
   return static_cast<std::size_t>(class_id) < classes.size() ? classes[static_cast<std::size_t>(class_id)].c_str()
                                                              : nullptr;
 }
+
+wgap_status wgap_bundle_engine(const wgap_bundle* bundle, const wgap_engine_host* host, const char* precision,
+                               const wgap_rule* rule, int32_t ungated, void** plan, uint64_t* plan_bytes, char** path,
+                               wgap_error* error) {
+  return guarded(error, [&] {
+    require_pointer("bundle", bundle);
+    require_pointer("plan", plan);
+    require_pointer("plan_bytes", plan_bytes);
+    wgap_engine_host asked = WGAP_ENGINE_HOST_INIT;
+    asked = adopted("wgap_engine_host", host, WGAP_FIRST_SIZE(wgap_engine_host, platform), asked);
+    require_pointer("flavor", asked.flavor);
+    require_pointer("version", asked.version);
+    const auto given = [](const char* text, const std::string& usual) { return text != nullptr ? text : usual; };
+    const wgap::sdk::Host here{asked.flavor, asked.version, given(asked.compute_capability, ""),
+                               given(asked.platform, wgap::sdk::this_platform())};
+    const wgap::sdk::Bundle& of = *bundle->bundle;
+    const wgap_rule own =
+        rule != nullptr ? adopted("wgap_rule", rule, sizeof(wgap_rule), wgap_rule{}) : of.manifest().rule;
+    of.require_outputs(own);
+    const wgap::sdk::File& file = wgap::sdk::engine_file(of, here, given(precision, "fp32"), own);
+    const std::string bytes = wgap::sdk::preflight(of, file, here, asked.batch, ungated != 0, own);
+    char* const name = path != nullptr ? copied(file.path) : nullptr;
+    try {
+      *plan = copied(bytes);
+    } catch (...) {
+      std::free(name);
+      throw;
+    }
+    *plan_bytes = bytes.size();
+    if (path != nullptr) *path = name;
+  });
+}
+
+void wgap_free(void* memory) { std::free(memory); }
 
 wgap_status wgap_localizer_open(const char* path, const wgap_localizer_options* options, wgap_localizer** localizer,
                                 wgap_error* error) {
@@ -237,15 +280,10 @@ wgap_status wgap_localizer_selftest(wgap_localizer* localizer, char** report, wg
     require_pointer("localizer", localizer);
     require_pointer("report", report);
     bool passed = false;
-    const std::string made = localizer->localizer.selftest(&passed);
-    *report = static_cast<char*>(std::malloc(made.size() + 1));
-    if (*report == nullptr) throw std::bad_alloc();
-    std::memcpy(*report, made.c_str(), made.size() + 1);
+    *report = copied(localizer->localizer.selftest(&passed));
     if (!passed) wgap::sdk::fail(WGAP_CHECK_FAILED_ERROR, "a golden case came out otherwise; the report says which");
   });
 }
-
-void wgap_text_free(char* text) { std::free(text); }
 
 void wgap_results_destroy(wgap_results* results) { delete results; }
 

@@ -162,7 +162,7 @@ Tensor tensor_of(const Json& value) {
 }
 
 File file_of(const Json& value) {
-  return {value["path"], value["role"], value["precision"], value["sha256"], value["size"], {}, {}};
+  return {value["path"], value["role"], value["precision"], value["sha256"], value["size"], {}, {}, {}};
 }
 
 const Json* record_of(const Json& value, const char* name) {
@@ -178,11 +178,34 @@ wgap_rule rule1_of(const Json& value, const std::string& path) {
   }
 }
 
-void require_profile(const Json& engine, const std::string& path) {
-  const Json& batches = engine["profile"];
-  const std::int64_t least = batches["min"], usual = batches["opt"], most = batches["max"];
-  if (least < 1 || usual < least || most < usual)
+// What Python takes for true.
+bool is_true(const Json& value, const char* name) {
+  const auto found = value.find(name);
+  if (found == value.end() || found->is_null()) return false;
+  if (found->is_boolean()) return found->get<bool>();
+  if (found->is_number()) return *found != 0;
+  return found->is_string() ? !found->get_ref<const std::string&>().empty() : !found->empty();
+}
+
+Engine engine_of(const Json& value, const std::string& path) {
+  const Json &batches = value["profile"], options = value.value("options", Json::object());
+  Engine made{value["flavor"],
+              value["version"],
+              value["architecture"],
+              value["platform"],
+              value["onnx_sha256"],
+              batches["min"],
+              batches["opt"],
+              batches["max"],
+              {},
+              is_true(options, "version_compatible"),
+              is_true(options, "strip_weights")};
+  if (made.least < 1 || made.usual < made.least || made.most < made.usual)
     throw PlainError(path + ".engine.profile: expected 1 <= min <= opt <= max");
+  if (const auto kept = options.find("outputs"); kept != options.end() && kept->is_array())
+    for (const Json& name : *kept)
+      if (name.is_string()) made.outputs.push_back(name);
+  return made;
 }
 
 void read_schema2(const Json& raw, Manifest* made) {
@@ -198,7 +221,7 @@ void read_schema2(const Json& raw, Manifest* made) {
     if (const Json* const from = record_of(entry, "calibration")) file.made_from = (*from)["float32_sha256"];
     const std::string path = text("files[%zu]", made->files.size());
     if (const Json* const engine = record_of(entry, "engine"))
-      require_profile(*engine, path);
+      file.engine = engine_of(*engine, path);
     else if (file.role == "engine")
       throw PlainError(path + ".engine: missing");
     made->files.push_back(std::move(file));
@@ -230,7 +253,7 @@ void read_schema1(const Json& given, Manifest* made) {
       const Json gate = known(kGate1, from["gate"], path + ".gate");
       file.gate = gate_of(gate, rule1_of(gate, path + ".gate"));
     }
-    if (file.role == "engine") require_profile(known(kEngine, from, path), name);
+    if (file.role == "engine") file.engine = engine_of(known(kEngine, from, path), name);
     made->files.push_back(std::move(file));
   }
 }

@@ -28,10 +28,18 @@ struct Gate {
   std::string int8_sums;  // "exact", "saturating", or "" where it is not recorded
 };
 
+struct Engine {
+  std::string flavor, version, architecture, platform, onnx_sha256;
+  std::int64_t least, usual, most;   // of its profile: images
+  std::vector<std::string> outputs;  // those that it kept; none: all
+  bool version_compatible, strip_weights;
+};
+
 struct File {
   std::string path, role, precision, sha256;
   std::int64_t size;
   std::optional<Gate> gate;
+  std::optional<Engine> engine = {};
   std::optional<std::string> made_from;  // of a lower-precision file: sha256 of the float32 one
 };
 

@@ -29,7 +29,7 @@ int main(int count, char** given) {
   wgap_error error = WGAP_ERROR_INIT;
   char* raw = nullptr;
   const wgap_status status = wgap_localizer_selftest(localizer->handle(), &raw, &error);
-  const std::unique_ptr<char, void (*)(char*)> report(raw, wgap_text_free);
+  const std::unique_ptr<char, void (*)(void*)> report(raw, wgap_free);
   if (report == nullptr) wgap::programs::end_with(1, wgap::programs::shown(error.text));
   std::printf("%s\n", report.get());
   if (std::fflush(stdout) != 0) wgap::programs::end_with(1, "output: cannot be written");
