@@ -58,6 +58,14 @@ if(ONNXRUNTIME_INCLUDE_DIR)
 else()
   message(STATUS "ONNX Runtime's header was not found (-DONNXRUNTIME_ROOT=, or `make headers`): its module is left out")
 endif()
+# -DTENSORRT_ROOT=: TensorRT's headers, and beside the system's those of the CUDA runtime that they include.
+find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h HINTS ${TENSORRT_ROOT} PATH_SUFFIXES include)
+find_path(CUDA_RUNTIME_INCLUDE_DIR cuda_runtime_api.h HINTS ${CUDAToolkit_ROOT} $ENV{CUDA_PATH} /usr/local/cuda
+  PATH_SUFFIXES include)
+if(TENSORRT_INCLUDE_DIR AND CUDA_RUNTIME_INCLUDE_DIR)
+  wgap_module(tensorrt "${TENSORRT_INCLUDE_DIR};${CUDA_RUNTIME_INCLUDE_DIR}")
+  target_sources(wgap_tensorrt PRIVATE runtime/src/sdk/networks/cuda_driver.cpp)
+endif()
 find_package(OpenVINO QUIET COMPONENTS Runtime)  # -DOpenVINO_DIR=, as of the pip package: .../openvino/cmake
 if(OpenVINO_FOUND)
   get_target_property(openvino_include openvino::runtime INTERFACE_INCLUDE_DIRECTORIES)

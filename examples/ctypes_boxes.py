@@ -40,8 +40,9 @@ class Options(c.Structure):
     _fields_ = [
         ("struct_size", c.c_uint32),
         *((name, c.c_int32) for name in ("top_k", "max_boxes", "batch_size", "threads")),
-        *((name, c.c_int32) for name in ("ungated", "trusted", "reserved")),
-        *((name, c.c_char_p) for name in ("backend", "precision", "rule", "map", "library")), ("network", c.c_void_p),
+        *((name, c.c_int32) for name in ("ungated", "trusted", "slots")),
+        *((name, c.c_char_p) for name in ("backend", "precision", "rule", "map", "library", "device")),
+        ("network", c.c_void_p),
     ]  # fmt: skip
 
 

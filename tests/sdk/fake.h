@@ -21,6 +21,7 @@
 struct Sizes {
   int classes, channels, cells, pixels;
 
+  Sizes(int k, int c, int features, int input) : classes(k), channels(c), cells(features), pixels(input) {}
   explicit Sizes(const char* bundle_path) {
     wgap_bundle* bundle = nullptr;
     wgap_bundle_info info = WGAP_BUNDLE_INFO_INIT;

@@ -139,7 +139,8 @@ int main(int count, char** arguments) {
         if (rarely()) options.max_boxes = number();
         if (rarely()) options.batch_size = number();
         if (rarely()) options.threads = number() % 3000;
-        if (rarely()) options.reserved = number();
+        if (rarely()) options.slots = number();
+        if (rarely()) options.device = word();
         if (rarely()) options.rule = word();
         if (rarely()) options.map = word();
         if (rarely()) options.precision = word();

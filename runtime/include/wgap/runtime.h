@@ -143,10 +143,22 @@ typedef struct wgap_network_request {
   uint64_t content_bytes; /* of the file: the very bytes that were hashed */
   const wgap_tensor* tensors;
   const char* precision;
-  const char* library; /* the option of that name, or null */
-  int32_t threads;     /* 0: the library's choice */
-  int32_t reserved;
+  const char* library;        /* the option of that name, or null */
+  const char* device;         /* a GPU's ordinal or UUID; or null for the first */
+  int32_t threads;            /* 0: the library's choice */
+  int32_t slots;              /* calls on a GPU at the same time; 0: the module's choice */
+  int32_t largest;            /* of an engine: images of its largest batch; else 0 */
+  int32_t version_compatible; /* of an engine: 1: it was built to run in later versions */
 } wgap_network_request;
+
+/* What runs engines here. A module of a library that has engines exports wgap_network_host, which fills it in. */
+typedef struct wgap_network_host_info {
+  char version[64];            /* of the library */
+  char compute_capability[16]; /* of the GPU, such as "8.6" */
+} wgap_network_host_info;
+
+typedef wgap_status wgap_network_hoster(const char* library, const char* device, wgap_network_host_info* host,
+                                        wgap_error* error);
 
 /* Every module exports it as wgap_network_open. */
 typedef wgap_status wgap_network_opener(const wgap_network_request* request, wgap_network* network, wgap_error* error);
@@ -163,17 +175,18 @@ typedef struct wgap_localizer_options {
   int32_t threads;       /* of network and kernel; 0: every core that the process may use, and one for the kernel */
   int32_t ungated;       /* 1: run a lower-precision file that no gate has passed under this rule */
   int32_t trusted;       /* 1: do not compare every file of the bundle with its hash; those that are read always are */
-  int32_t reserved;      /* 0 */
-  const char* backend;   /* null or "onnxruntime" */
-  const char* precision; /* null or "fp32"; "int8", "fp16" once calibrated */
+  int32_t slots;         /* of backends on GPUs: calls on the GPU at the same time; 0 for 4 */
+  const char* backend;   /* "onnxruntime" (null), "openvino" or "tensorrt" */
+  const char* precision; /* null or "fp32"; "int8", "fp16", "bf16" once calibrated */
   const char* rule;      /* wgap_rule_parse's text; null for the bundle's own */
   const char* map;       /* likewise */
   const char* library;   /* file of the backend's library; null: searched, as docs/embedding-cpp.md says */
+  const char* device; /* of backends on GPUs: an ordinal, or a UUID as `nvidia-smi -L` prints it; null for the first */
   const wgap_network* network; /* of your own, in place of the backend; owned by the localizer where opening succeeds */
 } wgap_localizer_options;
 
 #define WGAP_LOCALIZER_OPTIONS_INIT \
-  {(uint32_t)sizeof(wgap_localizer_options), 1, 1, 1, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL}
+  {(uint32_t)sizeof(wgap_localizer_options), 1, 1, 1, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /* options: null for the defaults. */
 WGAP_RUNTIME_API wgap_status wgap_localizer_open(const char* path, const wgap_localizer_options* options,

@@ -163,15 +163,17 @@ class Network {
 };
 
 struct Options {
-  std::string backend;    // empty: "onnxruntime"
+  std::string backend;    // empty: "onnxruntime"; "openvino", "tensorrt"
   std::string precision;  // empty: "fp32"; "int8", "fp16" once calibrated
   std::string rule;       // "adaptive", "fixed:0.2", "foreground", ...; empty: the bundle's own
   std::string map;        // likewise
   std::string library;    // file of the backend's library; empty: searched
+  std::string device;     // of backends on GPUs: an ordinal or a UUID; empty: the first
   int top_k = 1;
   int max_boxes = 1;
   int batch_size = 1;
   int threads = 0;  // 0: every core for the network, one for the kernel
+  int slots = 0;    // of backends on GPUs: calls on the GPU at the same time; 0: 4
   bool ungated = false;
   bool trusted = false;              // do not compare every file of the bundle with its hash
   std::shared_ptr<Network> network;  // of your own
@@ -187,6 +189,8 @@ class Localizer {
     given.rule = text(options.rule);
     given.map = text(options.map);
     given.library = text(options.library);
+    given.device = text(options.device);
+    given.slots = options.slots;
     given.top_k = options.top_k;
     given.max_boxes = options.max_boxes;
     given.batch_size = options.batch_size;

@@ -102,10 +102,6 @@ T adopted(const char* name, const T* given, std::size_t first, T own) {
   return own;
 }
 
-void require_zero(const char* name, int value) {
-  if (value != 0) wgap::sdk::fail(WGAP_INVALID_ARGUMENT, "%s: expected reserved 0, got %d", name, value);
-}
-
 // With a zero byte behind it, for wgap_free.
 char* copied(const std::string& text) {
   auto* const made = static_cast<char*>(std::malloc(text.size() + 1));
@@ -200,7 +196,6 @@ wgap_status wgap_localizer_open(const char* path, const wgap_localizer_options* 
     wgap_localizer_options own = WGAP_LOCALIZER_OPTIONS_INIT;
     if (options != nullptr)
       own = adopted("wgap_localizer_options", options, WGAP_FIRST_SIZE(wgap_localizer_options, network), own);
-    require_zero("wgap_localizer_options", own.reserved);
     wgap_network network = WGAP_NETWORK_INIT;
     if (own.network != nullptr) {
       network = adopted("wgap_network", own.network, WGAP_FIRST_SIZE(wgap_network, version), network);

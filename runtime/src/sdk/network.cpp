@@ -2,18 +2,21 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <iterator>
 #include <vector>
 
 #include "cpus.h"
+#include "engine.h"
 
 namespace wgap::sdk {
 namespace {
 
-constexpr const char* kBackends[] = {"onnxruntime", "openvino"};
+constexpr const char* kBackends[] = {"onnxruntime", "openvino", "tensorrt"};
 
-wgap_network_opener* module_of(const std::string& backend) {
+// The module of a backend, loaded.
+void* module_of(const std::string& backend) {
   const std::string file = "libwgap_" + backend + ".so";
   std::vector<std::string> places;
   if (const char* const folder = std::getenv("WGAP_MODULES"); folder != nullptr && *folder != 0) {
@@ -32,10 +35,9 @@ wgap_network_opener* module_of(const std::string& backend) {
       if (!named) break;
       fail(WGAP_BACKEND_ERROR, "%s", dlerror());
     }
-    auto* const opener = reinterpret_cast<wgap_network_opener*>(dlsym(module, "wgap_network_open"));
-    if (opener == nullptr)
+    if (dlsym(module, "wgap_network_open") == nullptr)
       fail(WGAP_BACKEND_ERROR, "%s is no module of wgap's: it has no wgap_network_open", place.c_str());
-    return opener;
+    return module;
   }
   fail(WGAP_MISSING_DEPENDENCY_ERROR,
        "the backend %s needs its module, which is not there (looked for %s); install wgap's component of that name, or "
@@ -53,6 +55,18 @@ void require_equal_sums(const Bundle& bundle, const File& file) {
        "gate %s --precision int8` here, or pass ungated (--ungated) to run it all the same",
        bundle.path(file).c_str(), judged.empty() ? "a processor that is not recorded" : "one that sums exactly",
        bundle.root().c_str());
+}
+
+// What runs engines here: the module's library and the GPU.
+Host host_of(void* module, const NetworkOptions& options) {
+  auto* const ask = reinterpret_cast<wgap_network_hoster*>(dlsym(module, "wgap_network_host"));
+  wgap_network_host_info about = {};
+  wgap_error error = WGAP_ERROR_INIT;
+  if (ask == nullptr)
+    fail(WGAP_BACKEND_ERROR, "the module of %s runs no engines: it has no wgap_network_host", options.backend.c_str());
+  if (const wgap_status status = ask(options.library, options.device, &about, &error); status != WGAP_OK)
+    throw Failure(status, error.text);
+  return {options.backend, about.version, about.compute_capability, this_platform()};
 }
 
 }  // namespace
@@ -91,12 +105,35 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkO
   if (!found)
     fail(WGAP_BACKEND_ERROR, "unknown backend %s; expected one of: %s", in_quotes(options.backend).c_str(),
          known.c_str());
-  const File& file = bundle.model_file(options.precision, options.ungated, rule);
-  const std::string path = bundle.path(file);
-  if (options.precision == "bf16" && options.backend == "onnxruntime")
-    fail(WGAP_BACKEND_ERROR, "%s: ONNX Runtime's CPU provider has no bfloat16 convolution; run another precision here",
-         path.c_str());
-  if (options.precision == "int8" && !options.ungated) require_equal_sums(bundle, file);
+  const bool on_gpu = options.backend == "tensorrt";
+  if (on_gpu && options.threads != 0)
+    fail(WGAP_DATA_ERROR, "the backend %s has no threads; it takes device and slots", options.backend.c_str());
+  if (!on_gpu && (options.device != nullptr || options.slots != 0))
+    fail(WGAP_DATA_ERROR, "the backend %s has no device and no slots; it takes threads", options.backend.c_str());
+  void* const module = module_of(options.backend);
+  wgap_network_request request = {};
+  request.struct_size = sizeof request;
+  std::string path, content;
+  if (on_gpu) {
+    const Host host = host_of(module, options);
+    const File& file = engine_file(bundle, host, options.precision, rule);
+    path = bundle.path(file);
+    if (file.engine->strip_weights)
+      fail(WGAP_BACKEND_ERROR,
+           "%s was built without its weights, which the Python package alone puts back; build one with them",
+           path.c_str());
+    content = preflight(bundle, file, host, 0, options.ungated, rule);
+    request.largest = static_cast<std::int32_t>(std::min<std::int64_t>(file.engine->most, 1 << 20));
+    request.version_compatible = file.engine->version_compatible ? 1 : 0;
+  } else {
+    const File& file = bundle.model_file(options.precision, options.ungated, rule);
+    path = bundle.path(file);
+    if (options.precision == "bf16" && options.backend == "onnxruntime")
+      fail(WGAP_BACKEND_ERROR,
+           "%s: ONNX Runtime's CPU provider has no bfloat16 convolution; run another precision here", path.c_str());
+    if (options.precision == "int8" && !options.ungated) require_equal_sums(bundle, file);
+    content = bundle.content(file);
+  }
 
   std::vector<wgap_tensor> tensors;
   for (const auto* const group : {&bundle.manifest().inputs, &bundle.manifest().outputs})
@@ -113,10 +150,6 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkO
       std::copy(tensor.shape.begin(), tensor.shape.end(), made.extents);
       tensors.push_back(made);
     }
-  wgap_network_opener* const open = module_of(options.backend);
-  const std::string content = bundle.content(file);
-  wgap_network_request request = {};
-  request.struct_size = sizeof request;
   request.tensor_count = static_cast<std::int32_t>(tensors.size());
   request.path = path.c_str();
   request.content = content.data();
@@ -124,9 +157,12 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkO
   request.tensors = tensors.data();
   request.precision = options.precision.c_str();
   request.library = options.library;
+  request.device = options.device;
   request.threads = options.threads;
+  request.slots = options.slots;
   wgap_network network = WGAP_NETWORK_INIT;
   wgap_error error = WGAP_ERROR_INIT;
+  auto* const open = reinterpret_cast<wgap_network_opener*>(dlsym(module, "wgap_network_open"));
   if (const wgap_status status = open(&request, &network, &error); status != WGAP_OK) throw Failure(status, error.text);
   return Network(network);
 }

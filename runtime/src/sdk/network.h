@@ -39,7 +39,8 @@ class Network {
 struct NetworkOptions {
   std::string backend, precision;
   const char* library;
-  int threads;
+  const char* device;
+  int threads, slots;
   bool ungated;
 };
 

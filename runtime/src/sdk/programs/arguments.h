@@ -72,6 +72,8 @@ class Arguments {
     options.rule = text("--rule");
     options.map = text("--map");
     options.library = text("--library");
+    options.device = text("--device");
+    options.slots = number("--slots", 0);
     options.threads = number("--threads", 0);
     options.top_k = number("--top-k", 1);
     options.max_boxes = number("--max-boxes", 1);

@@ -20,7 +20,7 @@ constexpr const char* kUsage =
     "\n"
     "  --iterations N     timed pictures, round and round; default: 50\n"
     "  --warmup N         untimed ones before them; default: 5\n"
-    "  --backend NAME, --precision NAME, --rule RULE, --map MAP, --threads N, --library FILE, --ungated\n"
+    "  --backend NAME, --precision NAME, --rule RULE, --map MAP, --threads N, --library FILE, --device GPU, --ungated\n"
     "                     as of wgap-localize\n"
     "  --json             print the report as JSON, with every time\n"
     "  --version, --help\n";

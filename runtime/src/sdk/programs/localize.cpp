@@ -25,7 +25,7 @@ constexpr const char* kUsage =
     "after\n"
     "all the others are done.\n"
     "\n"
-    "  --backend NAME     onnxruntime (the default)\n"
+    "  --backend NAME     onnxruntime (the default), openvino or tensorrt\n"
     "  --precision NAME   which of the bundle's models to run; default: fp32\n"
     "  --rule RULE        adaptive, fixed:ETA, foreground or foreground+colour; default: the bundle's\n"
     "  --map MAP          recombined, positive, signed or, of foreground, none; default: the bundle's\n"
@@ -35,6 +35,8 @@ constexpr const char* kUsage =
     "  --batch-size N     images per forward pass; default: 1\n"
     "  --threads N        CPU threads; default: every core for the network, one for the kernel\n"
     "  --library FILE     the backend's library, such as libonnxruntime.so.1; default: searched\n"
+    "  --device GPU       ordinal or UUID (nvidia-smi -L); default: the first\n"
+    "  --slots N          calls on the GPU at the same time; default: 4\n"
     "  --ungated          run a lower-precision file that no gate has passed under this rule\n"
     "  --json             print one JSON line per image\n"
     "  --version, --help\n";

@@ -13,7 +13,7 @@ constexpr const char* kUsage =
     "Run BUNDLE's golden cases here: the network's outputs, the kernel, and the whole way. Prints one JSON line, as\n"
     "`wgap selftest --json` does; exit code 1 if a stage differs beyond its limit.\n"
     "\n"
-    "  --backend NAME, --precision NAME, --rule RULE, --map MAP, --threads N, --library FILE, --ungated\n"
+    "  --backend NAME, --precision NAME, --rule RULE, --map MAP, --threads N, --library FILE, --device GPU, --ungated\n"
     "                     as of wgap-localize\n"
     "  --version, --help\n";
 
