@@ -149,7 +149,7 @@ cmake_minimum_required(VERSION 3.24)
 project(parent VERSION 7.8 LANGUAGES C CXX)
 if(WITH_WGAP)
   add_executable(app app.c)
-  {snippet("FetchContent")}
+  {snippet("FetchContent_MakeAvailable(wgap)" + chr(10) + "target_link_libraries(app PRIVATE wgap::wgap)")}
   install(TARGETS app RUNTIME DESTINATION bin)
 endif()
 """

@@ -7,10 +7,13 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +28,19 @@ def call(*command: str | Path, **more: Any) -> str:
     done = subprocess.run([*command], env=_environment(), capture_output=True, text=True, check=False, **more)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def run(
+    program: Path | str, *arguments: Any, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    own = {**os.environ, **environment}
+    return subprocess.run(
+        [program, *map(str, arguments)], env=own, cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def python(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return run(Path(sys.executable).with_name("wgap"), *arguments, cwd=cwd)
 
 
 def build_runtime(folder: Path, *options: str, targets: tuple[str, ...] = ("all",)) -> Path:
@@ -77,3 +93,32 @@ def runtime(sdk: Path, example: ModuleType, library: Path, monkeypatch: pytest.M
     """The library behind ctypes, with the same ONNX Runtime as Python's."""
     monkeypatch.setenv("WGAP_ONNXRUNTIME", str(library))
     return example.Runtime(str(sdk / "libwgap_runtime.so"))
+
+
+@pytest.fixture(scope="module")
+def installed(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Installed, and moved since."""
+    prefix = tmp_path_factory.mktemp("prefix")
+    call("cmake", "--install", sdk, "--prefix", prefix / "first", "--component", "cpp")
+    return Path(shutil.move(prefix / "first", prefix / "moved here"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of several sizes and kinds, in folders, with some that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(3)
+    for number in range(6):
+        picture = rng.integers(0, 80, (50 + 7 * number, 90 - 5 * number, 3), dtype=np.uint8)
+        cv2.circle(picture, (30, 25), 10 + number, (60, 200, 240), -1)
+        name = folder / ("a", "b/c", "é")[number % 3] / f"{number}.{('jpg', 'PNG')[number % 2]}"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes(cv2.imencode(name.suffix.lower(), picture)[1].tobytes())
+    (folder / "a" / "text.jpg").write_text("no picture")
+    (folder / "a" / 'quote" and \\ and 🦉.png').write_bytes((folder / "b/c/1.PNG").read_bytes())
+    (folder / "b" / ".hidden.jpg").write_bytes((folder / "a/0.jpg").read_bytes())
+    (folder / "b" / "notes.txt").write_text("x")
+    (folder / "b" / "c" / "back").symlink_to(folder / "b")
+    (folder / "linked").symlink_to(folder / "é")
+    (Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.jpg"))).write_bytes((folder / "a/0.jpg").read_bytes())
+    return folder

@@ -6,57 +6,15 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
 import pytest
-from tests.sdk.conftest import ROOT, build_runtime, call
+from tests.sdk.conftest import ROOT, build_runtime, call, python, run
 
 import wgap
 
 HERE = Path(__file__).parent
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wconversion", "-Wshadow")
-
-
-@pytest.fixture(scope="module")
-def installed(sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Installed, and moved since."""
-    prefix = tmp_path_factory.mktemp("prefix")
-    call("cmake", "--install", sdk, "--prefix", prefix / "first", "--component", "cpp")
-    return Path(shutil.move(prefix / "first", prefix / "moved here"))
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of several sizes and kinds, in folders, with some that are none."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(3)
-    for number in range(6):
-        picture = rng.integers(0, 80, (50 + 7 * number, 90 - 5 * number, 3), dtype=np.uint8)
-        cv2.circle(picture, (30, 25), 10 + number, (60, 200, 240), -1)
-        name = folder / ("a", "b/c", "é")[number % 3] / f"{number}.{('jpg', 'PNG')[number % 2]}"
-        name.parent.mkdir(parents=True, exist_ok=True)
-        name.write_bytes(cv2.imencode(name.suffix.lower(), picture)[1].tobytes())
-    (folder / "a" / "text.jpg").write_text("no picture")
-    (folder / "a" / 'quote" and \\ and 🦉.png').write_bytes((folder / "b/c/1.PNG").read_bytes())
-    (folder / "b" / ".hidden.jpg").write_bytes((folder / "a/0.jpg").read_bytes())
-    (folder / "b" / "notes.txt").write_text("x")
-    (folder / "b" / "c" / "back").symlink_to(folder / "b")
-    (folder / "linked").symlink_to(folder / "é")
-    (Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.jpg"))).write_bytes((folder / "a/0.jpg").read_bytes())
-    return folder
-
-
-def run(program: Path | str, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    own = {**os.environ, **environment}
-    return subprocess.run([program, *map(str, arguments)], env=own, capture_output=True, text=True, check=False)
-
-
-def python(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return run(Path(sys.executable).with_name("wgap"), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -295,20 +253,6 @@ def test_cmake_finds_an_installed_one(
         failed = subprocess.run(asked, capture_output=True, text=True, check=False)
         assert failed.returncode != 0
         assert absent in failed.stderr
-
-
-def test_it_is_part_of_another_project(
-    library: Path, sdk: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
-) -> None:
-    found = (
-        f'set(WGAP_RUNTIME ON)\ninclude(FetchContent)\nFetchContent_Declare(wgap SOURCE_DIR "{ROOT}")\n'
-        "FetchContent_MakeAvailable(wgap)"
-    )
-    [program] = used(tmp_path, found, "wgap::runtime", "-DCMAKE_BUILD_TYPE=Debug")
-    done = run(
-        program, tiny_bundle, pictures / "a" / "0.jpg", WGAP_ONNXRUNTIME=str(library), WGAP_MODULES=str(sdk)
-    )  # fmt: skip
-    assert (done.stdout, done.stderr) == (expected(tiny_bundle, pictures / "a" / "0.jpg"), "")
 
 
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
