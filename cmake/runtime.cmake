@@ -3,9 +3,9 @@ find_package(JPEG REQUIRED)
 find_package(PNG REQUIRED)
 find_package(ZLIB REQUIRED)
 set(WGAP_HEADERS ${PROJECT_SOURCE_DIR}/build/headers/usr/include)  # where `make headers` puts them
-find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp HINTS ${WGAP_HEADERS} REQUIRED)
+find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp HINTS ${WGAP_HEADERS} NO_CMAKE_FIND_ROOT_PATH REQUIRED)
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_c_api.h
-  HINTS ${ONNXRUNTIME_ROOT} ${WGAP_HEADERS} PATH_SUFFIXES include onnxruntime include/onnxruntime)
+  HINTS ${ONNXRUNTIME_ROOT} ${WGAP_HEADERS} PATH_SUFFIXES include onnxruntime include/onnxruntime NO_CMAKE_FIND_ROOT_PATH)
 
 add_library(wgap_runtime_core OBJECT
   runtime/src/sdk/bundle.cpp

@@ -112,6 +112,23 @@ int main(int count, char** arguments) {
         info.struct_size = size_of(sizeof info);
         status = wgap_bundle_describe(rarely() ? nullptr : wgap_localizer_bundle(localizer), rarely() ? nullptr : &info,
                                       told);
+        if (rarely()) {
+          wgap_engine_host host = WGAP_ENGINE_HOST_INIT;
+          host.struct_size = size_of(sizeof host);
+          host.batch = number();
+          host.flavor = word(), host.version = word(), host.compute_capability = word(), host.platform = word();
+          void* plan = nullptr;
+          std::uint64_t bytes = 0;
+          status = wgap_bundle_engine(wgap_localizer_bundle(localizer), rarely() ? nullptr : &host, word(), nullptr,
+                                      number(), rarely() ? nullptr : &plan, rarely() ? nullptr : &bytes, nullptr, told);
+          EXPECT(status != WGAP_OK && plan == nullptr);
+        }
+        if (rarely()) {
+          char* report = nullptr;
+          status = wgap_localizer_selftest(rarely() ? nullptr : localizer, rarely() ? nullptr : &report, told);
+          EXPECT(report == nullptr || report[0] == '{');
+          wgap_free(report);
+        }
         break;
       }
       case 3: {

@@ -334,3 +334,21 @@ def test_sanitizers_find_nothing(sanitizer: str, tiny_bundle: Path, pictures: Pa
         done = run(programs / command[0], *command[1:])
         assert done.returncode == 0, done.stderr[-4000:]
         assert done.stdout.endswith("passed\n")
+
+
+@pytest.mark.slow
+def test_it_is_built_for_arm(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    """Runtime, programs and module; what needs no ONNX Runtime runs in QEMU."""
+    if absent := [name for name in ("aarch64-linux-gnu-g++", "qemu-aarch64") if shutil.which(name) is None]:
+        pytest.skip(f"not installed: {', '.join(absent)}")
+    call(ROOT / "cmake" / "fetch-headers.sh", "arm64")
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'cmake' / 'toolchains' / 'aarch64-linux-gnu.cmake'}"
+    programs = ("test_sdk_api", "test_sdk_hostile")
+    folder = build_runtime(
+        tmp_path / "arm", toolchain, "-DWGAP_TESTS=ON", targets=("wgap-localize", "wgap_onnxruntime", *programs)
+    )
+    libraries = f"{ROOT}/build/headers-arm64/usr/lib/aarch64-linux-gnu:/usr/aarch64-linux-gnu/lib"
+    emulator = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-E", f"LD_LIBRARY_PATH={libraries}")
+    api, hostile = (folder / "tests" / "sdk" / name for name in programs)
+    assert call(*emulator, api, tiny_bundle) == "passed\n"
+    assert call(*emulator, hostile, tiny_bundle, pictures / "a" / "0.jpg", "2000").endswith("passed\n")
