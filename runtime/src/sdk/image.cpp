@@ -40,6 +40,10 @@ class Bytes {
     for (int i = 0; i < bytes; ++i) value = value << 8 | at(place + (big ? i : bytes - 1 - i));
     return value;
   }
+  // Of that byte, at or after a place; the size where there is none.
+  std::size_t find(unsigned char byte, std::size_t place) const {
+    return std::min(data_.find(static_cast<char>(byte), place), data_.size());
+  }
   std::string_view part(std::size_t place, std::size_t most) const {
     return place > data_.size() ? std::string_view() : data_.substr(place, most);
   }
@@ -55,8 +59,9 @@ Header jpeg_header(const Bytes& data, const std::string& name) {
   std::size_t position = 2;
   for (;;) {
     // Neither a stuffed byte, nor fill, nor a restart.
-    const auto is_marker = [&](unsigned c) { return c != 0 && c != 0xff && (c < 0xd0 || c > 0xd7); };
-    while (position + 1 < data.size() && !(data.at(position) == 0xff && is_marker(data.at(position + 1)))) ++position;
+    const auto is_marker = [](unsigned c) { return c != 0 && c != 0xff && (c < 0xd0 || c > 0xd7); };
+    position = data.find(0xff, position);
+    while (position + 1 < data.size() && !is_marker(data.at(position + 1))) position = data.find(0xff, position + 1);
     if (position + 1 >= data.size()) throw CutShort{"a JPEG without an end-of-image marker"};
     const unsigned marker = data.at(position + 1);
     position += 2;
