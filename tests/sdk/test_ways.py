@@ -245,7 +245,7 @@ def test_cmake_finds_an_installed_one(
         modules = {"WGAP_MODULES": str(installed / "lib" / "wgap")} if "static" in program.name else {}
         done = run(program, tiny_bundle, pictures / "a" / "0.jpg", WGAP_ONNXRUNTIME=str(library), **modules)
         assert (done.stdout, done.stderr) == (expected(tiny_bundle, pictures / "a" / "0.jpg"), "")
-    for absent in ("tensorrt", "nonsense"):
+    for absent in ("tvm", "nonsense"):
         (tmp_path / absent).mkdir()
         text = USER.format(found=f"find_package(wgap REQUIRED COMPONENTS {absent})", libraries="", source="")
         (tmp_path / absent / "CMakeLists.txt").write_text(text)
