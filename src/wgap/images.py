@@ -51,6 +51,9 @@ MAX_PIXELS = 1 << 28
 MAX_SCANS = 100
 """JPEGs of more scans are refused: each goes over the whole picture, cameras and encoders write at most a dozen."""
 
+_WIDEST = 1 << 20
+"""Pixels of a side: OpenCV's own limit."""
+
 _DENSEST = (1 << 24, 10_000)
 """Images of more pixels than the first and, per byte of the file, than the second are made to exhaust memory."""
 
@@ -79,6 +82,7 @@ class _Header(NamedTuple):
     width: int
     height: int
     orientation: int | None  # EXIF 1..8; None where only the decoder knows
+    animated: bool = False  # a PNG with frames behind its picture
 
 
 class _CutShortError(Exception):
@@ -106,6 +110,8 @@ def decode(source: Source, name: str | None = None) -> RgbImage:
     """
     data, name = _read(source, name)
     header = _checked_header(data, name)
+    if header.animated:
+        data = _still(data)
     import cv2
     import numpy as np
 
@@ -329,6 +335,8 @@ def _checked_header(data: Any, name: str) -> _Header:
             f"{name}: {header.width} x {header.height} pixels exceed the limit of {MAX_PIXELS} pixels; "
             "make the image smaller first"
         )
+    if max(header.width, header.height) > _WIDEST:
+        raise ImageError(f"{name}: {header.width} x {header.height} pixels: no side may have more than {_WIDEST}")
     if header.width * header.height > max(_DENSEST[0], _DENSEST[1] * len(data)):
         raise ImageError(
             f"{name}: {header.width} x {header.height} pixels in {len(data)} bytes: made to exhaust memory, or a "
@@ -348,7 +356,7 @@ def _header(data: Any) -> _Header | None:
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return _webp_header(data)
     if start.startswith((b"II*\x00", b"MM\x00*")):
-        width, height, _, float_samples = _tiff_tags(data)
+        width, height, float_samples = _tiff_tags(data)
         if float_samples:
             raise _NotTakenError("a TIFF of floating-point samples, which is not taken; save it with 8 or 16 bits")
         return _Header("TIFF", width, height, None)
@@ -388,37 +396,72 @@ def _jpeg_header(data: Any) -> _Header:
     return _Header("JPEG", width, height, None if len(orientations) > 1 else (orientations or [1])[0])
 
 
+_EXIF_TEXTS = frozenset({0x10E, 0x10F, 0x110, 0x131, 0x132, 0x8298})
+_EXIF_RATIONALS = {0x11A: 1, 0x11B: 1, 0x13E: 2, 0x13F: 6, 0x211: 3, 0x214: 6}
+
+
 def _exif_orientation(exif: Any) -> int:
+    """The first orientation, as OpenCV reads the entries: up to the first one that leads out of the metadata."""
+    order = "<" if bytes(exif[:2]) == b"II" else ">"
+    orientation = 0
     try:
-        return _tiff_tags(exif)[2]
-    except (_CutShortError, struct.error):
-        return 1  # decoders, too, ignore metadata that they cannot read
+        (at,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            (tag,) = struct.unpack_from(order + "H", exif, entry)
+            if tag == 0x112:  # neither its type nor its count is asked for
+                (value,) = struct.unpack_from(order + "H", exif, entry + 8)
+                orientation = orientation or (value if 1 <= value <= 8 else 1)
+            elif tag in _EXIF_TEXTS:
+                (size,) = struct.unpack_from(order + "I", exif, entry + 4)
+                place = struct.unpack_from(order + "I", exif, entry + 8)[0] if size > 4 else 8
+                if place + size > len(exif):
+                    break
+            elif tag in _EXIF_RATIONALS:
+                (place,) = struct.unpack_from(order + "I", exif, entry + 8)
+                if place + 8 * _EXIF_RATIONALS[tag] > len(exif):
+                    break
+    except struct.error:
+        pass  # decoders, too, leave off where they cannot read on
+    return orientation or 1
 
 
-def _tiff_tags(data: Any) -> tuple[int, int, int, bool]:
-    """(width, height, orientation, samples are floats) of the first directory; 0, 0, 1, False where a tag is absent."""
+def _tiff_tags(data: Any) -> tuple[int, int, bool]:
+    """(width, height, samples are floats) of the first directory; 0, 0, False where a tag is absent."""
     order = "<" if bytes(data[:2]) == b"II" else ">"
     (at,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, at)
-    values = {0x100: 0, 0x101: 0, 0x112: 1, 0x153: 1}
+    values = {0x100: 0, 0x101: 0, 0x153: 1}
     for entry in range(at + 2, at + 2 + 12 * count, 12):
         tag, kind, samples = struct.unpack_from(order + "HHI", data, entry)
         if tag in values:
-            place, short = entry + 8, kind == 3
-            if tag == 0x112:  # the decoder asks neither for its type nor for its count
-                short = True
-            elif short and samples > 2:  # one for each channel, elsewhere: the first stands for all
+            place = entry + 8
+            if kind == 3 and samples > 2:  # one for each channel, elsewhere: the first stands for all
                 (place,) = struct.unpack_from(order + "I", data, place)
-            (values[tag],) = struct.unpack_from(order + ("H" if short else "I"), data, place)
-    orientation = values[0x112] if 1 <= values[0x112] <= 8 else 1
-    return values[0x100], values[0x101], orientation, values[0x153] == 3
+            (values[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, place)
+    return values[0x100], values[0x101], values[0x153] == 3
 
 
 def _png_header(data: Any) -> _Header:
     """Walk the chunks and their checksums to IEND, so that the decoder never meets a damaged file."""
-    position, size, orientation = 8, (0, 0), 1
+    size, orientation, animated = (0, 0), 1, False
+    for kind, start, _ in _png_chunks(data):
+        if kind == b"IHDR":
+            size = struct.unpack_from(">II", data, start + 8)
+        elif kind == b"eXIf":
+            orientation = 0
+        animated |= kind in _ANIMATION
+    return _Header("PNG", *size, orientation or None, animated)
+
+
+_ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
+
+
+def _png_chunks(data: Any) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk, its checksum compared, to IEND."""
+    position, kind = 8, b""
     view = memoryview(data)
-    while True:
+    while kind != b"IEND":
         if position + 12 > len(view):
             raise _CutShortError("a PNG without its IEND chunk")
         length, kind = struct.unpack_from(">I4s", view, position)
@@ -428,14 +471,14 @@ def _png_header(data: Any) -> _Header:
         (checksum,) = struct.unpack_from(">I", view, end - 4)
         if zlib.crc32(view[position + 4 : end - 4]) != checksum:
             raise _CutShortError(f"PNG chunk {kind!r} does not match its checksum")
-        if kind == b"IHDR":
-            size = struct.unpack_from(">II", view, position + 8)
-        elif kind == b"eXIf":
-            orientation = 0
-        elif kind == b"IEND":
-            break
+        yield kind, position, end
         position = end
-    return _Header("PNG", *size, orientation or None)
+
+
+def _still(data: Any) -> bytes:
+    """An animated PNG without its frames: the picture that readers of still ones see, and no more to go wrong in."""
+    kept = (bytes(data[start:end]) for kind, start, end in _png_chunks(data) if kind not in _ANIMATION)
+    return bytes(data[:8]) + b"".join(kept)
 
 
 def _bmp_header(data: Any) -> _Header:

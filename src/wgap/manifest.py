@@ -427,6 +427,8 @@ def _check(manifest: Manifest) -> None:
                 f"model: {name} is {tensor} in layout {tensor.layout}; expected N first, then extents of "
                 f"1..{_LARGEST}, in layout {layout}"
             )
+        if tensor.dtype != ("uint8" if name == "image" else "float32"):
+            raise PlainError(f"model: {name} is {tensor}; expected {'uint8' if name == 'image' else 'float32'}")
         if last is not None and tensor.shape[-1] != last:
             raise PlainError(f"model: {name} is {tensor}, but the last extent must be {last}")
         if name == "foreground" and tensor.shape[1] != 1:
