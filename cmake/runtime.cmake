@@ -2,7 +2,7 @@
 find_package(JPEG REQUIRED)
 find_package(PNG REQUIRED)
 find_package(ZLIB REQUIRED)
-set(WGAP_HEADERS ${PROJECT_SOURCE_DIR}/build/headers/usr/include)  # where `make headers` puts them
+set(WGAP_HEADERS ${PROJECT_SOURCE_DIR}/build/headers/usr/include)  # where cmake/fetch-headers.sh puts them
 find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp HINTS ${WGAP_HEADERS} NO_CMAKE_FIND_ROOT_PATH REQUIRED)
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_c_api.h
   HINTS ${ONNXRUNTIME_ROOT} ${WGAP_HEADERS} PATH_SUFFIXES include onnxruntime include/onnxruntime NO_CMAKE_FIND_ROOT_PATH)
@@ -56,7 +56,7 @@ endfunction()
 if(ONNXRUNTIME_INCLUDE_DIR)
   wgap_module(onnxruntime ${ONNXRUNTIME_INCLUDE_DIR})
 else()
-  message(STATUS "ONNX Runtime's header was not found (-DONNXRUNTIME_ROOT=, or `make headers`): its module is left out")
+  message(STATUS "ONNX Runtime's header was not found (-DONNXRUNTIME_ROOT=, or cmake/fetch-headers.sh): its module is left out")
 endif()
 # -DTENSORRT_ROOT=: TensorRT's headers, and beside the system's those of the CUDA runtime that they include.
 find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h HINTS ${TENSORRT_ROOT} PATH_SUFFIXES include)

@@ -51,8 +51,8 @@ MAX_PIXELS = 1 << 28
 MAX_SCANS = 100
 """JPEGs of more scans are refused: each goes over the whole picture, cameras and encoders write at most a dozen."""
 
-_WIDEST = 1 << 20
-"""Pixels of a side: OpenCV's own limit."""
+_WIDEST = 1_000_000
+"""Pixels of a side: the decoders' own limit."""
 
 _DENSEST = (1 << 24, 10_000)
 """Images of more pixels than the first and, per byte of the file, than the second are made to exhaust memory."""

@@ -1,4 +1,5 @@
 // wgap.hpp over an engine of one's own: test_sdk_api BUNDLE
+#include <clocale>
 #include <cmath>
 #include <cstring>
 
@@ -95,6 +96,12 @@ void every_way_in_gives_the_same(const char* bundle) {
     EXPECT(localizer->pixels({rgb.data(), 0, 50, 0}).error().status == WGAP_IMAGE_ERROR);
     EXPECT(localizer->pixels({rgb.data(), 40, 50, 149}).error().status == WGAP_IMAGE_ERROR);
     EXPECT(localizer->encoded("no image", 8).error().status == WGAP_IMAGE_ERROR);
+    EXPECT(localizer->encoded(nullptr, 9).error().text == "image 0: expected an image, got an empty file (0 bytes)");
+    EXPECT(localizer->pixels({nullptr, 40, 50, 0}).error().text.rfind("image 0: source: expected a pointer", 0) == 0);
+    EXPECT(localizer->one(wgap::Picture(static_cast<const char*>(nullptr))).error().status == WGAP_IMAGE_ERROR);
+    const wgap::Localization kept = *localizer->pixels({rgb.data(), 40, 50, 0});  // out of a result that is gone
+    EXPECT(kept.json == found->json);
+    EXPECT(wgap::describe(bundle)->classes == sizes.classes && wgap::describe("gone").error().is(WGAP_BUNDLE_ERROR));
     EXPECT(localizer->file("").error().status == WGAP_IMAGE_ERROR);
     EXPECT(localizer->file("/").error().status == WGAP_IMAGE_ERROR);
 
@@ -149,7 +156,8 @@ void outputs_that_do_not_fit_are_refused(const char* bundle) {
 
 }  // namespace
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
+  if (count > 2) EXPECT(std::setlocale(LC_ALL, arguments[2]) != nullptr);  // whose decimal point may be a comma
   results_say_what_they_hold(arguments[1]);
   every_way_in_gives_the_same(arguments[1]);
   outputs_that_do_not_fit_are_refused(arguments[1]);

@@ -233,6 +233,8 @@ CORPUS: dict[str, tuple[Change, str]] = {
     "a class more": (in_manifest(lambda raw: raw["model"]["classes"].append("x")), "ManifestError"),
     "an input too large": (put("model", "inputs", 0, "shape", 1, value=65536), "ManifestError"),
     "an input of another size": (put("model", "inputs", 0, "shape", 1, value=96), "BundleError"),
+    "features as bytes": (put("model", "outputs", 1, "dtype", value="uint8"), "ManifestError"),
+    "an image of floats": (put("model", "inputs", 0, "dtype", value="float32"), "ManifestError"),
     "no batch": (put("model", "inputs", 0, "shape", 0, value=1), "ManifestError"),
     "M for N": (put("model", "inputs", 0, "shape", 0, value="M"), "ManifestError"),
     "another layout": (put("model", "inputs", 0, "layout", value="NCHW"), "ManifestError"),

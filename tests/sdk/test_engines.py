@@ -187,3 +187,16 @@ def test_no_engine_at_all(runtime: Any, example: Any, own: Path) -> None:
     theirs, ours = python(own, HOST, 1, None), cpp(runtime, example, own, HOST, 1, None)
     assert ours == theirs
     assert theirs[0] == "EngineError"
+
+
+@pytest.mark.parametrize(("kind", "map_"), [(0, 50), (0, -1), (9, 0), (-1, 0), (0, 3), (1, 1_000_000)])
+def test_a_rule_that_is_none(runtime: Any, example: Any, own: Path, kind: int, map_: int) -> None:
+    bundle, plan, size = c.c_void_p(), c.c_void_p(), c.c_uint64()
+    runtime.checked("wgap_bundle_open", str(with_engines(own)).encode(), 0, c.byref(bundle))
+    asked = _Host(c.sizeof(_Host), 1, b"tensorrt_rtx", b"1.7.1.116", b"8.6", b"linux x86_64")
+    rule = _Rule(c.sizeof(_Rule), kind, map_)
+    arguments = (None, c.byref(rule), 0, c.byref(plan), c.byref(size), None)
+    with pytest.raises(example.RefusedError) as caught:
+        runtime.checked("wgap_bundle_engine", bundle, c.byref(asked), *arguments)
+    runtime.library.wgap_bundle_close(bundle)
+    assert caught.value.code == "RuleError"

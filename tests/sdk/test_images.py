@@ -107,6 +107,26 @@ def before_idat(content: bytes, *chunks: bytes) -> bytes:
     return content[:at] + b"".join(chunks) + content[at:]
 
 
+def random_exif(chance: random.Random) -> bytes:
+    """Orientations among entries that lead in and out of the metadata."""
+    order, count = chance.choice("<>"), chance.randrange(1, 6)
+    total = 14 + 12 * count + chance.choice([0, 10, 48, 60])
+    entries = b""
+    for _ in range(count):
+        tag = chance.choice(
+            [0x112, 0x112, 0x10E, 0x10F, 0x11A, 0x128, 0x132, 0x13E, 0x13F, 0x211, 0x214, 0x8298, 0x8769]
+        )
+        if tag == 0x112:
+            entries += struct.pack(order + "HHIHH", tag, chance.choice([3, 4, 2]), 1, chance.randrange(10), 0)
+            continue
+        size = chance.choice([0, 1, 4, 5, 8, 20, total, 2**31, 2**32 - 1])
+        place = chance.choice([0, 8, 26, total - 8, total - 7, total - 20, total - 48, total, 2**31, 2**32 - 1])
+        entries += struct.pack(order + "HHII", tag, chance.choice([2, 3, 5]), size, place % 2**32)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIH", 42, 8, count + chance.choice([0, 0, 1]))
+    made = (head + entries).ljust(total, b"\1")
+    return made[: chance.randrange(8, total)] if chance.random() < 0.15 else made
+
+
 def files() -> Iterator[tuple[str, bytes]]:
     picture = scene(61, 83)
     plain = jpeg(picture)
@@ -186,6 +206,20 @@ def files() -> Iterator[tuple[str, bytes]]:
     )
     yield "nothing", b""
     yield "two bytes", b"\xff\xd8"
+    for short in (b"a", b"RIFF", b"ab\xff", b"II*\0", b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"):
+        yield f"no more than {short!r}", short
+    for width, height in ((1_000_001, 1), (1, 1_000_001), (1_000_000, 1)):
+        yield f"a PNG of {width} x {height}", png(np.zeros((height, width, 3), np.uint8))
+    frames = [Image.fromarray(scene(33, 44)), Image.fromarray(255 - scene(33, 44))]
+    yield "an animated PNG", png(frames[0], save_all=True, append_images=frames[1:])
+    yield "frames that are not there", before_idat(shot, chunk(b"acTL", struct.pack(">II", 2, 0)))
+    many = before_idat(shot, chunk(b"acTL", struct.pack(">II", 4097, 0)))
+    at = many.index(b"IDAT") + 4
+    (length,) = struct.unpack_from(">I", many, at - 8)
+    damaged = chunk(b"IDAT", many[at : at + length // 2] + bytes(length - length // 2))
+    yield "many frames, and damaged", many[: at - 8] + damaged + many[at + length + 4 :]
+    for number in range(150):
+        yield f"EXIF at random {number}", with_exif(plain, random_exif(random.Random(number)))
     yield "text", b"no image at all"
     yield "HEIC", b"\0\0\0\x18ftypheic" + bytes(20)
 

@@ -43,6 +43,19 @@ def test_the_lines_are_python_s(
     ]
 
 
+@pytest.mark.parametrize("inputs", [(".",), ("a/../b", ".//a"), ("linked/..",), ("b/c/back/c",), ("",)], ids=str)
+def test_folders_are_searched_as_python_s(
+    installed: Path, library: Path, tiny_bundle: Path, pictures: Path, inputs: tuple[str, ...]
+) -> None:
+    asked = (tiny_bundle, *inputs, "--json", "--top-k", "1", "--top-k=2")
+    theirs = python("localize", *asked, cwd=pictures)
+    ours = run(installed / "bin" / "wgap-localize", *asked, cwd=pictures, WGAP_ONNXRUNTIME=str(library))
+    names = [[json.loads(line)["image"] for line in done.stdout.splitlines()] for done in (theirs, ours)]
+    assert names[1] == names[0]
+    assert names[0]
+    assert "others" in json.loads(ours.stdout.splitlines()[0])
+
+
 def test_the_sentences_are_python_s(installed: Path, library: Path, scored_bundle: Path, pictures: Path) -> None:
     inputs = (scored_bundle, pictures / "a" / "0.jpg", pictures / "b", "--max-boxes", "3")
     for rule in ("adaptive", "foreground"):
@@ -57,6 +70,9 @@ def test_the_sentences_are_python_s(installed: Path, library: Path, scored_bundl
         (("BUNDLE",), 2, "too few arguments"),
         (("BUNDLE", "PICTURE", "--top-k"), 2, "--top-k needs a value"),
         (("BUNDLE", "PICTURE", "--top-k", "x"), 2, "--top-k: 'x' is no whole number"),
+        (("BUNDLE", "PICTURE", "--class="), 2, "--class needs a value"),
+        (("BUNDLE", "PICTURE", "--rule", ""), 2, "--rule needs a value"),
+        (("BUNDLE", "PICTURE", "--threads=0"), 1, "threads must be at least 1, got 0"),
         (("BUNDLE", "PICTURE", "--fast"), 2, "no such option: --fast"),
         (("BUNDLE", "PICTURE", "--top-k", "9"), 1, "top_k must be a whole number in 1..3, got 9"),
         (("BUNDLE", "PICTURE", "--class", "owl"), 1, "no class 'owl'; expected a name (disc, ...) or an id of 0..2"),
@@ -195,6 +211,30 @@ def test_the_library_is_found_or_named(
         assert said.count("\n") == 0
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_what_lies_in_the_current_folder_is_nobody_s_module(
+    installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """A program that the runtime is linked into, started by its name alone."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "here" / "wgap").mkdir(parents=True)
+    trap = "__attribute__((constructor)) static void trap(void) { __builtin_trap(); }"
+    made = compiled(tmp_path, trap)
+    for place in ("libwgap_onnxruntime.so", "wgap/libwgap_onnxruntime.so"):
+        shutil.copy(made, tmp_path / "here" / place)
+    archives = (installed / "lib" / "libwgap_runtime.a", installed / "lib" / "libwgap.a")
+    flags = ("-std=c++17", f"-I{installed / 'include'}", "-DWGAP_STATIC", HERE / "ten_lines.cpp", *archives)
+    call("c++", *flags, "-ljpeg", "-lpng", "-lz", "-ldl", "-lpthread", "-o", tmp_path / "bin" / "app")
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "WGAP_ONNXRUNTIME": str(library)}
+    asked = (tiny_bundle, pictures / "a" / "0.jpg")
+    done = run("app", *asked, cwd=tmp_path / "here", **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"which is not there (looked for {tmp_path / 'bin'}/wgap/libwgap_onnxruntime.so" in done.stderr
+    shutil.copytree(installed / "lib" / "wgap", tmp_path / "bin" / "wgap")
+    done = run("app", *asked, cwd=tmp_path / "here", **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_module_that_is_not_there_is_named(
     installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -323,15 +363,23 @@ def test_only_the_interface_is_exported(installed: Path) -> None:
 def test_sanitizers_find_nothing(sanitizer: str, tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     options = (f"-DWGAP_SANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DWGAP_TESTS=ON")
     folder = build_runtime(
-        tmp_path / "build", *options, targets=("test_sdk_api", "test_sdk_hostile", "test_sdk_threads")
+        tmp_path / "build",
+        *options,
+        targets=("test_sdk_api", "test_sdk_early", "test_sdk_hostile", "test_sdk_threads"),
     )
     programs = folder / "tests" / "sdk"
+    locale = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], capture_output=True, check=False
+    )
+    comma = () if locale.returncode else (("test_sdk_api", tiny_bundle, "de_DE.UTF-8"),)
     for command in (
+        *comma,
+        ("test_sdk_early",),
         ("test_sdk_api", tiny_bundle),
         ("test_sdk_threads", tiny_bundle, "400"),
         ("test_sdk_hostile", tiny_bundle, pictures / "a" / "0.jpg", "10000"),
     ):
-        done = run(programs / command[0], *command[1:])
+        done = run(programs / command[0], *command[1:], BUNDLE=str(tiny_bundle), LOCPATH=str(tmp_path))
         assert done.returncode == 0, done.stderr[-4000:]
         assert done.stdout.endswith("passed\n")
 

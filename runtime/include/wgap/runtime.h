@@ -117,7 +117,8 @@ typedef struct wgap_outputs {
 
 enum { WGAP_LOGITS = 1, WGAP_FEATURES = 2, WGAP_FOREGROUND = 4 }; /* bits of the outputs that are wanted */
 
-/* A network: one of wgap's modules, or any engine of your own. run may be called by several threads at once. */
+/* A network: one of wgap's modules, or any engine of your own. run may be called by several threads at once. name and
+ * version are read for as long as the localizer is open. */
 typedef struct wgap_network {
   uint32_t struct_size;
   int32_t largest; /* images that run takes at most; 0 for any number */
@@ -126,8 +127,9 @@ typedef struct wgap_network {
    * outputs is read until release is called with it, once. Return WGAP_OK, or a status and a sentence in error. */
   wgap_status (*run)(void* context, const uint8_t* images, int64_t count, uint32_t wanted, wgap_outputs* outputs,
                      wgap_error* error);
-  void (*release)(void* context, wgap_outputs* outputs); /* or null */
-  void (*destroy)(void* context);                        /* with the localizer; or null */
+  void (*release)(void* context,
+                  wgap_outputs* outputs); /* after a run that succeeded, not after one that failed; or null */
+  void (*destroy)(void* context);         /* with the localizer; or null */
   const char* name;
   const char* version; /* of the library underneath; or null */
 } wgap_network;
@@ -202,7 +204,7 @@ WGAP_RUNTIME_API wgap_status wgap_localizer_rule(const wgap_localizer* localizer
 /* A picture: the first of path, encoded and pixels that is not null. */
 typedef struct wgap_picture {
   uint32_t struct_size;
-  int32_t class_id;    /* the class to localize; -1: the top_k by logit */
+  int32_t class_id;    /* the class to localize, in all pictures of a call or in none; -1: the top_k by logit */
   const char* path;    /* of a JPEG or PNG file */
   const void* encoded; /* the bytes of one */
   uint64_t encoded_bytes;

@@ -8,6 +8,8 @@
 //
 // Every call returns a Result. Ask it (`if (!result) ... result.error()`), or use the value at once: that throws
 // wgap::Exception where there is none or, where exceptions are off, prints the error and ends the program.
+// A result lives as long as its name: give it one before keeping a reference into it (`const auto result =
+// localizer->file("bird.jpg"); const wgap::Found& found = result->best();`).
 // Errors, threads and boxes are as wgap/runtime.h says.
 #ifndef WGAP_WGAP_HPP
 #define WGAP_WGAP_HPP
@@ -57,7 +59,7 @@ class Exception : public std::exception {
 
 // A value or the error in its place.
 template <class T>
-class Result {
+class [[nodiscard]] Result {
  public:
   Result(T value) : content_(std::in_place_index<0>, std::move(value)) {}
   Result(Error error) : content_(std::in_place_index<1>, std::move(error)) {}
@@ -69,9 +71,10 @@ class Result {
   }
   T& value() & { return require(), *std::get_if<0>(&content_); }
   const T& value() const& { return require(), *std::get_if<0>(&content_); }
-  T&& value() && { return require(), std::move(*std::get_if<0>(&content_)); }
-  T& operator*() { return value(); }
-  const T& operator*() const { return value(); }
+  T value() && { return require(), std::move(*std::get_if<0>(&content_)); }  // by value: it outlives what it came from
+  T& operator*() & { return value(); }
+  const T& operator*() const& { return value(); }
+  T operator*() && { return std::move(*this).value(); }
   T* operator->() { return &value(); }
   const T* operator->() const { return &value(); }
 
@@ -132,18 +135,19 @@ struct Pixels {
 // One picture of a batch: a file's path, the bytes of an image file, or pixels. What it points at must outlive the call.
 class Picture {
  public:
-  Picture(const char* path) : path_(path) {}
-  Picture(std::string path) : path_(std::move(path)) {}
-  Picture(const void* encoded, std::size_t bytes) : encoded_(encoded), bytes_(bytes) {}
-  Picture(const Pixels& pixels) : pixels_(pixels) {}
-  Picture& of_class(int id) { return class_id_ = id, *this; }  // the class to localize, in place of the best
+  Picture(const char* path) : content_(std::string(path != nullptr ? path : "")) {}
+  Picture(std::string path) : content_(std::move(path)) {}
+  Picture(const void* encoded, std::size_t bytes) : content_(Encoded{encoded, bytes}) {}
+  Picture(const Pixels& pixels) : content_(pixels) {}
+  Picture& of_class(int id) { return class_id_ = id, *this; }  // to localize, in all pictures of a call or in none
 
  private:
   friend class Localizer;
-  std::string path_;
-  const void* encoded_ = nullptr;
-  std::size_t bytes_ = 0;
-  Pixels pixels_;
+  struct Encoded {
+    const void* data;
+    std::size_t bytes;
+  };
+  std::variant<std::string, Encoded, Pixels> content_;
   int class_id_ = -1;
 };
 
@@ -178,6 +182,18 @@ struct Options {
   bool trusted = false;              // do not compare every file of the bundle with its hash
   std::shared_ptr<Network> network;  // of your own
 };
+
+// The sizes and the rule of a bundle, for an engine of your own before there is a localizer.
+inline Result<wgap_bundle_info> describe(const std::string& bundle) {
+  wgap_error error = WGAP_ERROR_INIT;
+  wgap_bundle_info info = WGAP_BUNDLE_INFO_INIT;
+  wgap_bundle* opened = nullptr;
+  wgap_status status = wgap_bundle_open(bundle.c_str(), 0, &opened, &error);
+  if (status == WGAP_OK) status = wgap_bundle_describe(opened, &info, &error);
+  wgap_bundle_close(opened);
+  if (status != WGAP_OK) return Error{status, error.text, {}};
+  return info;
+}
 
 class Localizer {
  public:
@@ -282,24 +298,25 @@ class Localizer {
     std::vector<wgap_picture> given(count, wgap_picture WGAP_PICTURE_INIT);
     std::vector<wgap_image> images(count, wgap_image WGAP_IMAGE_INIT);
     for (std::size_t i = 0; i < count; ++i) {
-      const Picture& from = pictures[i];
-      given[i].class_id = from.class_id_;
-      if (from.encoded_ != nullptr) {
-        given[i].encoded = from.encoded_;
-        given[i].encoded_bytes = from.bytes_;
-      } else if (from.pixels_.data != nullptr) {
-        const Pixels& pixels = from.pixels_;
+      given[i].class_id = pictures[i].class_id_;
+      if (const auto* const path = std::get_if<std::string>(&pictures[i].content_)) {
+        given[i].path = path->c_str();
+      } else if (const auto* const encoded = std::get_if<Picture::Encoded>(&pictures[i].content_)) {
+        given[i].encoded = encoded->data != nullptr ? encoded->data : "";  // no bytes: an empty file
+        given[i].encoded_bytes = encoded->data != nullptr ? encoded->bytes : 0;
+      } else {
+        const Pixels& pixels = *std::get_if<Pixels>(&pictures[i].content_);
         images[i].height = pixels.height;
         images[i].width = pixels.width;
         images[i].channels = 3;
         images[i].data = const_cast<std::uint8_t*>(pixels.data);  // only read
         images[i].row_bytes = pixels.row_bytes != 0 ? pixels.row_bytes : static_cast<std::int64_t>(pixels.width) * 3;
-        const std::int64_t rows = pixels.height > 0 ? pixels.height - 1 : 0;
-        const std::int64_t stride = images[i].row_bytes < 0 ? -images[i].row_bytes : images[i].row_bytes;
-        images[i].bytes = static_cast<std::uint64_t>(rows * stride) + static_cast<std::uint64_t>(pixels.width) * 3;
+        const auto rows =
+            static_cast<std::uint64_t>(pixels.height > 0 ? pixels.height - 1 : 0);  // wraps: the library judges
+        const auto stride = static_cast<std::uint64_t>(images[i].row_bytes);
+        images[i].bytes =
+            rows * (images[i].row_bytes < 0 ? 0 - stride : stride) + static_cast<std::uint64_t>(pixels.width) * 3;
         given[i].pixels = &images[i];
-      } else {
-        given[i].path = from.path_.c_str();
       }
     }
     wgap_run_options options = WGAP_RUN_OPTIONS_INIT;

@@ -2,10 +2,13 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <link.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <climits>
+#include <cstdlib>
 #include <cstring>
 
 namespace wgap::sdk {
@@ -52,11 +55,17 @@ bool exists(const std::string& path) {
 }
 
 std::string own_folder() {
+  // A program that this is linked into is known to dladdr by its argv[0], which may be a name without a folder: what lies
+  // in the current folder must not be taken for its own.
   Dl_info about = {};
-  if (dladdr(reinterpret_cast<const void*>(&own_folder), &about) == 0 || about.dli_fname == nullptr) return ".";
-  const std::string file = about.dli_fname;
-  const std::size_t slash = file.rfind('/');
-  return slash == std::string::npos ? "." : file.substr(0, slash);
+  link_map* object = nullptr;
+  const bool found = dladdr1(reinterpret_cast<const void*>(&own_folder), &about, reinterpret_cast<void**>(&object),
+                             RTLD_DL_LINKMAP) != 0;
+  const bool library = found && object != nullptr && object->l_name != nullptr && object->l_name[0] != 0;
+  char path[PATH_MAX] = {};
+  if (::realpath(library ? object->l_name : "/proc/self/exe", path) == nullptr) return "/";
+  const std::string file = path;
+  return file.substr(0, file.rfind('/'));
 }
 
 }  // namespace wgap::sdk

@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::uint64_t kMaxBytes = 1ULL << 31;
 constexpr std::uint64_t kMaxPixels = 1ULL << 28;
+constexpr std::uint64_t kWidest = 1000000;  // of a side, the decoders' own limit
 constexpr int kMaxScans = 100;
 constexpr std::uint64_t kDensePixels = 1ULL << 24, kDensest = 10000;  // more than both is made to exhaust memory
 
@@ -106,7 +107,7 @@ Header png_header(const Bytes& data) {
 // The name of a kind that the Python package takes and this library does not.
 const char* other_kind(std::string_view start) {
   if (start.substr(0, 2) == "BM") return "BMP";
-  if (start.substr(0, 4) == "RIFF" && start.substr(8, 4) == "WEBP") return "WebP";
+  if (start.substr(0, 4) == "RIFF" && start.size() == 12 && start.substr(8) == "WEBP") return "WebP";
   if (start.substr(0, 4) == std::string_view("II*\0", 4) || start.substr(0, 4) == std::string_view("MM\0*", 4))
     return "TIFF";
   return nullptr;
@@ -120,7 +121,7 @@ Header checked_header(std::string_view encoded, const std::string& name) {
       header = jpeg_header(Bytes(encoded), name);
     else if (start.substr(0, 8) == "\x89PNG\r\n\x1a\n")
       header = png_header(Bytes(encoded));
-    else if (start.substr(4, 4) == "ftyp")
+    else if (start.size() >= 8 && start.substr(4, 4) == "ftyp")
       fail(WGAP_IMAGE_ERROR, "%s: HEIC, AVIF and other pictures of that family are not taken; save it as a JPEG",
            name.c_str());
     else if (const char* const kind = other_kind(start))
@@ -139,6 +140,9 @@ Header checked_header(std::string_view encoded, const std::string& name) {
   if (header.width > kMaxPixels || header.height > kMaxPixels || pixels > kMaxPixels)
     fail(WGAP_IMAGE_ERROR, "%s: %llu x %llu pixels exceed the limit of %llu pixels; make the image smaller first",
          name.c_str(), width, height, static_cast<unsigned long long>(kMaxPixels));
+  if (std::max(header.width, header.height) > kWidest)
+    fail(WGAP_IMAGE_ERROR, "%s: %llu x %llu pixels: no side may have more than %llu", name.c_str(), width, height,
+         static_cast<unsigned long long>(kWidest));
   if (pixels > std::max<std::uint64_t>(kDensePixels, kDensest * encoded.size()))
     fail(WGAP_IMAGE_ERROR,
          "%s: %llu x %llu pixels in %zu bytes: made to exhaust memory, or a picture of nothing; it is not decoded",
@@ -181,22 +185,45 @@ std::string read_image_file(const std::string& path) {
   return file.read(kMaxBytes);
 }
 
+// The first orientation, as OpenCV reads the entries: up to the first one that leads out of the metadata.
 int exif_orientation(std::string_view exif) {
   const Bytes data(exif);
+  int orientation = 0;
   try {
     const bool big = exif.substr(0, 2) != "II";
     const std::uint64_t at = data.number(4, 4, big);
     const std::uint32_t count = data.number(at, 2, big);
-    int orientation = 1;
     for (std::uint32_t i = 0; i < count; ++i) {
       const std::uint64_t entry = at + 2 + 12ULL * i;
-      const std::uint32_t tag = data.number(entry, 2, big), value = data.number(entry + 8, 2, big);
-      if (tag == 0x112) orientation = static_cast<int>(value);  // OpenCV asks neither for its type nor for its count
+      std::uint64_t place = 8, bytes = 0;
+      switch (data.number(entry, 2, big)) {
+        case 0x112: {  // neither its type nor its count is asked for
+          const std::uint32_t value = data.number(entry + 8, 2, big);
+          if (orientation == 0) orientation = value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
+          continue;
+        }
+        case 0x10e:
+        case 0x10f:
+        case 0x110:
+        case 0x131:
+        case 0x132:
+        case 0x8298:  // texts
+          bytes = data.number(entry + 4, 4, big);
+          break;
+        case 0x11a:
+        case 0x11b: bytes = 8; break;  // rationals
+        case 0x13e: bytes = 16; break;
+        case 0x211: bytes = 24; break;
+        case 0x13f:
+        case 0x214: bytes = 48; break;
+        default: continue;
+      }
+      if (bytes > 4) place = data.number(entry + 8, 4, big);
+      if (place + bytes > exif.size()) break;
     }
-    return orientation;
-  } catch (const CutShort&) {
-    return 1;  // decoders, too, ignore metadata that they cannot read
+  } catch (const CutShort&) {  // decoders, too, leave off where they cannot read on
   }
+  return std::max(orientation, 1);
 }
 
 Pixels decode(std::string_view encoded, const std::string& name) {

@@ -45,7 +45,7 @@ class Builder : public nlohmann::json_sax<Json> {
     return put(static_cast<number_integer_t>(given));
   }
   bool number_float(number_float_t given, const string_t& lexeme) override {
-    if (lexeme.find_first_of(".eE") == std::string::npos)
+    if (lexeme.find_first_not_of("-0123456789") == std::string::npos)  // not by its point, which the locale decides
       throw PlainError("expected a whole number of 64 bits, got " + in_quotes(lexeme));
     if (!std::isfinite(given)) throw PlainError("expected a finite number, got " + in_quotes(lexeme));
     return put(given);

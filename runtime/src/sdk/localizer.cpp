@@ -107,7 +107,6 @@ std::unique_ptr<Localizer::Slot, Localizer::SlotDeleter> Localizer::take_slot() 
   wgap_error error = WGAP_ERROR_INIT;
   const wgap_status status = wgap_workspace_create(std::max(1, threads_), nullptr, &slot->workspace, &error);
   if (status != WGAP_OK) throw Failure(status, error.text);
-  slot->batch.resize(static_cast<std::size_t>(batch_size_) * height_ * width_ * 3);
   return slot;
 }
 
@@ -276,6 +275,8 @@ std::vector<Result> Localizer::run(const wgap_picture* pictures, std::int64_t co
   auto slot = take_slot();
   Stopwatch watch;
   const std::size_t picture_bytes = static_cast<std::size_t>(height_) * width_ * 3;
+  const auto most = static_cast<std::size_t>(std::min<std::int64_t>(count, batch_size_));
+  if (slot->batch.size() < most * picture_bytes) slot->batch.resize(most * picture_bytes);
   for (std::int64_t first = 0; first < count; first += batch_size_) {
     slot->prepared.clear();
     for (std::int64_t i = first; i < std::min<std::int64_t>(count, first + batch_size_); ++i) {
@@ -286,6 +287,11 @@ std::vector<Result> Localizer::run(const wgap_picture* pictures, std::int64_t co
       } catch (const Failure& failure) {
         if (failure.status() != WGAP_IMAGE_ERROR) throw;
         result.status = failure.status(), result.message = failure.text();
+      } catch (const std::bad_alloc&) {
+        throw;
+      } catch (const std::exception& error) {  // whatever a picture makes happen is that picture's
+        result.status = WGAP_IMAGE_ERROR;
+        result.message = label_of(pictures[i], i) + ": cannot be taken as an image (" + error.what() + ")";
       }
     }
     watch.add_to(&timings->prepare_ms);

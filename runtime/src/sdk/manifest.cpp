@@ -17,9 +17,6 @@ constexpr std::size_t kLongest = 240;  // bytes of a file's path
 
 // -- What stands where: the dataclasses of wgap.manifest and wgap.schema1, field by field --
 
-const Type kAny{Type::kAny}, kText{Type::kText}, kWhole{Type::kWhole}, kNumber{Type::kNumber}, kTruth{Type::kTruth};
-const Type kRule{Type::kRule};
-
 Type list(Type item, std::size_t count = 0) { return {Type::kList, {std::move(item)}, {}, {}, count}; }
 Type table(Type item) { return {Type::kTable, {std::move(item)}}; }
 Type object(std::vector<Field> fields) { return {Type::kObject, {}, std::move(fields)}; }
@@ -27,109 +24,122 @@ Type word(std::vector<const char*> words) { return {Type::kWord, {}, {}, std::mo
 Type nullable(Type type) { return type.nullable = true, type; }
 Field optional(const char* name, Type type) { return {name, std::move(type), false}; }
 
-const Type kTexts = list(kText), kFree = table(kAny), kTools = table(kText);
-const Type kTensor = object(
-    {{"name", kText}, {"dtype", word({"uint8", "float32"})}, {"shape", list({Type::kWholeOrText})}, {"layout", kText}});
-const Type kModel = object({{"architecture", object({{"name", kText}, optional("parameters", kFree)})},
-                            {"classes", kTexts},
-                            {"inputs", list(kTensor)},
-                            {"outputs", list(kTensor)}});
-const Type kPreprocessing = object({{"name", kText},
-                                    {"channel_order", word({"rgb", "bgr"})},
-                                    {"scale", kNumber},
-                                    {"mean", list(kNumber, 3)},
-                                    {"std", list(kNumber, 3)}});
-const Type kImages = list(object({{"name", kText}, {"sha256", kText}, {"pixels_sha256", kText}}));
-const Type kTraining = object({{"checkpoint_sha256", kText}, {"tools", kTools}, optional("opset", nullable(kWhole))});
-const Type kCalibration = object({{"float32_sha256", kText},
-                                  {"images_sha256", kText},
-                                  {"images", kImages},
-                                  {"warnings", kTexts},
-                                  {"keep_float", kTexts},
-                                  {"tools", kTools},
-                                  optional("quantisation", nullable(kFree)),
-                                  optional("headroom", nullable(list(kFree)))});
-const Type kGate = object({{"passed", kTruth},
-                           {"reasons", kTexts},
-                           {"rule", kRule},
-                           {"candidate_sha256", kText},
-                           {"float32_sha256", kText},
-                           {"backend", kText},
-                           {"limits", table(kNumber)},
-                           {"figures", kFree},
-                           optional("int8_sums", nullable(word({"exact", "saturating"})))});
-const Type kForeground = object({{"images_sha256", kText},
-                                 {"images", kImages},
-                                 {"warnings", kTexts},
-                                 {"labels", kText},
-                                 {"coarse", kText},
-                                 {"separation", kFree},
-                                 {"constants", kFree},
-                                 {"tools", kTools},
-                                 optional("fine", nullable(kText))});
-const Type kEngine = object({{"flavor", kText},
-                             {"version", kText},
-                             {"architecture", kText},
-                             {"platform", kText},
-                             {"profile", object({{"min", kWhole}, {"opt", kWhole}, {"max", kWhole}})},
-                             {"onnx_sha256", kText},
-                             optional("options", kFree),
-                             optional("gpu", nullable(kText)),
-                             optional("driver", nullable(kText)),
-                             optional("cuda", nullable(kText)),
-                             optional("calibration_sha256", nullable(kText)),
-                             optional("attestation", kFree),
-                             optional("tools", kTools)});
-const Type kFile = object({{"path", kText},
-                           {"role", kText},
-                           {"precision", kText},
-                           {"sha256", kText},
-                           {"size", kWhole},
-                           optional("training", nullable(kTraining)),
-                           optional("calibration", nullable(kCalibration)),
-                           optional("gate", nullable(kGate)),
-                           optional("engine", nullable(kEngine)),
-                           optional("foreground", nullable(kForeground))});
-const Type kWhole2 = object({{"model", kModel},
-                             {"preprocessing", kPreprocessing},
-                             {"rule", kRule},
-                             {"files", list(kFile)},
-                             {"wgap_version", kText}});
+// Made at the first use: programs may open a bundle before this file's own variables are made.
+struct Schema {
+  const Type kAny{Type::kAny}, kText{Type::kText}, kWhole{Type::kWhole}, kNumber{Type::kNumber}, kTruth{Type::kTruth};
+  const Type kRule{Type::kRule};
 
-// Of schema 1, what is not known is left out at some levels.
-const Type kModel1 = object({{"backbone", kText},
-                             {"width", kNumber},
-                             {"stride", kWhole},
-                             {"neck", kText},
-                             {"pooling", kText},
-                             {"classes", kTexts},
-                             {"input_size", list(kWhole, 2)},
-                             {"feature_shape", list(kWhole, 3)}});
-const Type kFile1 = object({{"path", kText},
-                            {"role", kText},
-                            {"precision", kText},
-                            {"sha256", kText},
-                            {"size", kWhole},
-                            optional("provenance", kFree)});
-const Type kWhole1 = object({{"model", kModel1},
-                             {"preprocessing", kPreprocessing},
-                             {"postprocessing", object({optional("map", kText), optional("threshold", kText)})},
-                             {"files", list(kFile1)},
-                             {"wgap_version", kText}});
-const Type kLowered1 = object({{"float32_sha256", kText},
-                               {"calibration", object({{"sha256", kText}, {"images", kImages}, {"warnings", kTexts}})},
-                               {"tools", kTools},
-                               optional("quantisation", nullable(kFree)),
-                               optional("lowering", nullable(kFree))});
-const Type kDetails1 = object({optional("keep_float", kTexts), optional("headroom", nullable(list(kFree)))});
-const Type kGate1 = object({{"passed", kTruth},
-                            {"reasons", kTexts},
-                            {"map", kText},
-                            {"threshold", kText},
-                            {"candidate_sha256", kText},
-                            {"float32_sha256", kText},
-                            {"backend", kText},
-                            {"limits", table(kNumber)}});
+  const Type kTexts = list(kText), kFree = table(kAny), kTools = table(kText);
+  const Type kTensor = object({{"name", kText},
+                               {"dtype", word({"uint8", "float32"})},
+                               {"shape", list({Type::kWholeOrText})},
+                               {"layout", kText}});
+  const Type kModel = object({{"architecture", object({{"name", kText}, optional("parameters", kFree)})},
+                              {"classes", kTexts},
+                              {"inputs", list(kTensor)},
+                              {"outputs", list(kTensor)}});
+  const Type kPreprocessing = object({{"name", kText},
+                                      {"channel_order", word({"rgb", "bgr"})},
+                                      {"scale", kNumber},
+                                      {"mean", list(kNumber, 3)},
+                                      {"std", list(kNumber, 3)}});
+  const Type kImages = list(object({{"name", kText}, {"sha256", kText}, {"pixels_sha256", kText}}));
+  const Type kTraining = object({{"checkpoint_sha256", kText}, {"tools", kTools}, optional("opset", nullable(kWhole))});
+  const Type kCalibration = object({{"float32_sha256", kText},
+                                    {"images_sha256", kText},
+                                    {"images", kImages},
+                                    {"warnings", kTexts},
+                                    {"keep_float", kTexts},
+                                    {"tools", kTools},
+                                    optional("quantisation", nullable(kFree)),
+                                    optional("headroom", nullable(list(kFree)))});
+  const Type kGate = object({{"passed", kTruth},
+                             {"reasons", kTexts},
+                             {"rule", kRule},
+                             {"candidate_sha256", kText},
+                             {"float32_sha256", kText},
+                             {"backend", kText},
+                             {"limits", table(kNumber)},
+                             {"figures", kFree},
+                             optional("int8_sums", nullable(word({"exact", "saturating"})))});
+  const Type kForeground = object({{"images_sha256", kText},
+                                   {"images", kImages},
+                                   {"warnings", kTexts},
+                                   {"labels", kText},
+                                   {"coarse", kText},
+                                   {"separation", kFree},
+                                   {"constants", kFree},
+                                   {"tools", kTools},
+                                   optional("fine", nullable(kText))});
+  const Type kEngine = object({{"flavor", kText},
+                               {"version", kText},
+                               {"architecture", kText},
+                               {"platform", kText},
+                               {"profile", object({{"min", kWhole}, {"opt", kWhole}, {"max", kWhole}})},
+                               {"onnx_sha256", kText},
+                               optional("options", kFree),
+                               optional("gpu", nullable(kText)),
+                               optional("driver", nullable(kText)),
+                               optional("cuda", nullable(kText)),
+                               optional("calibration_sha256", nullable(kText)),
+                               optional("attestation", kFree),
+                               optional("tools", kTools)});
+  const Type kFile = object({{"path", kText},
+                             {"role", kText},
+                             {"precision", kText},
+                             {"sha256", kText},
+                             {"size", kWhole},
+                             optional("training", nullable(kTraining)),
+                             optional("calibration", nullable(kCalibration)),
+                             optional("gate", nullable(kGate)),
+                             optional("engine", nullable(kEngine)),
+                             optional("foreground", nullable(kForeground))});
+  const Type kWhole2 = object({{"model", kModel},
+                               {"preprocessing", kPreprocessing},
+                               {"rule", kRule},
+                               {"files", list(kFile)},
+                               {"wgap_version", kText}});
+
+  // Of schema 1, what is not known is left out at some levels.
+  const Type kModel1 = object({{"backbone", kText},
+                               {"width", kNumber},
+                               {"stride", kWhole},
+                               {"neck", kText},
+                               {"pooling", kText},
+                               {"classes", kTexts},
+                               {"input_size", list(kWhole, 2)},
+                               {"feature_shape", list(kWhole, 3)}});
+  const Type kFile1 = object({{"path", kText},
+                              {"role", kText},
+                              {"precision", kText},
+                              {"sha256", kText},
+                              {"size", kWhole},
+                              optional("provenance", kFree)});
+  const Type kWhole1 = object({{"model", kModel1},
+                               {"preprocessing", kPreprocessing},
+                               {"postprocessing", object({optional("map", kText), optional("threshold", kText)})},
+                               {"files", list(kFile1)},
+                               {"wgap_version", kText}});
+  const Type kLowered1 =
+      object({{"float32_sha256", kText},
+              {"calibration", object({{"sha256", kText}, {"images", kImages}, {"warnings", kTexts}})},
+              {"tools", kTools},
+              optional("quantisation", nullable(kFree)),
+              optional("lowering", nullable(kFree))});
+  const Type kDetails1 = object({optional("keep_float", kTexts), optional("headroom", nullable(list(kFree)))});
+  const Type kGate1 = object({{"passed", kTruth},
+                              {"reasons", kTexts},
+                              {"map", kText},
+                              {"threshold", kText},
+                              {"candidate_sha256", kText},
+                              {"float32_sha256", kText},
+                              {"backend", kText},
+                              {"limits", table(kNumber)}});
+};
+const Schema& schema() {
+  static const Schema one;
+  return one;
+}
 
 // Those fields of an object that are known, judged.
 Json known(const Type& type, const Json& value, const std::string& path) {
@@ -209,7 +219,7 @@ Engine engine_of(const Json& value, const std::string& path) {
 }
 
 void read_schema2(const Json& raw, Manifest* made) {
-  require(kWhole2, raw, "");
+  require(schema().kWhole2, raw, "");
   const Json& model = raw["model"];
   made->classes = model["classes"].get<std::vector<std::string>>();
   for (const Json& tensor : model["inputs"]) made->inputs.push_back(tensor_of(tensor));
@@ -230,7 +240,7 @@ void read_schema2(const Json& raw, Manifest* made) {
 
 // As wgap.schema1 reads them.
 void read_schema1(const Json& given, Manifest* made) {
-  const Json raw = known(kWhole1, given, "");
+  const Json raw = known(schema().kWhole1, given, "");
   const Json& model = raw["model"];
   made->classes = model["classes"].get<std::vector<std::string>>();
   const Json &size = model["input_size"], &features = model["feature_shape"];
@@ -242,18 +252,18 @@ void read_schema1(const Json& given, Manifest* made) {
     File file = file_of(entry);
     const std::string name = text("files[%zu]", made->files.size()), path = name + ".provenance";
     const Json from = entry.value("provenance", Json::object());
-    if (from.contains("checkpoint_sha256")) known(kTraining, from, path);
+    if (from.contains("checkpoint_sha256")) known(schema().kTraining, from, path);
     if (from.contains("calibration") && file.role != "engine") {
-      const Json lowered = known(kLowered1, from, path);
+      const Json lowered = known(schema().kLowered1, from, path);
       const char* const stage = record_of(lowered, "quantisation") == nullptr ? "lowering" : "quantisation";
-      known(kDetails1, from.value(stage, Json::object()), path + "." + stage);
+      known(schema().kDetails1, from.value(stage, Json::object()), path + "." + stage);
       file.made_from = lowered["float32_sha256"];
     }
     if (from.contains("gate")) {
-      const Json gate = known(kGate1, from["gate"], path + ".gate");
+      const Json gate = known(schema().kGate1, from["gate"], path + ".gate");
       file.gate = gate_of(gate, rule1_of(gate, path + ".gate"));
     }
-    if (file.role == "engine") file.engine = engine_of(known(kEngine, from, path), name);
+    if (file.role == "engine") file.engine = engine_of(known(schema().kEngine, from, path), name);
     made->files.push_back(std::move(file));
   }
 }
@@ -277,6 +287,8 @@ void check_tensor(const Tensor& tensor, const char* layout, std::int64_t last) {
   if (!fits)
     throw PlainError(said + " in layout " + in_quotes(tensor.layout) +
                      "; expected N first, then extents of 1..65535, in layout " + layout);
+  const char* const dtype = tensor.name == "image" ? "uint8" : "float32";
+  if (tensor.dtype != dtype) throw PlainError(said + "; expected " + dtype);
   if (last != 0 && tensor.shape.back() != last)
     throw PlainError(said + ", but the last extent must be " + std::to_string(last));
   if (tensor.name == "foreground" && tensor.shape[1] != 1) throw PlainError(said + "; expected one channel");
@@ -390,6 +402,16 @@ Manifest read_manifest(std::string content, const std::string& where) {
 
 // -- Rules --
 
+namespace {
+
+// The shortest digits, with a point in every locale.
+std::string number_text(double value) {
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof digits, value).ptr};
+}
+
+}  // namespace
+
 wgap_rule rule_of(const char* given, const char* map) {
   wgap_rule rule = WGAP_RULE_INIT;
   wgap_error error = WGAP_ERROR_INIT;
@@ -406,7 +428,7 @@ wgap_rule rule_of(const Json& value) {
   // A kind is one of the words; "fixed:0.2" is a text for both kind and parameter.
   if (kind.find(':') != std::string::npos)
     throw Failure(WGAP_RULE_ERROR, "kind: expected a word, got " + in_quotes(kind));
-  const std::string whole = value.contains("eta") ? kind + text(":%.17g", value["eta"].get<double>()) : kind;
+  const std::string whole = value.contains("eta") ? kind + ":" + number_text(value["eta"].get<double>()) : kind;
   return rule_of(whole.c_str(), map.c_str());
 }
 
@@ -420,10 +442,7 @@ bool on_scores(const wgap_rule& rule) {
 
 std::string rule_text(const wgap_rule& rule) {
   switch (rule.kind) {
-    case WGAP_RULE_FIXED: {
-      char digits[32];
-      return "fixed:" + std::string(digits, std::to_chars(digits, digits + sizeof digits, rule.parameters[0]).ptr);
-    }
+    case WGAP_RULE_FIXED: return "fixed:" + number_text(rule.parameters[0]);
     case WGAP_RULE_FOREGROUND: return "foreground";
     case WGAP_RULE_FOREGROUND_COLOUR: return "foreground+colour";
     default: return "adaptive";
@@ -432,7 +451,14 @@ std::string rule_text(const wgap_rule& rule) {
 
 const char* map_text(const wgap_rule& rule) {
   constexpr const char* kNames[] = {"recombined", "positive", "signed", "none"};
-  return kNames[rule.map];
+  return rule.map >= 0 && rule.map <= WGAP_MAP_NONE ? kNames[rule.map] : "?";
+}
+
+void require_rule(const wgap_rule& rule) {
+  if (rule.kind < WGAP_RULE_ADAPTIVE || rule.kind > WGAP_RULE_FOREGROUND_COLOUR || rule.map < 0 ||
+      rule.map > WGAP_MAP_NONE)
+    fail(WGAP_RULE_ERROR, "rule: expected a kind of 0..3 and a map of 0..3, got %d and %d", rule.kind, rule.map);
+  rule_of(rule_text(rule).c_str(), map_text(rule));
 }
 
 }  // namespace wgap::sdk

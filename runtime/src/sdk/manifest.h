@@ -62,6 +62,9 @@ Manifest read_manifest(std::string text, const std::string& where);
 wgap_rule rule_of(const Json& value);
 wgap_rule rule_of(const char* text, const char* map);
 
+// Judges a rule that a caller has made. Throws Failure with WGAP_RULE_ERROR.
+void require_rule(const wgap_rule& rule);
+
 bool equal(const wgap_rule& a, const wgap_rule& b);
 bool on_scores(const wgap_rule& rule);
 std::string rule_text(const wgap_rule& rule);

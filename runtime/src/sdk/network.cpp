@@ -15,26 +15,21 @@ namespace {
 
 constexpr const char* kBackends[] = {"onnxruntime", "openvino", "tensorrt"};
 
-// The module of a backend, loaded.
+// The module of a backend, loaded: from the folder that the environment names, or from beside this code, never by the
+// loader's own path, which may lead to the current folder.
 void* module_of(const std::string& backend) {
   const std::string file = "libwgap_" + backend + ".so";
   std::vector<std::string> places;
-  if (const char* const folder = std::getenv("WGAP_MODULES"); folder != nullptr && *folder != 0) {
+  if (const char* const folder = std::getenv("WGAP_MODULES"); folder != nullptr && *folder != 0)
     places = {std::string(folder) + "/" + file};
-  } else {
-    const std::string own = own_folder();
-    places = {own + "/wgap/" + file, own + "/" + file, file};
-  }
+  else
+    for (const char* const below : {"/wgap/", "/", "/../lib/wgap/"}) places.push_back(own_folder() + below + file);
   std::string looked;
   for (const std::string& place : places) {
     looked += (looked.empty() ? "" : ", ") + place;
-    const bool named = place.find('/') != std::string::npos;
-    if (named && !exists(place)) continue;
+    if (!exists(place)) continue;
     void* const module = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: engines keep threads
-    if (module == nullptr) {
-      if (!named) break;
-      fail(WGAP_BACKEND_ERROR, "%s", dlerror());
-    }
+    if (module == nullptr) fail(WGAP_BACKEND_ERROR, "%s", dlerror());
     if (dlsym(module, "wgap_network_open") == nullptr)
       fail(WGAP_BACKEND_ERROR, "%s is no module of wgap's: it has no wgap_network_open", place.c_str());
     return module;

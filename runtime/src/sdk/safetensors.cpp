@@ -12,12 +12,14 @@ namespace {
 
 constexpr std::uint64_t kLongestHeader = 100000000;
 
-const Type kTensor{Type::kObject,
-                   {},
-                   {{"dtype", {Type::kText}},
-                    {"shape", {Type::kList, {{Type::kWhole}}}},
-                    {"data_offsets", {Type::kList, {{Type::kWhole}}, {}, {}, 2}}}};
-const Type kMetadata{Type::kTable, {{Type::kText}}};
+const Type& tensor_type() {
+  static const Type type{Type::kObject,
+                         {},
+                         {{"dtype", {Type::kText}},
+                          {"shape", {Type::kList, {{Type::kWhole}}}},
+                          {"data_offsets", {Type::kList, {{Type::kWhole}}, {}, {}, 2}}}};
+  return type;
+}
 
 // Bytes of a value; 0 where the dtype is not known.
 std::uint64_t size_of(const std::string& dtype) {
@@ -52,11 +54,11 @@ Safetensors::Safetensors(std::string content, std::string where)
     const Json header = read_json(std::string_view(content_).substr(8, length));
     for (const auto& [name, value] : header.items()) {
       if (name == "__metadata__") {
-        require(kMetadata, value, name);
+        require({Type::kTable, {{Type::kText}}}, value, name);
         metadata_ = value.get<std::map<std::string, std::string>>();
         continue;
       }
-      require(kTensor, value, name);
+      require(tensor_type(), value, name);
       const std::int64_t begin = value["data_offsets"][0], end = value["data_offsets"][1];
       const auto most = static_cast<std::int64_t>(content_.size() - start);
       if (begin < 0 || end < begin || end > most) refuse("the place of " + in_quotes(name));

@@ -28,26 +28,47 @@ class Report {
     passed = passed && ok;
     checks_ += text("%s{\"case\": %zu, \"stage\": ", checks_.empty() ? "" : ", ", number);
     add_text(&checks_, stage);
+    // Whole numbers stand without a point where Python has them so: limits of 0 and 1, and what was counted.
+    const bool counted = measured == std::floor(measured) && stage != "kernel threshold" && limit == std::floor(limit);
     checks_ += ", \"measured\": ";
-    if (std::isfinite(measured))
-      add_number(&checks_, measured);
-    else
+    if (!std::isfinite(measured))
       checks_ += std::isnan(measured) ? "NaN" : "Infinity";
+    else if (counted)
+      checks_ += text("%.0f", measured);
+    else
+      add_number(&checks_, measured);
     checks_ += ", \"limit\": ";
-    add_number(&checks_, limit);
+    if (limit == std::floor(limit))
+      checks_ += text("%.0f", limit);
+    else
+      add_number(&checks_, limit);
     checks_ += ", \"note\": ";
     add_text(&checks_, note);
     checks_ += ok ? ", \"ok\": true}" : ", \"ok\": false}";
   }
   void add_same(std::size_t number, const std::string& stage, double got, double expected) {
-    add(number, stage, std::abs(got - expected), 0, got == expected ? "" : text("expected %g, got %g", expected, got));
+    std::string note = "expected ";
+    const auto shown = [&](double value) {
+      if (stage == "kernel degenerate")
+        note += value != 0 ? "True" : "False";
+      else if (stage == "kernel threshold")
+        add_number(&note, value);
+      else
+        note += text("%.0f", value);
+    };
+    shown(expected);
+    note += ", got ";
+    shown(got);
+    add(number, stage, std::abs(got - expected), 0, got == expected ? "" : note);
   }
   void add_box(std::size_t number, const std::string& stage, const std::int32_t* got,
                const std::vector<std::int32_t>& expected, int limit) {
-    int worst = 0;
-    for (std::size_t i = 0; i < 4; ++i) worst = std::max(worst, std::abs(got[i] - expected[i]));
+    std::int64_t worst = 0;
+    for (std::size_t i = 0; i < 4; ++i)
+      worst = std::max<std::int64_t>(worst, std::abs(std::int64_t{got[i]} - expected[i]));
     const auto shown = [](const std::int32_t* box) { return text("[%d, %d, %d, %d]", box[0], box[1], box[2], box[3]); };
-    add(number, stage, worst, limit, worst == 0 ? "" : "expected " + shown(expected.data()) + ", got " + shown(got));
+    add(number, stage, static_cast<double>(worst), limit,
+        worst == 0 ? "" : "expected " + shown(expected.data()) + ", got " + shown(got));
   }
   void warn(const std::string& warning) {
     if (!warnings_.empty()) warnings_ += ", ";

@@ -83,10 +83,17 @@ bool has_sha() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_SHA) != 0 && __builtin_cpu_supports("sse4.1") != 0;
 }
-const auto kAddBlocks = has_sha() ? add_blocks_sha : add_blocks;
-#else
-constexpr auto kAddBlocks = add_blocks;
 #endif
+
+// Found at the first use: programs may hash before this file's own variables are made.
+auto adder() {
+#if defined(__x86_64__)
+  static const auto found = has_sha() ? add_blocks_sha : add_blocks;
+  return found;
+#else
+  return add_blocks;
+#endif
+}
 
 }  // namespace
 
@@ -99,9 +106,9 @@ void Sha256::add(const void* data, std::size_t bytes) {
     std::memcpy(block_ + held, from, more);
     from += more, bytes -= more;
     if (held + more < 64) return;
-    kAddBlocks(state_, block_, 1);
+    adder()(state_, block_, 1);
   }
-  kAddBlocks(state_, from, bytes / 64);
+  adder()(state_, from, bytes / 64);
   std::memcpy(block_, from + bytes / 64 * 64, bytes % 64);
 }
 

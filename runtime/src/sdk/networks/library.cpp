@@ -20,17 +20,34 @@ std::vector<std::string> matches(const std::string& pattern) {
   return paths;
 }
 
+// A folder's name in a pattern, as it is.
+std::string escaped(const std::string& folder) {
+  std::string made;
+  for (const char c : folder) {
+    if (c == '*' || c == '?' || c == '[' || c == '\\') made += '\\';
+    made += c;
+  }
+  return made;
+}
+
 bool named(const char* value) { return value != nullptr && *value != 0; }
 
-std::vector<std::string> places(const LibrarySearch& search, const char* option) {
-  if (named(option)) return {option};
-  if (const char* const variable = std::getenv(search.variable); named(variable)) return {variable};
-  std::vector<std::string> found = matches(own_folder() + "/" + search.file + "*");
-  for (const char* const name : {"VIRTUAL_ENV", "CONDA_PREFIX"})
-    if (const char* const prefix = std::getenv(name); named(prefix))
-      for (std::string& path : matches(std::string(prefix) + "/lib/python3*/site-packages/" + search.site_packages +
-                                       "/" + search.file + "*"))
-        found.push_back(std::move(path));
+// Where the library may be, best first. One that somebody named is the only one. searched: the same in words.
+std::vector<std::string> places(const LibrarySearch& search, const char* option, std::string* searched) {
+  for (const char* const name : {option, static_cast<const char*>(std::getenv(search.variable))})
+    if (named(name)) return *searched = name, std::vector<std::string>{name};
+  const std::string beside = own_folder() + "/" + search.file + "*";
+  std::vector<std::string> found = matches(escaped(own_folder()) + "/" + search.file + "*");
+  *searched = beside;
+  for (const char* const name : {"VIRTUAL_ENV", "CONDA_PREFIX"}) {
+    const std::string below =
+        "/lib/python3*/site-packages/" + std::string(search.site_packages) + "/" + search.file + "*";
+    const char* const prefix = std::getenv(name);
+    if (named(prefix))
+      for (std::string& path : matches(escaped(prefix) + below)) found.push_back(std::move(path));
+    *searched += named(prefix) ? "; " + (prefix + below) : text("; %s is not set", name);
+  }
+  *searched += text("; %s on the system's library path", search.file);
   found.emplace_back(search.file);
   return found;
 }
@@ -38,9 +55,8 @@ std::vector<std::string> places(const LibrarySearch& search, const char* option)
 }  // namespace
 
 LoadedLibrary load_library(const LibrarySearch& search, const char* option) {
-  std::string tried;
-  for (const std::string& path : places(search, option)) {
-    tried += (tried.empty() ? "" : "; ") + path;
+  std::string searched;
+  for (const std::string& path : places(search, option, &searched)) {
     const bool is_file = path.find('/') != std::string::npos;
     void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr && !is_file) continue;
@@ -54,7 +70,7 @@ LoadedLibrary load_library(const LibrarySearch& search, const char* option) {
        "the backend %s needs %s, which was not found (looked for %s); install it, name the file in the option library "
        "or in "
        "%s, or activate the Python environment that has it",
-       search.backend, search.title, tried.c_str(), search.variable);
+       search.backend, search.title, searched.c_str(), search.variable);
 }
 
 int threads_for(const wgap_network_request& request) {

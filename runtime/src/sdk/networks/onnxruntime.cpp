@@ -34,7 +34,8 @@ struct Library {
 // Its environment, one for the life of the process: it outlives every session.
 Library load(const char* option) {
   static std::mutex lock;
-  static std::map<void*, Library> loaded;
+  static auto& loaded =
+      *new std::map<void*, Library>;  // never destroyed: localizers of static lifetime outlive what is
   const wgap::sdk::LoadedLibrary file = wgap::sdk::load_library(kSearch, option);
   const std::lock_guard<std::mutex> held(lock);
   Library& library = loaded[file.handle];

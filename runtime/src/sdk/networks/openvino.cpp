@@ -84,7 +84,9 @@ struct Library {
 
 const Library& library_of(const char* option) {
   static std::mutex lock;
-  static std::map<std::string, std::unique_ptr<const Library>> loaded;  // for the life of the process
+  static auto& loaded =
+      *new std::map<std::string,
+                    std::unique_ptr<const Library>>;  // never destroyed: localizers of static lifetime outlive what is
   const std::lock_guard<std::mutex> held(lock);
   std::unique_ptr<const Library>& library = loaded[option != nullptr ? option : ""];
   if (!library) library = std::make_unique<const Library>(option);

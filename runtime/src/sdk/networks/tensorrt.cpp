@@ -136,22 +136,20 @@ class Session {
   class Slot {
    public:
     explicit Slot(Session& session) : session_(session), driver_(session.driver_) {
-      driver_.check(driver_.cuStreamCreate(&stream_, 1), "cuStreamCreate");  // CU_STREAM_NON_BLOCKING
-      for (const Tensor& tensor : session.tensors_) {
-        const std::size_t bytes = tensor.bytes * static_cast<std::size_t>(session.largest_);
-        Buffer& buffer = buffers_[tensor.name];
-        driver_.check(driver_.cuMemAlloc(&buffer.device, bytes), "cuMemAlloc");
-        driver_.check(driver_.cuMemHostAlloc(&buffer.host, bytes, 1), "cuMemHostAlloc");  // CU_MEMHOSTALLOC_PORTABLE
+      try {
+        driver_.check(driver_.cuStreamCreate(&stream_, 1), "cuStreamCreate");  // CU_STREAM_NON_BLOCKING
+        for (const Tensor& tensor : session.tensors_) {
+          const std::size_t bytes = tensor.bytes * static_cast<std::size_t>(session.largest_);
+          Buffer& buffer = buffers_[tensor.name];
+          driver_.check(driver_.cuMemAlloc(&buffer.device, bytes), "cuMemAlloc");
+          driver_.check(driver_.cuMemHostAlloc(&buffer.host, bytes, 1), "cuMemHostAlloc");  // CU_MEMHOSTALLOC_PORTABLE
+        }
+      } catch (...) {
+        free();
+        throw;
       }
     }
-    ~Slot() {
-      batches_.clear();
-      for (const auto& [_, buffer] : buffers_) {
-        if (buffer.device != 0) driver_.cuMemFree(buffer.device);
-        if (buffer.host != nullptr) driver_.cuMemFreeHost(buffer.host);
-      }
-      if (stream_ != nullptr) driver_.cuStreamDestroy(stream_);
-    }
+    ~Slot() { free(); }
     Slot(const Slot&) = delete;
     Slot& operator=(const Slot&) = delete;
 
@@ -209,9 +207,18 @@ class Session {
     std::map<std::pair<std::int64_t, std::uint32_t>, std::unique_ptr<Batch>> batches_;
     std::uint64_t uses_ = 0;
 
+    void free() {
+      batches_.clear();
+      for (const auto& [_, buffer] : buffers_) {
+        if (buffer.device != 0) driver_.cuMemFree(buffer.device);
+        if (buffer.host != nullptr) driver_.cuMemFreeHost(buffer.host);
+      }
+      if (stream_ != nullptr) driver_.cuStreamDestroy(stream_);
+    }
+
     Batch& batch_for(std::int64_t count, std::uint32_t wanted) {
-      std::unique_ptr<Batch>& batch = batches_[{count, wanted}];
-      if (batch == nullptr) {
+      const std::pair key(count, wanted);
+      if (batches_.count(key) == 0) {
         auto made = std::make_unique<Batch>(driver_);
         made->context.reset(session_.engine_->createExecutionContext());
         if (made->context == nullptr) session_.refuse("makes no execution context");
@@ -225,17 +232,15 @@ class Session {
         for (const auto& [name, buffer] : buffers_)
           if (!made->context->setTensorAddress(name.c_str(), reinterpret_cast<void*>(buffer.device)))
             session_.refuse("takes no address for " + name);
-        batch = std::move(made);
-        if (batches_.size() > kBatches) {
-          const auto oldest = std::min_element(batches_.begin(), batches_.end(), [&](const auto& a, const auto& b) {
-            return (a.second == batch ? UINT64_MAX : a.second->used) <
-                   (b.second == batch ? UINT64_MAX : b.second->used);
-          });
-          batches_.erase(oldest);
-        }
+        if (batches_.size() >= kBatches)
+          batches_.erase(std::min_element(batches_.begin(), batches_.end(), [](const auto& a, const auto& b) {
+            return a.second->used < b.second->used;
+          }));
+        batches_[key] = std::move(made);
       }
-      batch->used = ++uses_;
-      return *batch;
+      Batch& batch = *batches_[key];
+      batch.used = ++uses_;
+      return batch;
     }
 
     void enqueue(Batch* batch, std::int64_t count, std::uint32_t wanted) {
@@ -326,7 +331,7 @@ class Session {
   // One input or output of the engine with what the manifest promises. Outputs that the engine was built without are
   // left out: the preflight has asked for those that the rule reads.
   void compare(const wgap_tensor& promised, const char* path) {
-    const bool is_image = promised.type == WGAP_UINT8;
+    const bool is_image = std::strcmp(promised.name, "image") == 0;
     bool there = false;
     for (std::int32_t i = 0; i < engine_->getNbIOTensors(); ++i)
       there = there || std::strcmp(engine_->getIOTensorName(i), promised.name) == 0;

@@ -41,20 +41,25 @@ class Arguments {
       if (left_[i] == name) return left_.erase(left_.begin() + static_cast<std::ptrdiff_t>(i)), true;
     return false;
   }
-  std::string text(const char* name, const char* usual = "") {
+  // The last one counts. A value that was given is not empty.
+  std::string text(const char* name) {
     const std::string with = std::string(name) + "=";
-    for (std::size_t i = 0; i < options_end(); ++i) {
+    std::string value;
+    for (std::size_t i = 0; i < options_end();) {
       const bool joined = left_[i].rfind(with, 0) == 0;
-      if (left_[i] != name && !joined) continue;
+      if (left_[i] != name && !joined) {
+        ++i;
+        continue;
+      }
       if (!joined && i + 1 >= left_.size()) refuse(std::string(name) + " needs a value");
-      const std::string value = joined ? left_[i].substr(with.size()) : left_[i + 1];
-      left_.erase(left_.begin() + static_cast<std::ptrdiff_t>(i),
-                  left_.begin() + static_cast<std::ptrdiff_t>(joined ? i + 1 : i + 2));
-      return value;
+      value = joined ? left_[i].substr(with.size()) : left_[i + 1];
+      if (value.empty()) refuse(std::string(name) + " needs a value");
+      const auto first = left_.begin() + static_cast<std::ptrdiff_t>(i);
+      left_.erase(first, first + (joined ? 1 : 2));
     }
-    return usual;
+    return value;
   }
-  int number(const char* name, int usual) {
+  int number(const char* name, int usual, int least = INT_MIN) {
     const std::string given = text(name);
     if (given.empty()) return usual;
     char* end = nullptr;
@@ -62,6 +67,8 @@ class Arguments {
     const long value = std::strtol(given.c_str(), &end, 10);
     if (*end != 0 || errno != 0 || value < INT_MIN || value > INT_MAX)
       refuse(std::string(name) + ": '" + given + "' is no whole number");
+    if (value < least)
+      end_with(1, std::string(name).substr(2) + " must be at least " + std::to_string(least) + ", got " + given);
     return static_cast<int>(value);
   }
   // The options that every program that opens a localizer has.
@@ -73,8 +80,8 @@ class Arguments {
     options.map = text("--map");
     options.library = text("--library");
     options.device = text("--device");
-    options.slots = number("--slots", 0);
-    options.threads = number("--threads", 0);
+    options.slots = number("--slots", 0, 1);
+    options.threads = number("--threads", 0, 1);
     options.top_k = number("--top-k", 1);
     options.max_boxes = number("--max-boxes", 1);
     options.batch_size = number("--batch-size", 1);

@@ -48,19 +48,35 @@ bool has_image_ending(const fs::path& path) {
   return kEndings.count(ending) != 0;
 }
 
+using Folders = std::set<std::pair<dev_t, ino_t>>;  // by what they are, not by their names
+
+// A path as Python's pathlib writes it: without "." and doubled slashes, ".." as it is.
+std::string written(const std::string& path) {
+  std::string made;
+  for (std::size_t at = 0; at <= path.size();) {
+    const std::size_t end = std::min(path.find('/', at), path.size());
+    const std::string part = path.substr(at, end - at);
+    if (!part.empty() && part != ".") made += (made.empty() ? "" : "/") + part;
+    at = end + 1;
+  }
+  if (!path.empty() && path[0] == '/') return "/" + made;
+  return made.empty() ? "." : made;
+}
+
 // Image files below a folder: links followed, but not back to a folder that they lie in; hidden ones left out.
-void add_below(const fs::path& folder, std::set<std::pair<dev_t, ino_t>> above, std::vector<std::string>* found) {
+void add_below(const std::string& folder, Folders above, std::vector<std::string>* found) {
   struct stat about = {};
   if (stat(folder.c_str(), &about) != 0 || !above.insert({about.st_dev, about.st_ino}).second) return;
   std::error_code failed;
   for (fs::directory_iterator entry(folder, failed), end; !failed && entry != end; entry.increment(failed)) {
     const std::string name = entry->path().filename().string();
     if (name[0] == '.' || name == "__MACOSX") continue;
+    const std::string path = written(folder + "/" + name);
     std::error_code ignored;
-    if (entry->is_directory(ignored))
-      add_below(entry->path(), above, found);
-    else if (has_image_ending(entry->path()) && entry->is_regular_file(ignored))
-      found->push_back(entry->path().string());
+    if (fs::is_directory(path, ignored))
+      add_below(path, above, found);
+    else if (has_image_ending(name) && fs::is_regular_file(path, ignored))
+      found->push_back(path);
   }
 }
 
@@ -68,19 +84,29 @@ void add_below(const fs::path& folder, std::set<std::pair<dev_t, ino_t>> above, 
 std::vector<std::string> expanded(const std::vector<std::string>& inputs) {
   std::vector<std::string> paths;
   std::set<fs::path> seen;
-  for (const std::string& input : inputs) {
+  for (const std::string& given : inputs) {
+    const std::string input = written(given);
     std::vector<std::string> found = {input};
     std::error_code ignored;
     if (fs::is_directory(input, ignored)) {
       found.clear();
-      add_below(fs::path(input).lexically_normal(), {}, &found);
-      if (found.empty()) end_with(1, shown(input) + ": expected a folder with images in it, found none");
+      Folders above;
+      const fs::path real = fs::canonical(input, ignored);
+      for (fs::path parent = real.parent_path(), last = real; parent != last;
+           last = parent, parent = parent.parent_path()) {
+        struct stat about = {};
+        if (stat(parent.c_str(), &about) == 0) above.insert({about.st_dev, about.st_ino});
+      }
+      add_below(input, above, &found);
+      if (found.empty()) end_with(1, shown(given) + ": expected a folder with images in it, found none");
       std::sort(found.begin(), found.end(), [](const fs::path& a, const fs::path& b) {
         return std::lexicographical_compare(a.begin(), a.end(), b.begin(), b.end());
       });
     }
-    for (const std::string& path : found)
-      if (seen.insert(fs::absolute(path).lexically_normal()).second) paths.push_back(path);
+    for (const std::string& path : found) {
+      const fs::path whole = fs::absolute(path, ignored).lexically_normal();
+      if (seen.insert(ignored ? fs::path(path) : whole).second) paths.push_back(path);
+    }
   }
   return paths;
 }
