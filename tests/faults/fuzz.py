@@ -9,9 +9,11 @@ import importlib.util
 import json
 import os
 import random
+import struct
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +42,30 @@ def encoded() -> list[bytes]:
         (".jpg", []), (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".png", []), (".bmp", []), (".webp", []),
         (".webp", [cv2.IMWRITE_WEBP_QUALITY, 40]), (".tif", []), (".tif", [cv2.IMWRITE_TIFF_COMPRESSION, 5]),
     ]  # fmt: skip
-    return [bytes(cv2.imencode(kind, pixels, options)[1]) for kind, options in kinds]
+    made = [bytes(cv2.imencode(kind, pixels, options)[1]) for kind, options in kinds]
+    return [*made, animated(made[2])]
+
+
+def animated(png: bytes) -> bytes:
+    """A PNG of one IDAT chunk with itself as a second frame."""
+    head, (length,) = png[:33], struct.unpack_from(">I", png, 33)
+    data, end = png[41 : 41 + length], png[45 + length :]
+    frame = [struct.pack(">IIIIIHHBB", n, 45, 34, 0, 0, 1, 10, 0, 0) for n in (0, 1)]
+    chunks = [(b"acTL", struct.pack(">II", 2, 0)), (b"fcTL", frame[0]), (b"IDAT", data), (b"fcTL", frame[1])]
+    chunks.append((b"fdAT", struct.pack(">I", 2) + data))
+    return head + b"".join(struct.pack(">I", len(body)) + kind + body + bytes(4) for kind, body in chunks) + end
+
+
+def mended(data: bytes) -> bytes:
+    """A PNG with right checksums, as far as its chunks can be told apart: damage then reaches the decoder."""
+    made, at = bytearray(data), 8
+    while data.startswith(b"\x89PNG") and at + 12 <= len(made):
+        end = at + 8 + struct.unpack_from(">I", made, at)[0]
+        if end + 4 > len(made):
+            break
+        struct.pack_into(">I", made, end, zlib.crc32(made[at + 4 : end]))
+        at = end + 4
+    return bytes(made)
 
 
 def image(data: bytes) -> str:
@@ -184,7 +209,8 @@ def attacks(folder: Path) -> dict[str, Attack]:
 
     def picture(number: int) -> str:
         chance = random.Random(number)
-        return image(broken(chance.choice(pictures), chance))
+        data = broken(mended(chance.choice(pictures)), chance)
+        return image(mended(data) if number % 2 else data)
 
     kinds: dict[str, Attack] = {"manifest": manifest}
     if importlib.util.find_spec("torch"):
