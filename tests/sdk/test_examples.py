@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -232,9 +233,9 @@ def typed(text: str, prefix: Path, folder: Path, **environment: str) -> str:
 
 def in_the_tree(text: str, sdk: Path, tmp_path: Path) -> str:
     """Lines that build wgap, in the folder where the tests have built it, and with nothing written elsewhere."""
-    for name, place in (("build/cpp", sdk), ("-B packages", f"-B {tmp_path / 'packages'}")):
-        text = text.replace(name, str(place))
-    return text.replace("--preset release", f"--preset release -B {tmp_path / 'release'}")
+    packages, release = (shlex.quote(str(tmp_path / name)) for name in ("packages", "release"))
+    text = text.replace("build/cpp", str(sdk.relative_to(ROOT))).replace("-B packages", f"-B {packages}")
+    return text.replace("--preset release", f"--preset release -B {release}")
 
 
 @pytest.fixture(scope="module")
