@@ -28,7 +28,7 @@ struct Random {
 
 // Feature maps after a ReLU: `kind` 0 smooth blobs, 1 noise, 2 small whole numbers (ties), 3 zeros, 4 of both signs.
 inline std::vector<float> feature_maps(Random& random, int channels, int height, int width, int kind) {
-  std::vector<float> features(static_cast<std::size_t>(channels) * height * width);
+  std::vector<float> features(static_cast<std::size_t>(channels * height * width));
   std::size_t at = 0;
   for (int c = 0; c < channels; ++c) {
     const float cy = random.unit() * static_cast<float>(height), cx = random.unit() * static_cast<float>(width);

@@ -2,8 +2,6 @@
 
 #include <dlfcn.h>
 
-#include <mutex>
-
 #include "../failure.h"
 
 namespace wgap::sdk {

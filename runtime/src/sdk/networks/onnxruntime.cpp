@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "../outputs.h"
 #include "library.h"
 
 namespace {
@@ -84,18 +85,10 @@ class Session {
   const char* version() const { return library_.version.c_str(); }
 
   void run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted, wgap_outputs* outputs) const {
-    struct Output {
-      const char* name;
-      std::uint32_t bit;
-      const float** data;
-      std::uint64_t* bytes;
-    };
-    const Output known[] = {{"logits", WGAP_LOGITS, &outputs->logits, &outputs->logits_bytes},
-                            {"features", WGAP_FEATURES, &outputs->features, &outputs->features_bytes},
-                            {"foreground", WGAP_FOREGROUND, &outputs->foreground, &outputs->foreground_bytes}};
+    const auto known = wgap::sdk::places_of(outputs);
     const char* names[3];
     std::size_t asked = 0;
-    for (const Output& output : known)
+    for (const wgap::sdk::OutputPlace& output : known)
       if ((wanted & output.bit) != 0) names[asked++] = output.name;
     const std::int64_t shape[] = {count, image_[1], image_[2], image_[3]};
     const std::size_t bytes = static_cast<std::size_t>(count * image_[1] * image_[2] * image_[3]);
@@ -109,7 +102,7 @@ class Session {
       fail(WGAP_BACKEND_ERROR, "ONNX Runtime failed on a batch of %lld: %s", static_cast<long long>(count),
            said(status).c_str());
     std::size_t n = 0;
-    for (const Output& output : known) {
+    for (const wgap::sdk::OutputPlace& output : known) {
       if ((wanted & output.bit) == 0) continue;
       void* data = nullptr;
       OrtTensorTypeAndShapeInfo* about = nullptr;

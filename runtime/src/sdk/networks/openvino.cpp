@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../outputs.h"
 #include "library.h"
 
 namespace {
@@ -134,15 +135,7 @@ class Model {
     ov_.ov_tensor_free(input);
     check(set);
     check(ov_.ov_infer_request_infer(lease->request));
-    const struct {
-      const char* name;
-      std::uint32_t bit;
-      const float** data;
-      std::uint64_t* bytes;
-    } known[] = {{"logits", WGAP_LOGITS, &outputs->logits, &outputs->logits_bytes},
-                 {"features", WGAP_FEATURES, &outputs->features, &outputs->features_bytes},
-                 {"foreground", WGAP_FOREGROUND, &outputs->foreground, &outputs->foreground_bytes}};
-    for (const auto& output : known) {
+    for (const wgap::sdk::OutputPlace& output : wgap::sdk::places_of(outputs)) {
       if ((wanted & output.bit) == 0) continue;
       ov_tensor_t* tensor = nullptr;
       void* data = nullptr;

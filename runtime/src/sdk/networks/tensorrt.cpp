@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "../outputs.h"
 #include "cuda_driver.h"
 #include "library.h"
 
@@ -171,11 +172,11 @@ class Session {
       batch.has_run = true;
       for (const Tensor& tensor : session_.tensors_) {
         if ((tensor.bit & wanted) == 0) continue;
-        const auto* const data = static_cast<const float*>(buffers_[tensor.name].host);
-        const std::uint64_t bytes = tensor.bytes * static_cast<std::uint64_t>(count);
-        if (tensor.bit == WGAP_LOGITS) outputs->logits = data, outputs->logits_bytes = bytes;
-        if (tensor.bit == WGAP_FEATURES) outputs->features = data, outputs->features_bytes = bytes;
-        if (tensor.bit == WGAP_FOREGROUND) outputs->foreground = data, outputs->foreground_bytes = bytes;
+        for (const wgap::sdk::OutputPlace& output : wgap::sdk::places_of(outputs))
+          if (output.bit == tensor.bit) {
+            *output.data = static_cast<const float*>(buffers_[tensor.name].host);
+            *output.bytes = tensor.bytes * static_cast<std::uint64_t>(count);
+          }
       }
     }
 
@@ -350,13 +351,12 @@ class Session {
     if (!same)
       fail(WGAP_BUNDLE_ERROR, "%s: the manifest promises %s of rank %d, got %s; build the engine again", path,
            promised.name, promised.rank, got.c_str());
-    constexpr std::pair<const char*, std::uint32_t> kBits[] = {
-        {"logits", WGAP_LOGITS}, {"features", WGAP_FEATURES}, {"foreground", WGAP_FOREGROUND}};
     Tensor tensor{promised.name, 0, is_image ? sizeof(std::uint8_t) : sizeof(float),
                   std::vector<std::int64_t>(promised.extents, promised.extents + promised.rank)};
     for (std::int32_t i = 1; i < promised.rank; ++i) tensor.bytes *= static_cast<std::size_t>(promised.extents[i]);
-    for (const auto& [name, bit] : kBits)
-      if (tensor.name == name) tensor.bit = bit;
+    wgap_outputs none = WGAP_OUTPUTS_INIT;
+    for (const wgap::sdk::OutputPlace& output : wgap::sdk::places_of(&none))
+      if (tensor.name == output.name) tensor.bit = output.bit;
     tensors_.insert(is_image ? tensors_.begin() : tensors_.end(), std::move(tensor));
   }
 };
