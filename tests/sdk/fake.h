@@ -10,9 +10,10 @@
 #include "wgap/wgap.hpp"
 
 struct Sizes {
-  int classes, channels, cells, pixels;
+  int classes, channels, cells, pixels, scores;
 
-  Sizes(int k, int c, int features, int input) : classes(k), channels(c), cells(features), pixels(input) {}
+  Sizes(int k, int c, int features, int input, int foreground)
+      : classes(k), channels(c), cells(features), pixels(input), scores(foreground) {}
   explicit Sizes(const char* bundle_path) {
     wgap_bundle* bundle = nullptr;
     wgap_bundle_info info = WGAP_BUNDLE_INFO_INIT;
@@ -21,6 +22,7 @@ struct Sizes {
     wgap_bundle_close(bundle);
     classes = info.classes, channels = info.channels;
     cells = info.feature_height * info.feature_width, pixels = info.input_height * info.input_width;
+    scores = info.foreground_height * info.foreground_width;
   }
 };
 
@@ -42,9 +44,11 @@ class FakeNetwork : public wgap::Network {
       const auto next = [&] { return static_cast<float>((state = state * 1664525 + 1013904223) >> 8) / (1 << 24); };
       for (int k = 0; k < sizes_.classes; ++k) made->logits.push_back(next() * 4);
       for (int k = 0; k < sizes_.channels * sizes_.cells; ++k) made->features.push_back(next());
+      for (int k = 0; k < sizes_.scores; ++k) made->foreground.push_back(next() - 0.5F);
     }
     outputs->logits = made->logits.data(), outputs->logits_bytes = made->logits.size() * sizeof(float);
     outputs->features = made->features.data(), outputs->features_bytes = made->features.size() * sizeof(float);
+    outputs->foreground = made->foreground.data(), outputs->foreground_bytes = made->foreground.size() * sizeof(float);
     outputs->lease = made.release();
     return {};
   }
@@ -60,7 +64,7 @@ class FakeNetwork : public wgap::Network {
 
  private:
   struct Made {
-    std::vector<float> logits, features;
+    std::vector<float> logits, features, foreground;
   };
   const Sizes sizes_;
   const int largest_;

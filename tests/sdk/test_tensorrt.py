@@ -45,7 +45,10 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def built(headers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runtime with the module, beside the emulated driver and the stand-in library."""
     folder = tmp_path_factory.mktemp("built")
-    options = (f"-DTENSORRT_ROOT={headers[0]}", f"-DCUDAToolkit_ROOT={headers[1].parent}", "-DWGAP_TESTS=ON")
+    options = (
+        f"-DTENSORRT_ROOT={headers[0]}", f"-DCUDAToolkit_ROOT={headers[1].parent}", "-DWGAP_CUDA_ARCHITECTURES=80",
+        "-DWGAP_TESTS=ON",
+    )  # fmt: skip
     build_runtime(
         folder, *options, targets=("wgap_tensorrt", "test_sdk_tensorrt", "wgap-localize", "wgap_runtime_shared")
     )
@@ -71,7 +74,8 @@ def own(tiny_bundle: Path, tmp_path: Path) -> Path:
 def with_plan(root: Path, words: str = "", **engine: Any) -> Path:
     """A bundle whose engine the stand-in runs."""
     model = Bundle.open(root).manifest.model
-    sizes = (len(model.classes), *model.feature_shape, *model.input_size)
+    foreground = model.signature()["foreground"].extents[1:] if "foreground" in model.signature() else (0, 0)
+    sizes = (len(model.classes), *model.feature_shape, *model.input_size, *foreground)
     record = {
         "flavor": "tensorrt", "version": VERSION, "architecture": "8.6+",
         "profile": {"min": 1, "opt": 2, "max": 4}, **engine,
@@ -94,9 +98,25 @@ def run(program: Path, *arguments: Any, **environment: str) -> subprocess.Comple
     return subprocess.run([program, *map(str, arguments)], env=clean, capture_output=True, text=True, check=False)
 
 
-def test_its_boxes_are_those_of_the_same_engine_behind_the_interface(built: Path, own: Path) -> None:
-    done = run(built / "tests" / "sdk" / "test_sdk_tensorrt", with_plan(own))
-    assert (done.returncode, done.stdout) == (0, "passed\n"), done.stderr
+@pytest.mark.parametrize(
+    ("rule", "boxes"),
+    [("adaptive", 1), ("fixed:0.3", 2), ("foreground", 1), ("foreground+colour", 3)],
+)
+def test_its_boxes_are_those_of_the_same_engine_behind_the_interface(
+    built: Path, tiny_bundle: Path, scored_bundle: Path, tmp_path: Path, rule: str, boxes: int
+) -> None:
+    """The CUDA kernel behind the network against the CPU's behind the same outputs: pixels, batches, on the device."""
+    bundle = scored_bundle if rule.startswith("foreground") else tiny_bundle
+    own = with_plan(Path(shutil.copytree(bundle, tmp_path / "bundle")))
+    done = run(built / "tests/sdk/test_sdk_tensorrt", own, rule, boxes, WGAP_EMULATED_GPUS="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report, last = done.stdout.splitlines()
+    assert last == "passed"
+    checks = json.loads(report)["checks"]
+    kernel = [check for check in checks if check["stage"].startswith("kernel")]
+    assert all(check["ok"] for check in kernel)
+    assert {check["stage"] for check in kernel} >= {"kernel box", "kernel map"}
+    assert {check["stage"] for check in checks} >= {"logits", "end to end box"}
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,22 @@ typedef struct wgap_outputs {
 
 enum { WGAP_LOGITS = 1, WGAP_FEATURES = 2, WGAP_FOREGROUND = 4 }; /* bits of the outputs that are wanted */
 
+/* A batch whose boxes the network is asked for, where it has the kernel behind it, on a GPU. */
+typedef struct wgap_locate_request {
+  uint32_t struct_size;
+  int32_t on_device;        /* 1: images lie in the memory of the network's GPU */
+  const uint8_t* images;    /* as those of run */
+  int64_t count;            /* at most largest */
+  void* stream;             /* of images on a device: a CUstream or cudaStream_t, behind whose work they are ready */
+  const wgap_rule* rule;    /* one of the bundle's rules, judged */
+  const int64_t* class_ids; /* [count], judged; or null: the top_k classes by logit */
+  int32_t top_k;
+  int32_t max_boxes;
+  const wgap_outputs* outputs; /* null; or outputs in host memory, in place of running the network */
+  wgap_record* records;        /* [count][class_ids ? 1 : top_k][max_boxes], as wgap_localize writes them */
+  float* heatmaps;             /* [count][class_ids ? 1 : top_k][input_height][input_width], or null */
+} wgap_locate_request;
+
 /* A network: one of wgap's modules, or any engine of your own. run may be called by several threads at once. name and
  * version are read for as long as the localizer is open. */
 typedef struct wgap_network {
@@ -132,9 +148,12 @@ typedef struct wgap_network {
   void (*destroy)(void* context);         /* with the localizer; or null */
   const char* name;
   const char* version; /* of the library underneath; or null */
+  /* Or null: the localizer calls run, and its own kernel. Return WGAP_OK where records were written, whose statuses say
+   * which images have none. */
+  wgap_status (*locate)(void* context, const wgap_locate_request* request, wgap_error* error);
 } wgap_network;
 
-#define WGAP_NETWORK_INIT {(uint32_t)sizeof(wgap_network), 0, NULL, NULL, NULL, NULL, NULL, NULL}
+#define WGAP_NETWORK_INIT {(uint32_t)sizeof(wgap_network), 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /* What a module is asked to open. It lives for the length of that call. */
 typedef struct wgap_network_request {
@@ -149,8 +168,11 @@ typedef struct wgap_network_request {
   const char* device;         /* a GPU's ordinal or UUID; or null for the first */
   int32_t threads;            /* 0: the library's choice */
   int32_t slots;              /* calls on a GPU at the same time; 0: the module's choice */
-  int32_t largest;            /* of an engine: images of its largest batch; else 0 */
+  int32_t largest;            /* images per call at most: an engine's largest batch, else the localizer's batch_size */
   int32_t version_compatible; /* of an engine: 1: it was built to run in later versions */
+  int32_t classes;
+  int32_t channels;
+  const float* weight; /* [classes][channels], of the classifier behind the features */
 } wgap_network_request;
 
 /* What runs engines here. A module of a library that has engines exports wgap_network_host, which fills it in. */
@@ -257,13 +279,32 @@ WGAP_RUNTIME_API const wgap_found* wgap_results_found(const wgap_results* result
 /* The line that `wgap localize --json` prints for this picture. */
 WGAP_RUNTIME_API const char* wgap_results_json(const wgap_results* results, int64_t picture);
 
+/* Pictures that lie in the memory of the localizer's GPU, at the network's input size. */
+typedef struct wgap_device_pictures {
+  uint32_t struct_size;
+  int32_t reserved;
+  const void* images; /* uint8 [count][input_height][input_width][3], RGB */
+  int64_t count;
+  void*
+      stream; /* CUstream or cudaStream_t: the work is queued behind what it holds, and waited for; null: CUDA's default */
+  const int64_t* class_ids; /* [count] in host memory: the classes to localize; or null: the top_k by logit */
+} wgap_device_pictures;
+
+#define WGAP_DEVICE_PICTURES_INIT {(uint32_t)sizeof(wgap_device_pictures), 0, NULL, 0, NULL, NULL}
+
+/* As wgap_localizer_run, of a backend on a GPU; nothing but records comes to the host. Boxes are in pixels of these
+ * pictures. WGAP_DATA_ERROR where the backend takes none on a device. */
+WGAP_RUNTIME_API wgap_status wgap_localizer_run_device(wgap_localizer* localizer, const wgap_device_pictures* pictures,
+                                                       const wgap_run_options* options, wgap_results** results,
+                                                       wgap_error* error);
+
 /* Where the time of a call went, summed over its pictures. */
 typedef struct wgap_timings {
   uint32_t struct_size;
   int32_t reserved;
   double prepare_ms; /* reading, decoding, resizing */
-  double network_ms;
-  double kernel_ms;
+  double network_ms; /* with the kernel, where that runs on the network's GPU */
+  double kernel_ms;  /* of the kernel on the CPU */
 } wgap_timings;
 
 #define WGAP_TIMINGS_INIT {(uint32_t)sizeof(wgap_timings), 0, 0, 0, 0}

@@ -249,6 +249,27 @@ class Localizer {
     return run(pictures.data(), pictures.size(), heatmaps);
   }
 
+  // Pictures in the memory of the localizer's GPU, at the network's input size: uint8 [count][height][width][3], RGB.
+  // The work is queued on `stream` behind what it holds, and waited for; boxes are in pixels of these pictures.
+  // class_ids: one for each picture, or none for the top_k by logit.
+  Result<std::vector<Result<Localization>>> device(const void* images, std::size_t count, void* stream = nullptr,
+                                                   const std::vector<std::int64_t>& class_ids = {},
+                                                   bool heatmaps = false) const {
+    wgap_device_pictures given = WGAP_DEVICE_PICTURES_INIT;
+    given.images = images;
+    given.count = static_cast<std::int64_t>(count);
+    given.stream = stream;
+    given.class_ids = class_ids.empty() ? nullptr : class_ids.data();
+    if (!class_ids.empty() && class_ids.size() != count)
+      return Error{WGAP_INVALID_ARGUMENT, "class_ids: expected one for each picture", {}};
+    wgap_run_options options = WGAP_RUN_OPTIONS_INIT;
+    options.heatmaps = heatmaps;
+    wgap_error error = WGAP_ERROR_INIT;
+    wgap_results* raw = nullptr;
+    const wgap_status status = wgap_localizer_run_device(handle_.get(), &given, &options, &raw, &error);
+    return results_of(status, error, raw);
+  }
+
   wgap_rule rule() const {  // that it runs under
     wgap_rule rule = WGAP_RULE_INIT;
     wgap_localizer_rule(handle_.get(), &rule, nullptr);
@@ -325,10 +346,15 @@ class Localizer {
     wgap_results* raw = nullptr;
     const wgap_status status =
         wgap_localizer_run(handle_.get(), given.data(), static_cast<std::int64_t>(count), &options, &raw, &error);
+    return results_of(status, error, raw);
+  }
+
+  static Result<std::vector<Result<Localization>>> results_of(wgap_status status, const wgap_error& error,
+                                                              wgap_results* raw) {
     if (status != WGAP_OK) return Error{status, error.text, {}};
     const std::unique_ptr<wgap_results, void (*)(wgap_results*)> results(raw, wgap_results_destroy);
     std::vector<Result<Localization>> made;
-    for (std::size_t i = 0; i < count; ++i) made.push_back(result_of(raw, static_cast<std::int64_t>(i)));
+    for (std::int64_t i = 0; i < wgap_results_count(raw); ++i) made.push_back(result_of(raw, i));
     return made;
   }
 

@@ -102,6 +102,12 @@ T adopted(const char* name, const T* given, std::size_t first, T own) {
   return own;
 }
 
+void require_count(std::int64_t count) {
+  if (count < 0 || count > (1 << 30))
+    wgap::sdk::fail(WGAP_INVALID_ARGUMENT, "count: expected 0 to 2^30 pictures, got %lld",
+                    static_cast<long long>(count));
+}
+
 // With a zero byte behind it, for wgap_free.
 char* copied(const std::string& text) {
   auto* const made = static_cast<char*>(std::malloc(text.size() + 1));
@@ -231,9 +237,7 @@ wgap_status wgap_localizer_run(wgap_localizer* localizer, const wgap_picture* pi
   return guarded(error, [&] {
     require_pointer("localizer", localizer);
     require_pointer("results", results);
-    if (count < 0 || count > (1 << 30))
-      wgap::sdk::fail(WGAP_INVALID_ARGUMENT, "count: expected 0 to 2^30 pictures, got %lld",
-                      static_cast<long long>(count));
+    require_count(count);
     if (count > 0) require_pointer("pictures", pictures);
     wgap_run_options own = WGAP_RUN_OPTIONS_INIT;
     if (options != nullptr)
@@ -257,6 +261,25 @@ wgap_status wgap_localizer_run(wgap_localizer* localizer, const wgap_picture* pi
     auto made = std::make_unique<wgap_results>();
     made->bundle = localizer->localizer.shared_bundle();
     made->results = localizer->localizer.run(given.data(), count, own.heatmaps != 0, &made->timings);
+    *results = made.release();
+  });
+}
+
+wgap_status wgap_localizer_run_device(wgap_localizer* localizer, const wgap_device_pictures* pictures,
+                                      const wgap_run_options* options, wgap_results** results, wgap_error* error) {
+  return guarded(error, [&] {
+    require_pointer("localizer", localizer);
+    require_pointer("results", results);
+    wgap_device_pictures given = WGAP_DEVICE_PICTURES_INIT;
+    given = adopted("wgap_device_pictures", pictures, WGAP_FIRST_SIZE(wgap_device_pictures, class_ids), given);
+    require_count(given.count);
+    if (given.count > 0) require_pointer("images", static_cast<const char*>(given.images));
+    wgap_run_options own = WGAP_RUN_OPTIONS_INIT;
+    if (options != nullptr)
+      own = adopted("wgap_run_options", options, WGAP_FIRST_SIZE(wgap_run_options, heatmaps), own);
+    auto made = std::make_unique<wgap_results>();
+    made->bundle = localizer->localizer.shared_bundle();
+    made->results = localizer->localizer.run_device(given, own.heatmaps != 0, &made->timings);
     *results = made.release();
   });
 }

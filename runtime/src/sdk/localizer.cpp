@@ -20,8 +20,8 @@ wgap_rule chosen_rule(const wgap_rule& own, const char* rule, const char* map) {
   return asked;
 }
 
-std::string label_of(const wgap_picture& picture, std::int64_t number) {
-  return picture.path != nullptr ? picture.path : text("image %lld", static_cast<long long>(number));
+std::string label_of(const char* path, std::int64_t number) {
+  return path != nullptr ? path : text("image %lld", static_cast<long long>(number));
 }
 
 class Stopwatch {
@@ -68,6 +68,7 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
   if (options.slots != 0) in_range("slots", options.slots, 1, 1024);
   height_ = static_cast<int>(manifest.tensor("image")->shape[1]);
   width_ = static_cast<int>(manifest.tensor("image")->shape[2]);
+  const std::vector<float> weight = bundle_->classifier();
   if (options.network != nullptr) {
     if (options.backend != nullptr || options.precision != nullptr || options.library != nullptr ||
         options.ungated != 0)
@@ -77,11 +78,10 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
   } else {
     const auto given = [](const char* text, const char* usual) { return std::string(text != nullptr ? text : usual); };
     network_.emplace(
-        open_network(*bundle_, rule_,
+        open_network(*bundle_, rule_, weight,
                      {given(options.backend, "onnxruntime"), given(options.precision, "fp32"), options.library,
-                      options.device, options.threads, options.slots, options.ungated != 0}));
+                      options.device, options.threads, options.slots, options.batch_size, options.ungated != 0}));
   }
-  const std::vector<float> weight = bundle_->classifier();
   wgap_error error = WGAP_ERROR_INIT;
   wgap_classifier* classifier = nullptr;
   const wgap_status status =
@@ -117,7 +117,7 @@ void Localizer::give_back(std::unique_ptr<Slot, SlotDeleter> slot) {
 
 // Decodes and resizes one picture; the only work before the network. Throws Failure with WGAP_IMAGE_ERROR.
 Localizer::Prepared Localizer::prepare(const wgap_picture& picture, std::int64_t number, unsigned char* to) const {
-  const std::string label = label_of(picture, number);
+  const std::string label = label_of(picture.path, number);
   wgap_image source = WGAP_IMAGE_INIT, target = WGAP_IMAGE_INIT;
   Pixels decoded;
   if (picture.path != nullptr)
@@ -145,28 +145,34 @@ Localizer::Prepared Localizer::prepare(const wgap_picture& picture, std::int64_t
   const wgap_status status = wgap_resize(&source, &target, &error);  // the bytes themselves where the sizes agree
   if (status == WGAP_OUT_OF_MEMORY || status == WGAP_UNSUPPORTED_TARGET) throw Failure(status, error.text);
   if (status != WGAP_OK) fail(WGAP_IMAGE_ERROR, "%s: %s", label.c_str(), error.text);
-  return {number, source.height, source.width};
+  return {number, source.height, source.width, picture.class_id};
 }
 
 // The network and the kernel on the pictures of one batch that could be prepared, which lie one after the other.
-void Localizer::locate(Slot* slot, const wgap_picture* pictures, bool heatmaps, std::vector<Result>* results,
+void Localizer::locate(Slot* slot, const Batch& batch, bool heatmaps, std::vector<Result>* results,
                        wgap_timings* timings) const {
   const auto total = static_cast<std::int64_t>(slot->prepared.size());
   const std::int64_t most = network_->get().largest > 0 ? network_->get().largest : total;
-  const bool asked = pictures[0].class_id >= 0;
-  const std::int64_t classes = asked ? 1 : top_k_;
+  const Asked asked{rule_, top_k_, max_boxes_, heatmaps};
+  const bool chosen = slot->prepared[0].class_id >= 0;
+  const std::int64_t classes = chosen ? 1 : top_k_;
   const std::size_t cells = static_cast<std::size_t>(height_) * width_;
   for (std::int64_t start = 0; start < total; start += most) {
     const std::int64_t count = std::min(most, total - start);
     const Prepared* const prepared = slot->prepared.data() + start;
-    const std::uint8_t* const images = slot->batch.data() + static_cast<std::size_t>(start) * cells * 3;
+    const Batch part{batch.images + static_cast<std::size_t>(start) * cells * 3, batch.on_device, batch.stream};
     slot->class_ids.clear();
-    for (std::int64_t i = 0; i < count && asked; ++i) slot->class_ids.push_back(pictures[prepared[i].number].class_id);
+    for (std::int64_t i = 0; i < count && chosen; ++i) slot->class_ids.push_back(prepared[i].class_id);
     Stopwatch watch;
-    const Network::Pass pass(*network_, images, count, wanted());
-    watch.add_to(&timings->network_ms);
-    locate_outputs(slot, pass.outputs(), images, count, {rule_, top_k_, max_boxes_, heatmaps});
-    watch.add_to(&timings->kernel_ms);
+    if (network_->get().locate != nullptr) {
+      locate_there(slot, part, count, asked, nullptr);
+      watch.add_to(&timings->network_ms);
+    } else {
+      const Network::Pass pass(*network_, part.images, count, wanted());
+      watch.add_to(&timings->network_ms);
+      locate_outputs(slot, pass.outputs(), part.images, count, asked);
+      watch.add_to(&timings->kernel_ms);
+    }
     for (std::int64_t i = 0; i < count; ++i) {
       Result& result = (*results)[static_cast<std::size_t>(prepared[i].number)];
       for (std::int64_t rank = 0; rank < classes && result.status == WGAP_OK; ++rank) {
@@ -178,7 +184,7 @@ void Localizer::locate(Slot* slot, const wgap_picture* pictures, bool heatmaps, 
           continue;
         }
         result.status = WGAP_FEATURE_ERROR;
-        result.message = label_of(pictures[prepared[i].number], prepared[i].number) + ": " +
+        result.message = label_of(result.image ? result.image->c_str() : nullptr, prepared[i].number) + ": " +
                          wgap_status_string(static_cast<wgap_status>(records->status)) +
                          "; check the model and its input";
         result.found.clear();
@@ -192,6 +198,22 @@ std::uint32_t Localizer::wanted() const {
   if (rule_.map != WGAP_MAP_NONE) bits |= WGAP_FEATURES;
   if (on_scores(rule_)) bits |= WGAP_FOREGROUND;
   return bits;
+}
+
+// Records and heat maps of a batch, for the slot's class ids if it has any.
+void Localizer::make_room(Slot* slot, std::int64_t count, const Asked& asked) const {
+  const auto rows = static_cast<std::size_t>(count * (slot->class_ids.empty() ? asked.top_k : 1));
+  slot->records.resize(rows * static_cast<std::size_t>(asked.max_boxes));
+  slot->heatmaps.resize(asked.heatmaps ? rows * static_cast<std::size_t>(height_) * width_ : 0);
+}
+
+// The network and its own kernel; outputs: in place of running the network.
+void Localizer::locate_there(Slot* slot, const Batch& batch, std::int64_t count, const Asked& asked,
+                             const wgap_outputs* outputs) const {
+  make_room(slot, count, asked);
+  network_->locate({sizeof(wgap_locate_request), batch.on_device, batch.images, count, batch.stream, &asked.rule,
+                    slot->class_ids.empty() ? nullptr : slot->class_ids.data(), asked.top_k, asked.max_boxes, outputs,
+                    slot->records.data(), asked.heatmaps ? slot->heatmaps.data() : nullptr});
 }
 
 // The kernel on a batch's outputs, for the slot's class ids if it has any. Records whose outputs are not finite say so.
@@ -221,9 +243,7 @@ void Localizer::locate_outputs(Slot* slot, const wgap_outputs& outputs, const st
   wgap_options options = WGAP_OPTIONS_INIT;
   options.map_height = height_, options.map_width = width_, options.top_k = asked.top_k;
   options.rule = asked.rule, options.max_boxes = asked.max_boxes;
-  const auto rows = static_cast<std::size_t>(count * (slot->class_ids.empty() ? asked.top_k : 1));
-  slot->records.resize(rows * static_cast<std::size_t>(asked.max_boxes));
-  slot->heatmaps.resize(asked.heatmaps ? rows * cells : 0);
+  make_room(slot, count, asked);
   wgap_output output = WGAP_OUTPUT_INIT;
   output.records = slot->records.data(), output.records_bytes = slot->records.size() * sizeof(wgap_record);
   if (asked.heatmaps)
@@ -261,13 +281,36 @@ Found Localizer::found(const Prepared& prepared, const wgap_record* records, con
   return made;
 }
 
+void Localizer::require_class(std::int64_t class_id) const {
+  const auto classes = static_cast<std::int64_t>(bundle_->manifest().classes.size());
+  if (class_id < 0 || class_id >= classes)
+    fail(WGAP_DATA_ERROR, "no class %lld; expected an id of 0..%lld, or -1 for the best",
+         static_cast<long long>(class_id), static_cast<long long>(classes - 1));
+}
+
+std::vector<Result> Localizer::run_device(const wgap_device_pictures& pictures, bool heatmaps, wgap_timings* timings) {
+  if (network_->get().locate == nullptr)
+    fail(WGAP_DATA_ERROR, "pictures on a GPU need a backend that is there too; %s takes those in host memory",
+         network_->told().c_str());
+  std::vector<Result> results(static_cast<std::size_t>(pictures.count));
+  if (results.empty()) return results;
+  auto slot = take_slot();
+  slot->prepared.clear();
+  for (std::int64_t i = 0; i < pictures.count; ++i) {
+    if (pictures.class_ids != nullptr) require_class(pictures.class_ids[i]);
+    const int class_id = pictures.class_ids != nullptr ? static_cast<int>(pictures.class_ids[i]) : -1;
+    slot->prepared.push_back({i, height_, width_, class_id});
+  }
+  locate(slot.get(), {static_cast<const std::uint8_t*>(pictures.images), true, pictures.stream}, heatmaps, &results,
+         timings);
+  give_back(std::move(slot));
+  return results;
+}
+
 std::vector<Result> Localizer::run(const wgap_picture* pictures, std::int64_t count, bool heatmaps,
                                    wgap_timings* timings) {
-  const auto classes = static_cast<std::int32_t>(bundle_->manifest().classes.size());
   for (std::int64_t i = 0; i < count; ++i) {
-    if (pictures[i].class_id < -1 || pictures[i].class_id >= classes)
-      fail(WGAP_DATA_ERROR, "no class %d; expected an id of 0..%d, or -1 for the best", pictures[i].class_id,
-           classes - 1);
+    if (pictures[i].class_id != -1) require_class(pictures[i].class_id);
     if ((pictures[i].class_id < 0) != (pictures[0].class_id < 0))
       fail(WGAP_DATA_ERROR, "expected a class for every picture of a call, or -1 for every one");
   }
@@ -291,11 +334,11 @@ std::vector<Result> Localizer::run(const wgap_picture* pictures, std::int64_t co
         throw;
       } catch (const std::exception& error) {  // whatever a picture makes happen is that picture's
         result.status = WGAP_IMAGE_ERROR;
-        result.message = label_of(pictures[i], i) + ": cannot be taken as an image (" + error.what() + ")";
+        result.message = label_of(pictures[i].path, i) + ": cannot be taken as an image (" + error.what() + ")";
       }
     }
     watch.add_to(&timings->prepare_ms);
-    if (!slot->prepared.empty()) locate(slot.get(), pictures, heatmaps, &results, timings);
+    if (!slot->prepared.empty()) locate(slot.get(), {slot->batch.data(), false, nullptr}, heatmaps, &results, timings);
     watch = Stopwatch();
   }
   give_back(std::move(slot));

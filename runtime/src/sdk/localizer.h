@@ -43,6 +43,7 @@ class Localizer {
   const wgap_rule& rule() const { return rule_; }
   const std::string& backend() const { return backend_; }
   std::vector<Result> run(const wgap_picture* pictures, std::int64_t count, bool heatmaps, wgap_timings* timings);
+  std::vector<Result> run_device(const wgap_device_pictures& pictures, bool heatmaps, wgap_timings* timings);
 
   // The bundle's golden cases: the report that `wgap selftest --json` prints, and whether every check passed.
   std::string selftest(bool* passed);
@@ -63,6 +64,12 @@ class Localizer {
   struct Prepared {  // a picture at the network's input size
     std::int64_t number;
     int height, width;  // of the original
+    int class_id;       // to localize; -1: the top_k by logit
+  };
+  struct Batch {  // images at the network's input size, one after the other
+    const std::uint8_t* images;
+    bool on_device;
+    void* stream;
   };
 
   std::shared_ptr<const Bundle> bundle_;
@@ -78,9 +85,12 @@ class Localizer {
   std::unique_ptr<Slot, SlotDeleter> take_slot();
   void give_back(std::unique_ptr<Slot, SlotDeleter> slot);
   Prepared prepare(const wgap_picture& picture, std::int64_t number, unsigned char* to) const;
-  void locate(Slot* slot, const wgap_picture* pictures, bool heatmaps, std::vector<Result>* results,
-              wgap_timings* timings) const;
+  void require_class(std::int64_t class_id) const;
+  void locate(Slot* slot, const Batch& batch, bool heatmaps, std::vector<Result>* results, wgap_timings* timings) const;
   std::uint32_t wanted() const;
+  void make_room(Slot* slot, std::int64_t count, const Asked& asked) const;
+  void locate_there(Slot* slot, const Batch& batch, std::int64_t count, const Asked& asked,
+                    const wgap_outputs* outputs) const;
   void locate_outputs(Slot* slot, const wgap_outputs& outputs, const std::uint8_t* images, std::int64_t count,
                       const Asked& asked) const;
   Found found(const Prepared& prepared, const wgap_record* records, const float* map) const;

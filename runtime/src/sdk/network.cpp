@@ -13,7 +13,15 @@
 namespace wgap::sdk {
 namespace {
 
-constexpr const char* kBackends[] = {"onnxruntime", "openvino", "tensorrt"};
+struct Backend {
+  const char* name;
+  bool on_gpu;   // takes a device and slots, others take threads
+  bool engines;  // runs engines of the bundle, others its ONNX files
+};
+constexpr Backend kBackends[] = {{"onnxruntime", false, false},
+                                 {"onnxruntime_cuda", true, false},
+                                 {"openvino", false, false},
+                                 {"tensorrt", true, true}};
 
 // The module of a backend, loaded: from the folder that the environment names, or from beside this code, never by the
 // loader's own path, which may lead to the current folder.
@@ -77,39 +85,48 @@ std::string Network::told() const {
   return network_.version != nullptr ? name + " " + network_.version : name;
 }
 
+void Network::locate(const wgap_locate_request& request) const {
+  wgap_error error = WGAP_ERROR_INIT;
+  require(network_.locate(network_.context, &request, &error), &error);
+}
+
+void Network::require(wgap_status status, wgap_error* error) const {
+  error->text[sizeof error->text - 1] = 0;
+  if (status != WGAP_OK)
+    fail(status, "%s", error->text[0] != 0 ? error->text : (told() + " failed and did not say why").c_str());
+}
+
 Network::Pass::Pass(const Network& network, const std::uint8_t* images, std::int64_t count, std::uint32_t wanted)
     : network_(network.get()) {
   wgap_error error = WGAP_ERROR_INIT;
-  const wgap_status status = network_.run(network_.context, images, count, wanted, &outputs_, &error);
-  error.text[sizeof error.text - 1] = 0;
-  if (status != WGAP_OK)
-    fail(status, "%s", error.text[0] != 0 ? error.text : (network.told() + " failed and did not say why").c_str());
+  network.require(network_.run(network_.context, images, count, wanted, &outputs_, &error), &error);
 }
 
 Network::Pass::~Pass() {
   if (network_.release != nullptr) network_.release(network_.context, &outputs_);
 }
 
-Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkOptions& options) {
+Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vector<float>& classifier,
+                     const NetworkOptions& options) {
   std::string known;
-  bool found = false;
-  for (const char* const backend : kBackends) {
-    known += (known.empty() ? "" : ", ") + std::string(backend);
-    found |= options.backend == backend;
+  const Backend* chosen = nullptr;
+  for (const Backend& backend : kBackends) {
+    known += (known.empty() ? "" : ", ") + std::string(backend.name);
+    if (options.backend == backend.name) chosen = &backend;
   }
-  if (!found)
+  if (chosen == nullptr)
     fail(WGAP_BACKEND_ERROR, "unknown backend %s; expected one of: %s", in_quotes(options.backend).c_str(),
          known.c_str());
-  const bool on_gpu = options.backend == "tensorrt";
-  if (on_gpu && options.threads != 0)
+  if (chosen->on_gpu && options.threads != 0)
     fail(WGAP_DATA_ERROR, "the backend %s has no threads; it takes device and slots", options.backend.c_str());
-  if (!on_gpu && (options.device != nullptr || options.slots != 0))
+  if (!chosen->on_gpu && (options.device != nullptr || options.slots != 0))
     fail(WGAP_DATA_ERROR, "the backend %s has no device and no slots; it takes threads", options.backend.c_str());
   void* const module = module_of(options.backend);
   wgap_network_request request = {};
   request.struct_size = sizeof request;
   std::string path, content;
-  if (on_gpu) {
+  request.largest = options.batch_size;
+  if (chosen->engines) {
     const Host host = host_of(module, options);
     const File& file = engine_file(bundle, host, options.precision, rule);
     path = bundle.path(file);
@@ -126,7 +143,7 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkO
     if (options.precision == "bf16" && options.backend == "onnxruntime")
       fail(WGAP_BACKEND_ERROR,
            "%s: ONNX Runtime's CPU provider has no bfloat16 convolution; run another precision here", path.c_str());
-    if (options.precision == "int8" && !options.ungated) require_equal_sums(bundle, file);
+    if (options.precision == "int8" && !chosen->on_gpu && !options.ungated) require_equal_sums(bundle, file);
     content = bundle.content(file);
   }
 
@@ -155,6 +172,9 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkO
   request.device = options.device;
   request.threads = options.threads;
   request.slots = options.slots;
+  request.classes = static_cast<std::int32_t>(bundle.manifest().classes.size());
+  request.channels = static_cast<std::int32_t>(bundle.manifest().output("features").shape[1]);
+  request.weight = classifier.data();
   wgap_network network = WGAP_NETWORK_INIT;
   wgap_error error = WGAP_ERROR_INIT;
   auto* const open = reinterpret_cast<wgap_network_opener*>(dlsym(module, "wgap_network_open"));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "bundle.h"
 #include "wgap/runtime.h"
@@ -16,7 +17,8 @@ class Network {
   Network& operator=(Network&&) = delete;
 
   const wgap_network& get() const { return network_; }
-  std::string told() const;  // name and version
+  std::string told() const;                               // name and version
+  void locate(const wgap_locate_request& request) const;  // by the network's own kernel, where it has one
 
   // The outputs of one forward pass, for as long as this lives.
   class Pass {
@@ -34,17 +36,20 @@ class Network {
 
  private:
   wgap_network network_;
+
+  void require(wgap_status status, wgap_error* error) const;  // of a call of the network; throws what it says
 };
 
 struct NetworkOptions {
   std::string backend, precision;
   const char* library;
   const char* device;
-  int threads, slots;
+  int threads, slots, batch_size;
   bool ungated;
 };
 
 // The network of that backend over a bundle's file of that precision.
-Network open_network(const Bundle& bundle, const wgap_rule& rule, const NetworkOptions& options);
+Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vector<float>& classifier,
+                     const NetworkOptions& options);
 
 }  // namespace wgap::sdk

@@ -3,7 +3,8 @@
 // against what was allocated, so that a copy or a launch beyond its memory fails here as it might not on a GPU.
 // WGAP_EMULATED_GPUS devices (1 or 2; 1 unless it is set), each with a primary context: memory, streams, events and
 // modules of one are refused on the other. wgap_emulated_calls() counts the driver calls, wgap_emulated_graphs() the living graphs,
-// wgap_emulated_owners() who keeps a primary context.
+// wgap_emulated_owners() who keeps a primary context, wgap_emulated_bytes() what is allocated, wgap_emulated_launched() launches of
+// graphs.
 //   g++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I runtime/include -I runtime/src/kernel libcuda.cpp -o libcuda.so.1
 #include <atomic>
 #include <chrono>
@@ -68,6 +69,7 @@ Device devices[kDevices];
 std::map<Pointer, std::size_t> pinned;  // of every device
 thread_local std::vector<Device*> contexts;
 std::atomic<unsigned long long> calls{0}, graphs{0};  // graphs: that are alive, captured or executable
+std::atomic<unsigned long long> launched{0};          // graphs, as one
 
 int device_count() {
   const char* const set = std::getenv("WGAP_EMULATED_GPUS");
@@ -324,6 +326,7 @@ int cuGraphInstantiate(Handle* made, Handle graph, unsigned long long) {
 int cuGraphDestroy(Handle graph) { return delete static_cast<Graph*>(graph), --graphs, kSuccess; }
 int cuGraphExecDestroy(Handle graph) { return delete static_cast<Graph*>(graph), --graphs, kSuccess; }
 int cuGraphLaunch(Handle graph, Handle stream) {
+  ++launched;
   return submit(stream, [=](Device&) {
     for (const Work& work : *static_cast<Graph*>(graph))
       if (const int error = work()) return error;
@@ -349,10 +352,21 @@ int cuEventElapsedTime(float* ms, Handle from, Handle to) {
   return *ms = static_cast<float>(static_cast<Event*>(to)->ms - static_cast<Event*>(from)->ms), kSuccess;
 }
 
+int cuPointerGetAttribute(void* value, int attribute, Pointer at) {
+  const std::lock_guard<std::recursive_mutex> held(lock);
+  for (int ordinal = 0; ordinal < kDevices; ++ordinal) {
+    if (!within(devices[ordinal].memory, at, 1)) continue;
+    if (attribute != 2 && attribute != 9) return kInvalid;
+    return *static_cast<int*>(value) = attribute == 2 ? 2 : ordinal, kSuccess;  // CU_MEMORYTYPE_DEVICE
+  }
+  return kInvalid;
+}
+
 int cuModuleLoadData(Handle* module, const void* image) {
   if (current() == nullptr) return kInvalidContext;
   *module = &current()->module;
-  return std::memcmp(image, "\177ELF", 4) == 0 ? kSuccess : kInvalid;
+  const bool cubin = std::memcmp(image, "\177ELF", 4) == 0, fatbin = std::memcmp(image, "\x50\xed\x55\xba", 4) == 0;
+  return cubin || fatbin ? kSuccess : kInvalid;
 }
 int cuModuleUnload(Handle) { return kSuccess; }
 int cuModuleGetFunction(Handle* function, Handle module, const char* name) {
@@ -378,6 +392,13 @@ int cuLaunchKernel(Handle function, unsigned x, unsigned, unsigned, unsigned thr
 }
 
 unsigned long long wgap_emulated_calls() { return calls; }
+unsigned long long wgap_emulated_launched() { return launched; }
+unsigned long long wgap_emulated_bytes() {
+  const std::lock_guard<std::recursive_mutex> held(lock);
+  std::size_t sum = devices[0].used + devices[1].used;
+  for (const auto& [_, size] : pinned) sum += size;
+  return sum;
+}
 unsigned long long wgap_emulated_graphs() { return graphs; }
 unsigned long long wgap_emulated_owners() {
   return static_cast<unsigned long long>(devices[0].retained) + static_cast<unsigned long long>(devices[1].retained);
@@ -430,6 +451,7 @@ int cuGetProcAddress_v2(const char* symbol, void** function, int, unsigned long 
       WGAP_KNOWN(cuEventRecord),
       WGAP_KNOWN(cuEventSynchronize),
       WGAP_KNOWN(cuEventElapsedTime),
+      WGAP_KNOWN(cuPointerGetAttribute),
       WGAP_KNOWN(cuModuleLoadData),
       WGAP_KNOWN(cuModuleUnload),
       WGAP_KNOWN(cuModuleGetFunction),

@@ -1,9 +1,10 @@
-// Enough of TensorRT to run an engine against the emulated driver. A plan is a line of text, `plan K C h w H W` and words
+// Enough of TensorRT to run an engine against the emulated driver. A plan is a line of text, `plan K C h w H W h' w'` and words
 // that ask for faults; what it computes is FakeNetwork's outputs, where the stream reaches it, from and into the device
 // addresses that it was given. defaults.h, made from TensorRT's own header, ends the program where more is called.
 #include <dlfcn.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -41,6 +42,7 @@ std::atomic<int> engines{0}, contexts{0};
 
 struct Plan {
   int classes = 0, channels = 0, height = 0, width = 0, input_height = 0, input_width = 0;
+  int score_height = 0, score_width = 0;  // 0: no foreground
   std::string words;
 
   bool asks(const char* word) const { return words.find(word) != std::string::npos; }
@@ -50,7 +52,7 @@ struct Context : ContextDefaults, IExecutionContext {
   const Plan& plan;
   ILogger& log;
   std::int64_t count = 0;
-  unsigned long long image = 0, logits = 0, features = 0;
+  std::map<std::string, unsigned long long> at;
   std::atomic<int> runs{0};
 
   Context(const Plan& of, ILogger& to) : plan(of), log(to) { mImpl = this, ++contexts; }
@@ -60,8 +62,7 @@ struct Context : ContextDefaults, IExecutionContext {
     return count = shape.d[0], count > 0;
   }
   bool setTensorAddress(const char* name, void* address) noexcept override {
-    const auto at = reinterpret_cast<unsigned long long>(address);
-    (std::string(name) == "image" ? image : std::string(name) == "logits" ? logits : features) = at;
+    at[name] = reinterpret_cast<unsigned long long>(address);
     return true;
   }
   bool enqueueV3(cudaStream_t stream) noexcept override {
@@ -71,13 +72,15 @@ struct Context : ContextDefaults, IExecutionContext {
   void compute() {
     const std::size_t pixels = static_cast<std::size_t>(plan.input_height * plan.input_width) * 3;
     std::vector<std::uint8_t> images(pixels * static_cast<std::size_t>(count));
-    EXPECT(driver().to_host(images.data(), image, images.size()) == 0);
-    FakeNetwork fake(
-        Sizes{plan.classes, plan.channels, plan.height * plan.width, plan.input_height * plan.input_width});
+    EXPECT(driver().to_host(images.data(), at.at("image"), images.size()) == 0);
+    FakeNetwork fake(Sizes{plan.classes, plan.channels, plan.height * plan.width, plan.input_height * plan.input_width,
+                           plan.score_height * plan.score_width});
     wgap::Outputs made = WGAP_OUTPUTS_INIT;
-    EXPECT(fake.run(images.data(), count, WGAP_LOGITS | WGAP_FEATURES, &made).status == WGAP_OK);
-    EXPECT(driver().to_device(logits, made.logits, made.logits_bytes) == 0);
-    EXPECT(driver().to_device(features, made.features, made.features_bytes) == 0);
+    EXPECT(fake.run(images.data(), count, WGAP_LOGITS | WGAP_FEATURES | WGAP_FOREGROUND, &made).status == WGAP_OK);
+    EXPECT(driver().to_device(at.at("logits"), made.logits, made.logits_bytes) == 0);
+    EXPECT(driver().to_device(at.at("features"), made.features, made.features_bytes) == 0);
+    if (made.foreground_bytes > 0)
+      EXPECT(driver().to_device(at.at("foreground"), made.foreground, made.foreground_bytes) == 0);
     fake.release(&made);
   }
 };
@@ -88,9 +91,9 @@ struct Engine : EngineDefaults, ICudaEngine {
 
   Engine(Plan of, ILogger& to) : plan(std::move(of)), log(to) { mImpl = this, ++engines; }
   ~Engine() override { --engines; }
-  std::int32_t getNbIOTensors() const noexcept override { return 3; }
+  std::int32_t getNbIOTensors() const noexcept override { return plan.score_height > 0 ? 4 : 3; }
   const char* getIOTensorName(std::int32_t i) const noexcept override {
-    constexpr const char* kNames[] = {"image", "logits", "features"};
+    constexpr const char* kNames[] = {"image", "logits", "features", "foreground"};
     return kNames[i];
   }
   DataType getTensorDataType(const char* name) const noexcept override {
@@ -100,6 +103,7 @@ struct Engine : EngineDefaults, ICudaEngine {
     const std::string one = name;
     if (one == "image") return {4, {-1, plan.input_height, plan.input_width, 3}};
     if (one == "logits") return {2, {-1, plan.classes}};
+    if (one == "foreground") return {4, {-1, 1, plan.score_height, plan.score_width}};
     return {4, {-1, plan.channels, plan.height, plan.width}};
   }
   IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy) noexcept override {
@@ -118,6 +122,7 @@ struct Runtime : RuntimeDefaults, IRuntime {
     std::string word;
     Plan plan;
     text >> word >> plan.classes >> plan.channels >> plan.height >> plan.width >> plan.input_height >> plan.input_width;
+    text >> plan.score_height >> plan.score_width;
     std::getline(text, plan.words);
     if (word != "plan" || plan.classes < 1 || (plan.asks("compatible") && !host_code))
       return log.log(ILogger::Severity::kERROR, "not a plan"), nullptr;

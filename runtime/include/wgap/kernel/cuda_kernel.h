@@ -182,7 +182,7 @@ struct CudaBlock : CudaTuning {
 
 #if defined(__CUDACC__)
 
-#if defined(__CUDACC_RTC__)
+#if defined(__CUDACC_RTC__) || defined(WGAP_CUDA_MODULE)
 extern "C"  // found by its name
 #else
 static  // in every file that includes it

@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+
 #include "../failure.h"
 
 namespace wgap::sdk {
@@ -68,6 +70,26 @@ CudaDriver::Gpu CudaDriver::gpu(const char* device) const {
   }
   fail(WGAP_BACKEND_ERROR, "no GPU %s on this machine; expected an ordinal or a UUID of: %s", in_quotes(asked).c_str(),
        have.c_str());
+}
+
+CudaMemory::CudaMemory(const CudaDriver& driver, Kind kind, std::size_t bytes) : driver_(driver), kind_(kind) {
+  constexpr unsigned kPortableAndMapped = 3;
+  void* host = nullptr;
+  bytes = std::max<std::size_t>(bytes, 1);
+  if (kind_ == kDevice) {
+    driver_.check(driver_.cuMemAlloc(&address_, bytes), "cuMemAlloc");
+  } else {
+    driver_.check(driver_.cuMemHostAlloc(&host, bytes, kPortableAndMapped), "cuMemHostAlloc");
+    address_ = reinterpret_cast<CudaPointer>(host);
+  }
+}
+
+CudaMemory::CudaMemory(CudaMemory&& other) noexcept
+    : driver_(other.driver_), kind_(other.kind_), address_(std::exchange(other.address_, 0)) {}
+
+CudaMemory::~CudaMemory() {
+  if (address_ == 0) return;
+  kind_ == kDevice ? driver_.cuMemFree(address_) : driver_.cuMemFreeHost(as<void>());
 }
 
 CudaContext::CudaContext(const CudaDriver& driver, int ordinal) : driver_(driver), ordinal_(ordinal) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 namespace wgap::sdk {
 
@@ -13,6 +14,7 @@ using CudaHandle = void*;
 // clang-format off
 #define WGAP_CUDA_FUNCTIONS(each)                                                     \
   each(cuInit, (unsigned))                                                            \
+  each(cuDriverGetVersion, (int*))                                                    \
   each(cuGetErrorString, (int, const char**))                                         \
   each(cuDeviceGetCount, (int*))                                                      \
   each(cuDeviceGet, (int*, int))                                                      \
@@ -36,7 +38,17 @@ using CudaHandle = void*;
   each(cuMemHostAlloc, (void**, std::size_t, unsigned))                               \
   each(cuMemFreeHost, (void*))                                                        \
   each(cuMemcpyHtoDAsync, (CudaPointer, const void*, std::size_t, CudaHandle))        \
-  each(cuMemcpyDtoHAsync, (void*, CudaPointer, std::size_t, CudaHandle))
+  each(cuMemcpyDtoHAsync, (void*, CudaPointer, std::size_t, CudaHandle))              \
+  each(cuMemcpyDtoDAsync, (CudaPointer, CudaPointer, std::size_t, CudaHandle))        \
+  each(cuMemcpyHtoD, (CudaPointer, const void*, std::size_t))                         \
+  each(cuPointerGetAttribute, (void*, int, CudaPointer))                              \
+  each(cuModuleLoadData, (CudaHandle*, const void*))                                  \
+  each(cuModuleUnload, (CudaHandle))                                                  \
+  each(cuModuleGetFunction, (CudaHandle*, CudaHandle, const char*))                   \
+  each(cuFuncGetAttribute, (int*, int, CudaHandle))                                   \
+  each(cuFuncSetAttribute, (CudaHandle, int, int))                                    \
+  each(cuLaunchKernel, (CudaHandle, unsigned, unsigned, unsigned, unsigned, unsigned, \
+                        unsigned, unsigned, CudaHandle, void**, void**))
 // clang-format on
 
 struct CudaDriver {
@@ -56,6 +68,27 @@ struct CudaDriver {
   };
   // By ordinal or UUID; the first for null. Throws where there is none, naming those that there are.
   Gpu gpu(const char* device) const;
+};
+
+// Memory of the GPU or, pinned, of the host, where a GPU reads and writes it in place. Made and freed in one context.
+class CudaMemory {
+ public:
+  enum Kind { kDevice, kPinned };
+  CudaMemory(const CudaDriver& driver, Kind kind, std::size_t bytes);
+  ~CudaMemory();
+  CudaMemory(CudaMemory&& other) noexcept;
+  CudaMemory& operator=(CudaMemory&&) = delete;
+
+  CudaPointer address() const { return address_; }
+  template <class T>
+  T* as() const {  // what a kernel is given; of pinned memory also the host's
+    return reinterpret_cast<T*>(address_);
+  }
+
+ private:
+  const CudaDriver& driver_;
+  const Kind kind_;
+  CudaPointer address_ = 0;
 };
 
 // A GPU's primary context, which PyTorch, CuPy and the CUDA runtime share.
