@@ -3,8 +3,8 @@
     python -m benchmarks.gpu_check [--bundle BUNDLE] [--data CUB] [--out benchmarks/results]
                                      [--maps 10000] [--only PART ...] [--batches 1,8,64,256]
 
-Parts: environment, tests, parity, kernel, profile, network, end_to_end. One that cannot run here is reported by name
-with its reason and does not stop the rest; the exit code is 1 if a part *failed*. Writes ``gpu-<device>.json`` and
+Parts: environment, tests, parity, kernel, profile, network, end_to_end, cpp. One that cannot run here is reported by
+name with its reason and does not stop the rest; the exit code is 1 if a part *failed*. Writes ``gpu-<device>.json`` and
 ``gpu-<device>.md``.
 
 Times are medians over rounds in which the peers take turns; p25 and p75 beside them. The kernel's time is that of one
@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.gpu_check import ROOT, AbsentError
 from benchmarks.gpu_check.correctness import environment, parity, tests
+from benchmarks.gpu_check.cpp import cpp
 from benchmarks.gpu_check.kernel import kernel, profile
 from benchmarks.gpu_check.network import end_to_end, network
 from benchmarks.gpu_check.report import table, write
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "profile": profile,
     "network": network,
     "end_to_end": end_to_end,
+    "cpp": cpp,
 }
 
 

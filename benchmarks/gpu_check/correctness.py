@@ -54,7 +54,7 @@ def tests(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every GPU test; a skip for want of a library is told, one for want of a GPU fails."""
     variables = {**os.environ, "WGAP_REQUIRE_GPU": "1", "WGAP_GPU_MAPS": str(arguments.maps)}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short", "tests/gpu"],
+        [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short", "tests/gpu", "tests/sdk/test_gpu.py"],
         cwd=ROOT, env=variables, capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if re.match(r"(FAILED|ERROR|SKIPPED)", line)]

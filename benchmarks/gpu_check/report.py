@@ -29,7 +29,7 @@ def table(found: dict[str, Any]) -> str:
     for name, part in found.items():
         told = part.get("reason") or part.get("summary") or ""
         lines.append(f"| {name} | {part['state']} | {' '.join(str(told).split())[:300]} |")
-    for name in ("kernel", "network", "end_to_end"):
+    for name in ("kernel", "network", "end_to_end", "cpp"):
         if rows := found.get(name, {}).get("rows"):
             keys = list(rows[0])
             lines += ["", f"## {name}, {found[name]['unit']}", "", f"| {' | '.join(keys)} |", "|" + "---|" * len(keys)]

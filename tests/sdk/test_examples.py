@@ -336,6 +336,8 @@ static Answer ask(const std::uint8_t*, std::int64_t count) {
   return {true, std::vector<float>(n * 3), std::vector<float>(n * 64 * 4 * 4, 1.0F)};
 }
 
+static void use(const wgap::Found&) {}
+
 static std::string read(const char* path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
@@ -346,7 +348,8 @@ static std::string read(const char* path) {
 
 def test_every_cpp_snippet_of_the_page_runs(prefix: Path, library: Path, desk: Path, tmp_path: Path) -> None:
     functions, calls = [], []
-    for number, text in enumerate(SNIPPETS):
+    for number, snippet in enumerate(SNIPPETS):
+        text = snippet
         opened = "" if "Localizer::open" in text else 'const auto localizer = wgap::Localizer::open("bundle");\n'
         given = 'const std::string bytes = read("bird.jpg");\nstd::vector<std::uint8_t> rgb(480 * 2048);\n'
         after = ""
@@ -356,6 +359,9 @@ def test_every_cpp_snippet_of_the_page_runs(prefix: Path, library: Path, desk: P
                 'wgap::Options options;\noptions.network = std::make_shared<Server>();\noptions.rule = "adaptive";\n'
                 'std::printf("%s\\n", wgap::Localizer::open("bundle", options)->file("bird.jpg")->json.c_str());\n'
             )
+        if "->device(" in text:
+            opened += "const void* const pictures = nullptr;\nconst std::size_t n = 0;\nvoid* const stream = nullptr;\n"
+            text = f'try {{\n{text}}} catch (const wgap::Exception& e) {{\nstd::printf("%s\\n", e.what());\n}}\n'
         if "batch" in text:
             after = 'std::printf("%zu %d %d\\n", results->size(), bool((*results)[0]), bool((*results)[1]));\n'
         if "const wgap::Found& found" in text:
@@ -369,13 +375,14 @@ def test_every_cpp_snippet_of_the_page_runs(prefix: Path, library: Path, desk: P
     call("c++", "-std=c++17", *WARNINGS.split(), source, *where, "-lwgap_runtime", "-lwgap", "-o", tmp_path / "app")
     done = run(tmp_path / "app", cwd=desk, WGAP_ONNXRUNTIME=str(library))
     assert done.returncode == 0, done.stderr
-    classes, batch, best, failed, thrown, own = done.stdout.splitlines()
+    classes, batch, best, failed, thrown, own, device = done.stdout.splitlines()
     assert re.fullmatch(r"onnxruntime [\d.]+, 3 classes", classes)
     assert batch == "3 1 0"
     assert best == f"best {of_the_bird(desk)['class_name']}"
     assert failed == "ImageError: gone.jpg: no such file"
     assert thrown == "gone.jpg: no such file"
     assert json.loads(own)["class_name"] == "disc"
+    assert device.startswith("pictures on a GPU need a backend that is there too; onnxruntime ")
 
 
 def test_the_c_program_of_the_page_runs(prefix: Path, library: Path, desk: Path, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ class Network {
 };
 
 struct Options {
-  std::string backend;    // empty: "onnxruntime"; "openvino", "tensorrt"
+  std::string backend;    // empty: "onnxruntime"; "onnxruntime_cuda", "openvino", "tensorrt"
   std::string precision;  // empty: "fp32"; "int8", "fp16" once calibrated
   std::string rule;       // "adaptive", "fixed:0.2", "foreground", ...; empty: the bundle's own
   std::string map;        // likewise
@@ -176,8 +176,9 @@ struct Options {
   int top_k = 1;
   int max_boxes = 1;
   int batch_size = 1;
-  int threads = 0;  // 0: every core for the network, one for the kernel
-  int slots = 0;    // of backends on GPUs: calls on the GPU at the same time; 0: 4
+  int threads = 0;                // 0: every core for the network, one for the kernel
+  int slots = 0;                  // of backends on GPUs: calls on the GPU at the same time; 0: 4
+  std::int64_t memory_limit = 0;  // of onnxruntime_cuda: bytes that it may hold on the GPU; 0: 4 GiB
   bool ungated = false;
   bool trusted = false;              // do not compare every file of the bundle with its hash
   std::shared_ptr<Network> network;  // of your own
@@ -207,6 +208,7 @@ class Localizer {
     given.library = text(options.library);
     given.device = text(options.device);
     given.slots = options.slots;
+    given.memory_limit = options.memory_limit;
     given.top_k = options.top_k;
     given.max_boxes = options.max_boxes;
     given.batch_size = options.batch_size;

@@ -121,6 +121,8 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vec
     fail(WGAP_DATA_ERROR, "the backend %s has no threads; it takes device and slots", options.backend.c_str());
   if (!chosen->on_gpu && (options.device != nullptr || options.slots != 0))
     fail(WGAP_DATA_ERROR, "the backend %s has no device and no slots; it takes threads", options.backend.c_str());
+  if (options.backend != "onnxruntime_cuda" && options.memory_limit != 0)
+    fail(WGAP_DATA_ERROR, "the backend %s has no memory_limit", options.backend.c_str());
   void* const module = module_of(options.backend);
   wgap_network_request request = {};
   request.struct_size = sizeof request;
@@ -172,6 +174,7 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vec
   request.device = options.device;
   request.threads = options.threads;
   request.slots = options.slots;
+  request.memory_limit = options.memory_limit;
   request.classes = static_cast<std::int32_t>(bundle.manifest().classes.size());
   request.channels = static_cast<std::int32_t>(bundle.manifest().output("features").shape[1]);
   request.weight = classifier.data();

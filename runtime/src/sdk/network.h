@@ -45,6 +45,7 @@ struct NetworkOptions {
   const char* library;
   const char* device;
   int threads, slots, batch_size;
+  std::int64_t memory_limit;
   bool ungated;
 };
 

@@ -305,6 +305,13 @@ int cuMemcpyDtoDAsync(Pointer to, Pointer from, std::size_t size, Handle stream)
   });
 }
 
+int cuMemcpyDtoHAsync_v2(void* to, Pointer from, std::size_t size, Handle stream) {
+  return cuMemcpyDtoHAsync(to, from, size, stream);
+}
+int cuMemcpyHtoDAsync_v2(Pointer to, const void* from, std::size_t size, Handle stream) {
+  return cuMemcpyHtoDAsync(to, from, size, stream);
+}
+
 int cuStreamCreate(Handle* stream, unsigned) {
   if (current() == nullptr) return kInvalidContext;
   return *stream = new Stream{current(), false, {}}, kSuccess;

@@ -1,13 +1,17 @@
-// Enough of TensorRT to run an engine against the emulated driver. A plan is a line of text, `plan K C h w H W h' w'` and words
-// that ask for faults; what it computes is FakeNetwork's outputs, where the stream reaches it, from and into the device
-// addresses that it was given. defaults.h, made from TensorRT's own header, ends the program where more is called.
+// Enough of TensorRT to run an engine, on the emulated driver or on a real one. A plan is a line of text,
+// `plan K C h w H W h' w'` and words that ask for faults; what it computes is FakeNetwork's outputs: the image comes to
+// pinned memory, a function of the host computes there where the stream reaches it, and the outputs go to the addresses
+// that it was given, so that all of it can be captured. defaults.h, made from TensorRT's own header, ends the program
+// where more is called.
 #include <dlfcn.h>
 
 #include <atomic>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <sstream>
 #include <string>
+#include <type_traits>
 
 #include "../fake.h"
 #include "NvInferRuntime.h"
@@ -23,15 +27,20 @@ namespace {
 
 struct Driver {
   int (*launch)(void*, void (*)(void*), void*);
-  int (*to_host)(void*, unsigned long long, std::size_t);
-  int (*to_device)(unsigned long long, const void*, std::size_t);
+  int (*to_host)(void*, unsigned long long, std::size_t, void*);
+  int (*to_device)(unsigned long long, const void*, std::size_t, void*);
+  int (*pin)(void**, std::size_t, unsigned);
+  int (*unpin)(void*);
 
   Driver() {
     void* const library = dlopen("libcuda.so.1", RTLD_NOW);
     EXPECT(library != nullptr);
-    launch = reinterpret_cast<decltype(launch)>(dlsym(library, "cuLaunchHostFunc"));
-    to_host = reinterpret_cast<decltype(to_host)>(dlsym(library, "cuMemcpyDtoH"));
-    to_device = reinterpret_cast<decltype(to_device)>(dlsym(library, "cuMemcpyHtoD"));
+    const auto find = [&](auto* function, const char* name) {
+      *function = reinterpret_cast<std::remove_reference_t<decltype(*function)>>(dlsym(library, name));
+      EXPECT(*function != nullptr);
+    };
+    find(&launch, "cuLaunchHostFunc"), find(&pin, "cuMemHostAlloc"), find(&unpin, "cuMemFreeHost");
+    find(&to_host, "cuMemcpyDtoHAsync_v2"), find(&to_device, "cuMemcpyHtoDAsync_v2");
   }
 };
 Driver& driver() {
@@ -52,35 +61,54 @@ struct Context : ContextDefaults, IExecutionContext {
   const Plan& plan;
   ILogger& log;
   std::int64_t count = 0;
-  std::map<std::string, unsigned long long> at;
+  struct Buffer {
+    unsigned long long at = 0;
+    void* pinned = nullptr;
+    std::size_t bytes = 0;
+  };
+  std::map<std::string, Buffer> buffers;
   std::atomic<int> runs{0};
 
   Context(const Plan& of, ILogger& to) : plan(of), log(to) { mImpl = this, ++contexts; }
-  ~Context() override { --contexts; }
+  ~Context() override {
+    for (auto& [_, buffer] : buffers) driver().unpin(buffer.pinned);
+    --contexts;
+  }
   bool setInputShape(const char* name, const Dims& shape) noexcept override {
     EXPECT(std::string(name) == "image" && shape.nbDims == 4 && shape.d[1] == plan.input_height && shape.d[3] == 3);
     return count = shape.d[0], count > 0;
   }
   bool setTensorAddress(const char* name, void* address) noexcept override {
-    at[name] = reinterpret_cast<unsigned long long>(address);
-    return true;
+    const std::string of = name;
+    const int cells = of == "image"      ? plan.input_height * plan.input_width * 3
+                      : of == "logits"   ? plan.classes * 4
+                      : of == "features" ? plan.channels * plan.height * plan.width * 4
+                                         : plan.score_height * plan.score_width * 4;
+    Buffer& buffer = buffers[of];
+    buffer.at = reinterpret_cast<unsigned long long>(address);
+    buffer.bytes = static_cast<std::size_t>(count * cells);
+    if (buffer.bytes == 0) return false;  // no such tensor
+    return driver().pin(&buffer.pinned, buffer.bytes, 1) == 0;
   }
   bool enqueueV3(cudaStream_t stream) noexcept override {
     if (plan.asks("tired") && ++runs > 1) return log.log(ILogger::Severity::kERROR, "the device is tired"), false;
-    return driver().launch(stream, [](void* self) { static_cast<Context*>(self)->compute(); }, this) == 0;
+    const Buffer& image = buffers.at("image");
+    bool queued = driver().to_host(image.pinned, image.at, image.bytes, stream) == 0 &&
+                  driver().launch(stream, [](void* self) { static_cast<Context*>(self)->compute(); }, this) == 0;
+    for (const auto& [name, buffer] : buffers)
+      if (name != "image") queued = queued && driver().to_device(buffer.at, buffer.pinned, buffer.bytes, stream) == 0;
+    return queued;
   }
   void compute() {
-    const std::size_t pixels = static_cast<std::size_t>(plan.input_height * plan.input_width) * 3;
-    std::vector<std::uint8_t> images(pixels * static_cast<std::size_t>(count));
-    EXPECT(driver().to_host(images.data(), at.at("image"), images.size()) == 0);
     FakeNetwork fake(Sizes{plan.classes, plan.channels, plan.height * plan.width, plan.input_height * plan.input_width,
                            plan.score_height * plan.score_width});
     wgap::Outputs made = WGAP_OUTPUTS_INIT;
-    EXPECT(fake.run(images.data(), count, WGAP_LOGITS | WGAP_FEATURES | WGAP_FOREGROUND, &made).status == WGAP_OK);
-    EXPECT(driver().to_device(at.at("logits"), made.logits, made.logits_bytes) == 0);
-    EXPECT(driver().to_device(at.at("features"), made.features, made.features_bytes) == 0);
-    if (made.foreground_bytes > 0)
-      EXPECT(driver().to_device(at.at("foreground"), made.foreground, made.foreground_bytes) == 0);
+    const auto* const images = static_cast<const std::uint8_t*>(buffers.at("image").pinned);
+    EXPECT(fake.run(images, count, WGAP_LOGITS | WGAP_FEATURES | WGAP_FOREGROUND, &made).status == WGAP_OK);
+    std::memcpy(buffers.at("logits").pinned, made.logits, buffers.at("logits").bytes);
+    std::memcpy(buffers.at("features").pinned, made.features, buffers.at("features").bytes);
+    if (plan.score_height > 0)
+      std::memcpy(buffers.at("foreground").pinned, made.foreground, buffers.at("foreground").bytes);
     fake.release(&made);
   }
 };

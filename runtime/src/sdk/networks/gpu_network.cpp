@@ -48,7 +48,7 @@ class GpuNetwork::Slot {
       network.enqueue(stream);
       for (const Tensor& tensor : owner_.tensors_)
         if ((tensor.bit & wanted) != 0)
-          driver_.check(driver_.cuMemcpyDtoHAsync(host(tensor), at_[tensor.name], tensor.bytes * pictures, stream),
+          driver_.check(driver_.cuMemcpyDtoHAsync(host(tensor), at(tensor.name), tensor.bytes * pictures, stream),
                         "cuMemcpyDtoHAsync");
     });
     for (const Tensor& tensor : owner_.tensors_)
@@ -72,7 +72,7 @@ class GpuNetwork::Slot {
     Execution* const network = asked.outputs == nullptr ? &execution(asked.count, wanted) : nullptr;
     Work& work = work_for(key);
     if (!work.launch) {
-      const CudaKernel::Inputs inputs{at_["logits"], at_["features"], at_["foreground"], at_["image"]};
+      const CudaKernel::Inputs inputs{at("logits"), at("features"), at("foreground"), at("image")};
       work.launch = std::make_unique<CudaKernel::Launch>(*owner_.kernel_, owner_.shape_for(rule), asked, inputs);
     }
     work.launch->choose(asked.class_ids);
@@ -139,6 +139,10 @@ class GpuNetwork::Slot {
   std::map<Key, Work> works_;
   std::uint64_t uses_ = 0;
 
+  CudaPointer at(const std::string& name) const {  // 0 where the network was built without it
+    const auto found = at_.find(name);
+    return found != at_.end() ? found->second : 0;
+  }
   std::size_t room(const Tensor& tensor) const { return tensor.bytes * static_cast<std::size_t>(owner_.largest_); }
   void* host(const Tensor& tensor) {
     const auto found = hosts_.find(tensor.name);
@@ -151,7 +155,7 @@ class GpuNetwork::Slot {
   }
   void copy_in(std::size_t pictures, CudaHandle stream) {
     driver_.check(
-        driver_.cuMemcpyHtoDAsync(at_["image"], staging_->as<void>(), owner_.tensors_.front().bytes * pictures, stream),
+        driver_.cuMemcpyHtoDAsync(at("image"), staging_->as<void>(), owner_.tensors_.front().bytes * pictures, stream),
         "cuMemcpyHtoDAsync");
   }
   // Into the slot's own buffer, whose address graphs hold.
@@ -165,7 +169,7 @@ class GpuNetwork::Slot {
     driver_.check(driver_.cuPointerGetAttribute(&ordinal, kDeviceOrdinal, from), "cuPointerGetAttribute");
     if (ordinal != owner_.ordinal_)
       fail(WGAP_FEATURE_ERROR, "images are on GPU %d, and this network runs on GPU %d", ordinal, owner_.ordinal_);
-    driver_.check(driver_.cuMemcpyDtoDAsync(at_["image"], from, owner_.tensors_.front().bytes * pictures, stream),
+    driver_.check(driver_.cuMemcpyDtoDAsync(at("image"), from, owner_.tensors_.front().bytes * pictures, stream),
                   "cuMemcpyDtoDAsync");
   }
   // Outputs that the caller has: through pinned memory to where the network would have left them.
@@ -178,7 +182,7 @@ class GpuNetwork::Slot {
           fail(WGAP_FEATURE_ERROR, "%s: expected at least %zu bytes, got %llu", output.name, bytes,
                static_cast<unsigned long long>(*output.bytes));
         std::memcpy(host(tensor), *output.data, bytes);
-        driver_.check(driver_.cuMemcpyHtoDAsync(at_[tensor.name], host(tensor), bytes, stream), "cuMemcpyHtoDAsync");
+        driver_.check(driver_.cuMemcpyHtoDAsync(at(tensor.name), host(tensor), bytes, stream), "cuMemcpyHtoDAsync");
       }
   }
 
@@ -260,7 +264,7 @@ GpuNetwork::~GpuNetwork() {
 
 void GpuNetwork::add(const wgap_tensor& tensor) {
   const bool is_image = tensor.type == WGAP_UINT8;
-  Tensor made{tensor.name, 0, is_image ? sizeof(std::uint8_t) : sizeof(float),
+  Tensor made{tensor.name, is_image, 0, is_image ? sizeof(std::uint8_t) : sizeof(float),
               std::vector<std::int64_t>(tensor.extents, tensor.extents + tensor.rank)};
   for (std::int32_t i = 1; i < tensor.rank; ++i) made.bytes *= static_cast<std::size_t>(tensor.extents[i]);
   wgap_outputs none = WGAP_OUTPUTS_INIT;

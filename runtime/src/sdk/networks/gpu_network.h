@@ -33,6 +33,7 @@ class GpuNetwork {
  protected:
   struct Tensor {
     std::string name;
+    bool is_image;
     std::uint32_t bit;  // of its output; 0: the image, or one that no rule reads
     std::size_t bytes;  // of one picture
     std::vector<std::int64_t> extents;

@@ -57,4 +57,15 @@ wgap_status guarded(wgap_error* error, Work work) {
   }
 }
 
+// A module's wgap_network_open.
+template <class Work>
+wgap_status opened(const wgap_network_request* request, wgap_error* error, Work work) {
+  return guarded(error, [&] {
+    if (request->struct_size != sizeof *request)
+      fail(WGAP_BACKEND_ERROR,
+           "the module and libwgap_runtime are of different versions of wgap; install both from one");
+    work();
+  });
+}
+
 }  // namespace wgap::sdk

@@ -18,6 +18,7 @@ namespace {
 
 using wgap::sdk::fail;
 using wgap::sdk::guarded;
+using wgap::sdk::opened;
 using wgap::sdk::text;
 
 constexpr wgap::sdk::LibrarySearch kSearch = {"openvino",         "OpenVINO",      "WGAP_OPENVINO",
@@ -252,7 +253,7 @@ class Model {
 extern "C" __attribute__((visibility("default"))) wgap_status wgap_network_open(const wgap_network_request* request,
                                                                                 wgap_network* network,
                                                                                 wgap_error* error) {
-  return guarded(error, [&] {
+  return opened(request, error, [&] {
     auto model = std::make_unique<Model>(*request);
     network->version = model->version();
     network->name = "openvino";

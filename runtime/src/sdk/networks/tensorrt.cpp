@@ -20,6 +20,7 @@ using wgap::sdk::CudaHandle;
 using wgap::sdk::fail;
 using wgap::sdk::GpuNetwork;
 using wgap::sdk::guarded;
+using wgap::sdk::opened;
 using wgap::sdk::text;
 
 #define WGAP_TEXT(number) WGAP_TEXT_OF(number)
@@ -170,7 +171,7 @@ __attribute__((visibility("default"))) wgap_status wgap_network_host(const char*
 
 __attribute__((visibility("default"))) wgap_status wgap_network_open(const wgap_network_request* request,
                                                                      wgap_network* network, wgap_error* error) {
-  return guarded(error, [&] {
+  return opened(request, error, [&] {
     auto session = std::make_unique<Session>(*request);
     const char* const version = session->version();
     GpuNetwork::fill(network, "tensorrt", version, std::move(session));

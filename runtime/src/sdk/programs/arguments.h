@@ -2,9 +2,10 @@
 #pragma once
 
 #include <cerrno>
-#include <climits>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -59,17 +60,18 @@ class Arguments {
     }
     return value;
   }
-  int number(const char* name, int usual, int least = INT_MIN) {
+  template <class T = int>
+  T number(const char* name, T usual, T least = std::numeric_limits<T>::min()) {
     const std::string given = text(name);
     if (given.empty()) return usual;
     char* end = nullptr;
     errno = 0;
     const long value = std::strtol(given.c_str(), &end, 10);
-    if (*end != 0 || errno != 0 || value < INT_MIN || value > INT_MAX)
+    if (*end != 0 || errno != 0 || value < std::numeric_limits<T>::min() || value > std::numeric_limits<T>::max())
       refuse(std::string(name) + ": '" + given + "' is no whole number");
     if (value < least)
       end_with(1, std::string(name).substr(2) + " must be at least " + std::to_string(least) + ", got " + given);
-    return static_cast<int>(value);
+    return static_cast<T>(value);
   }
   // The options that every program that opens a localizer has.
   Options localizer() {
@@ -81,6 +83,7 @@ class Arguments {
     options.library = text("--library");
     options.device = text("--device");
     options.slots = number("--slots", 0, 1);
+    options.memory_limit = number<std::int64_t>("--memory-limit", 0, 1);
     options.threads = number("--threads", 0, 1);
     options.top_k = number("--top-k", 1);
     options.max_boxes = number("--max-boxes", 1);

@@ -25,7 +25,7 @@ constexpr const char* kUsage =
     "after\n"
     "all the others are done.\n"
     "\n"
-    "  --backend NAME     onnxruntime (the default), openvino or tensorrt\n"
+    "  --backend NAME     onnxruntime (the default), onnxruntime_cuda, openvino or tensorrt\n"
     "  --precision NAME   which of the bundle's models to run; default: fp32\n"
     "  --rule RULE        adaptive, fixed:ETA, foreground or foreground+colour; default: the bundle's\n"
     "  --map MAP          recombined, positive, signed or, of foreground, none; default: the bundle's\n"
@@ -37,6 +37,7 @@ constexpr const char* kUsage =
     "  --library FILE     the backend's library, such as libonnxruntime.so.1; default: searched\n"
     "  --device GPU       ordinal or UUID (nvidia-smi -L); default: the first\n"
     "  --slots N          calls on the GPU at the same time; default: 4\n"
+    "  --memory-limit N   bytes that ONNX Runtime may hold on the GPU; default: 4 GiB\n"
     "  --ungated          run a lower-precision file that no gate has passed under this rule\n"
     "  --json             print one JSON line per image\n"
     "  --version, --help\n";

@@ -1,4 +1,8 @@
-"""TensorRT from C++: the module, built against its headers, on the emulated driver with a stand-in for the library."""
+"""Networks on GPUs from C++: the modules of TensorRT and of ONNX Runtime's CUDA provider, on the emulated driver.
+
+A stand-in takes the place of TensorRT; ONNX Runtime's is its CPU provider on the emulated memory. WGAP_REQUIRE_GPU=1
+runs them on the machine's own driver and GPU instead, as ``make gpu-check`` does; TENSORRT_ROOT names headers.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from tests.sdk.conftest import ROOT, build_runtime, call
 from tests.sdk.test_engines import with_engines
@@ -21,17 +27,23 @@ from wgap.bundle import Bundle
 
 HERE = Path(__file__).parent
 VERSION = "10.14.1.48"
+EMULATED = os.environ.get("WGAP_REQUIRE_GPU") != "1"
+on_the_emulator = pytest.mark.skipif(not EMULATED, reason="stands on the emulated driver's memory")
 
 
 @pytest.fixture(scope="module")
 def headers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """TensorRT 10.14's headers, out of a package that brings them, and CUDA's."""
     folder = tmp_path_factory.mktemp("headers")
+    cuda = importlib.util.find_spec("nvidia.cu13")
+    roots = [Path(place) for place in (cuda.submodule_search_locations or [] if cuda else [])]
+    if nvcc := shutil.which("nvcc"):
+        roots.append(Path(nvcc).resolve().parents[1])
+    cuda_roots = [root / "include" for root in roots if (root / "include" / "cuda_runtime_api.h").is_file()]
+    if cuda_roots and (given := os.environ.get("TENSORRT_ROOT")):
+        return [Path(given), cuda_roots[0]]
     asked = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, "kernel-lens==2.0.1")
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    cuda = importlib.util.find_spec("nvidia.cu13")
-    roots = [Path(place) / "include" for place in (cuda.submodule_search_locations or [] if cuda else [])]
-    cuda_roots = [root for root in roots if (root / "cuda_runtime_api.h").is_file()]
     if done.returncode or not cuda_roots:
         reason = f"TensorRT's and CUDA's headers were not found: {done.stderr.strip()[-200:]}"
         (pytest.fail if os.environ.get("WGAP_REQUIRE_SDK") == "1" else pytest.skip)(reason)
@@ -45,16 +57,16 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def built(headers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runtime with the module, beside the emulated driver and the stand-in library."""
     folder = tmp_path_factory.mktemp("built")
-    options = (
-        f"-DTENSORRT_ROOT={headers[0]}", f"-DCUDAToolkit_ROOT={headers[1].parent}", "-DWGAP_CUDA_ARCHITECTURES=80",
-        "-DWGAP_TESTS=ON",
-    )  # fmt: skip
-    build_runtime(
-        folder, *options, targets=("wgap_tensorrt", "test_sdk_tensorrt", "wgap-localize", "wgap_runtime_shared")
-    )
+    options = [f"-DTENSORRT_ROOT={headers[0]}", f"-DCUDAToolkit_ROOT={headers[1].parent}", "-DWGAP_TESTS=ON"]
+    if EMULATED:
+        options.append("-DWGAP_CUDA_ARCHITECTURES=80")  # which nothing runs
+    modules = ("wgap_onnxruntime", "wgap_onnxruntime_cuda", "wgap_tensorrt")
+    programs = ("test_sdk_gpu", "wgap-bench", "wgap-localize")
+    build_runtime(folder, *options, targets=(*modules, *programs, "wgap_runtime_shared"))
     kernel = ("-I", ROOT / "runtime/include", "-I", ROOT / "runtime/src/kernel")
     library = ("g++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC")
-    call(*library, *kernel, ROOT / "tests/gpu/emulator/libcuda.cpp", "-o", folder / "libcuda.so.1")
+    if EMULATED:
+        call(*library, *kernel, ROOT / "tests/gpu/emulator/libcuda.cpp", "-o", folder / "libcuda.so.1")
     made = call(sys.executable, HERE / "stand_in" / "defaults.py", headers[0] / "NvInferImpl.h")
     (folder / "defaults.h").write_text(made)
     for name, flags in (("libnvinfer.so.10", ()), ("libnvinfer-11.so", ("-DSTAND_IN_VERSION=110400",))):
@@ -63,6 +75,8 @@ def built(headers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
             "-I", folder, HERE / "stand_in" / "nvinfer.cpp", f"-L{folder}", "-lwgap_runtime", "-lwgap", "-o",
             folder / name,
         )  # fmt: skip
+    fetched = ("-isystem", ROOT / "build/headers/usr/include/onnxruntime", "-isystem", "/usr/include/onnxruntime")
+    call(*library, *fetched, HERE / "stand_in" / "onnxruntime.cpp", "-ldl", "-o", folder / "libonnxruntime-cuda.so")
     return folder
 
 
@@ -94,6 +108,8 @@ def run(program: Path, *arguments: Any, **environment: str) -> subprocess.Comple
     own = {
         "LD_LIBRARY_PATH": str(folder), "WGAP_MODULES": str(folder), "WGAP_TENSORRT": str(folder / "libnvinfer.so.10"),
     }  # fmt: skip
+    if not EMULATED:
+        own["LD_LIBRARY_PATH"] += f":{os.environ.get('LD_LIBRARY_PATH', '')}"
     clean = {**os.environ, **own, **environment}
     return subprocess.run([program, *map(str, arguments)], env=clean, capture_output=True, text=True, check=False)
 
@@ -108,7 +124,7 @@ def test_its_boxes_are_those_of_the_same_engine_behind_the_interface(
     """The CUDA kernel behind the network against the CPU's behind the same outputs: pixels, batches, on the device."""
     bundle = scored_bundle if rule.startswith("foreground") else tiny_bundle
     own = with_plan(Path(shutil.copytree(bundle, tmp_path / "bundle")))
-    done = run(built / "tests/sdk/test_sdk_tensorrt", own, rule, boxes, WGAP_EMULATED_GPUS="2")
+    done = run(built / "tests/sdk/test_sdk_gpu", own, rule, boxes, "tensorrt", WGAP_EMULATED_GPUS="2")
     assert done.returncode == 0, done.stdout + done.stderr
     report, last = done.stdout.splitlines()
     assert last == "passed"
@@ -119,6 +135,89 @@ def test_its_boxes_are_those_of_the_same_engine_behind_the_interface(
     assert {check["stage"] for check in checks} >= {"logits", "end to end box"}
 
 
+@pytest.fixture
+def on_cuda(built: Path, library: Path) -> dict[str, str]:
+    """The environment in which ONNX Runtime has a CUDA provider."""
+    return {
+        "WGAP_ONNXRUNTIME": str(built / "libonnxruntime-cuda.so"), "WGAP_REAL_ONNXRUNTIME": str(library),
+        "STAND_IN_DEVICE": "0", "STAND_IN_LIMIT": str(4 << 30),
+    }  # fmt: skip
+
+
+@on_the_emulator
+@pytest.mark.parametrize(("rule", "boxes"), [("adaptive", 1), ("foreground+colour", 3)])
+def test_onnxruntime_s_providers_agree(
+    built: Path, tiny_bundle: Path, scored_bundle: Path, on_cuda: dict[str, str], rule: str, boxes: int
+) -> None:
+    bundle = scored_bundle if rule.startswith("foreground") else tiny_bundle
+    program = built / "tests/sdk/test_sdk_gpu"
+    done = run(program, bundle, rule, boxes, "onnxruntime_cuda", WGAP_EMULATED_GPUS="2", **on_cuda)
+    assert (done.returncode, done.stderr) == (0, "")
+    report, last = done.stdout.splitlines()
+    assert last == "passed"
+    assert json.loads(report)["ok"]  # the bundle's own network, its kernel and the GPU's
+
+
+@on_the_emulator
+def test_onnxruntime_on_cuda_is_told_its_device_and_what_fails(
+    built: Path, own: Path, tmp_path: Path, on_cuda: dict[str, str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "it.png"), np.zeros((20, 30, 3), np.uint8))
+    asked = (built / "wgap-localize", own, tmp_path / "it.png", "--json", "--backend")
+    cpu = run(*asked, "onnxruntime", WGAP_ONNXRUNTIME=on_cuda["WGAP_REAL_ONNXRUNTIME"])
+    there = {**on_cuda, "WGAP_EMULATED_GPUS": "2", "STAND_IN_DEVICE": "1"}
+    limited = {**there, "STAND_IN_LIMIT": "123456789"}
+    for environment, options in ((there, ()), (limited, ("--memory-limit", "123456789"))):
+        done = run(*asked, "onnxruntime_cuda", "--device", "1", *options, **environment)
+        assert (done.returncode, done.stdout, done.stderr) == (0, cpu.stdout, "")
+    for options, more, message in (
+        (("--device", "2"), there, "no GPU '2' on this machine"),
+        (("--threads", "1"), on_cuda, "the backend onnxruntime_cuda has no threads"),
+        (("--memory-limit", "-1"), on_cuda, "memory-limit must be at least 1, got -1"),
+        ((), {**on_cuda, "STAND_IN_NO_CUDA": "1"}, "Failed to load library libonnxruntime_providers_cuda.so"),
+        ((), {**on_cuda, "WGAP_ONNXRUNTIME": on_cuda["WGAP_REAL_ONNXRUNTIME"]}, "CUDA execution provider is not"),
+        ((), {**on_cuda, "LD_LIBRARY_PATH": "/nowhere"}, "no NVIDIA driver for CUDA 12 or newer on this machine"),
+    ):  # fmt: skip
+        done = run(*asked, "onnxruntime_cuda", *options, **more)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert message in done.stderr
+
+
+@on_the_emulator
+def test_gpu_check_has_a_part_for_cpp(built: Path, own: Path, tmp_path: Path, on_cuda: dict[str, str]) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), rng.integers(0, 256, (60, 50, 3), np.uint8))
+    environment = {
+        **os.environ, **on_cuda, "LD_LIBRARY_PATH": str(built), "WGAP_MODULES": str(built),
+        "WGAP_CPP_BUILD": str(built), "WGAP_TENSORRT": str(built / "libnvinfer.so.10"),
+    }  # fmt: skip
+    asked = ("--out", tmp_path / "out", "--bundle", own, "--data", tmp_path, "--only", "cpp")
+    command = [sys.executable, "-m", "benchmarks.gpu_check", *map(str, asked)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out" / "gpu-emulated.json").read_text())["cpp"]
+    assert (found["state"], list(found["absent"])) == ("ran", ["tensorrt"])
+    assert "holds no tensorrt engine" in found["absent"]["tensorrt"]
+    [row] = found["rows"]
+    assert (row["backend"], row["pictures"], row["boxes equal to the CPU's"]) == ("onnxruntime_cuda", 3, 3)
+    assert row["total ms"] > 0
+
+
+@pytest.mark.skipif(EMULATED, reason="needs a GPU and onnxruntime-gpu")
+def test_onnxruntime_on_cuda_finds_the_boxes_of_the_cpu(built: Path, tiny_bundle: Path, pictures: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu")
+    asked = (built / "wgap-localize", tiny_bundle, pictures, "--json", "--backend")
+    cpu, gpu = (run(*asked, backend).stdout.splitlines() for backend in ("onnxruntime", "onnxruntime_cuda"))
+    pairs = [(json.loads(a), json.loads(b)) for a, b in zip(cpu, gpu, strict=True)]
+    assert pairs
+    assert all(a.get("box") == b.get("box") and a.get("code") == b.get("code") for a, b in pairs)
+
+
+@on_the_emulator
 @pytest.mark.parametrize(
     ("words", "engine", "arguments", "environment", "message"),
     [
@@ -142,9 +241,6 @@ def test_what_does_not_fit_is_told(
     built: Path, own: Path, tmp_path: Path, words: str, engine: dict[str, Any], arguments: tuple[str, ...],
     environment: dict[str, str], message: str,
 ) -> None:  # fmt: skip
-    import cv2
-    import numpy as np
-
     cv2.imwrite(str(tmp_path / "it.png"), np.zeros((20, 30, 3), np.uint8))
     if environment.get("WGAP_TENSORRT", "gone.so") != "gone.so":
         environment = {"WGAP_TENSORRT": str(built / environment["WGAP_TENSORRT"])}
@@ -155,9 +251,6 @@ def test_what_does_not_fit_is_told(
 
 
 def test_a_device_that_fails_is_told_and_leaves_nothing_running(built: Path, own: Path, tmp_path: Path) -> None:
-    import cv2
-    import numpy as np
-
     for number in range(3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((20, 30, 3), number, np.uint8))
     pictures = [tmp_path / f"{number}.png" for number in range(3)]
