@@ -323,6 +323,7 @@ SNIPPET_PROGRAM = """
 #include <iterator>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 #include <wgap/wgap.hpp>
 
@@ -358,6 +359,10 @@ def test_every_cpp_snippet_of_the_page_runs(prefix: Path, library: Path, desk: P
             )
         if "batch" in text:
             after = 'std::printf("%zu %d %d\\n", results->size(), bool((*results)[0]), bool((*results)[1]));\n'
+        if "wgap::decode" in text:
+            after = 'std::printf("%s\\n", found->json.c_str());\n'
+        if "selftest()" in text:
+            after = 'std::printf("%s\\n", report->c_str());\n'
         if "const wgap::Found& found" in text:
             after = 'std::printf("best %s\\n", found.class_name.c_str());\n'
         used = "static_cast<void>(bytes), static_cast<void>(rgb);\n" if given else ""
@@ -369,9 +374,11 @@ def test_every_cpp_snippet_of_the_page_runs(prefix: Path, library: Path, desk: P
     call("c++", "-std=c++17", *WARNINGS.split(), source, *where, "-lwgap_runtime", "-lwgap", "-o", tmp_path / "app")
     done = run(tmp_path / "app", cwd=desk, WGAP_ONNXRUNTIME=str(library))
     assert done.returncode == 0, done.stderr
-    classes, batch, best, failed, thrown, own = done.stdout.splitlines()
+    classes, batch, decoded, best, failed, thrown, report, own = done.stdout.splitlines()
     assert re.fullmatch(r"onnxruntime [\d.]+, 3 classes", classes)
     assert batch == "3 1 0"
+    assert json.loads(decoded) == {**of_the_bird(desk), "image": None}
+    assert json.loads(report)["ok"] is True
     assert best == f"best {of_the_bird(desk)['class_name']}"
     assert failed == "ImageError: gone.jpg: no such file"
     assert thrown == "gone.jpg: no such file"

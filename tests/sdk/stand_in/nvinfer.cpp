@@ -74,11 +74,9 @@ struct Context : ContextDefaults, IExecutionContext {
     EXPECT(driver().to_host(images.data(), image, images.size()) == 0);
     FakeNetwork fake(
         Sizes{plan.classes, plan.channels, plan.height * plan.width, plan.input_height * plan.input_width});
-    wgap::Outputs made = WGAP_OUTPUTS_INIT;
-    EXPECT(fake.run(images.data(), count, WGAP_LOGITS | WGAP_FEATURES, &made).status == WGAP_OK);
-    EXPECT(driver().to_device(logits, made.logits, made.logits_bytes) == 0);
-    EXPECT(driver().to_device(features, made.features, made.features_bytes) == 0);
-    fake.release(&made);
+    const auto made = fake.run(images.data(), count, WGAP_LOGITS | WGAP_FEATURES);
+    EXPECT(driver().to_device(logits, made->logits.data(), made->logits.size() * sizeof(float)) == 0);
+    EXPECT(driver().to_device(features, made->features.data(), made->features.size() * sizeof(float)) == 0);
   }
 };
 
