@@ -66,6 +66,7 @@ int main(int count, char** arguments) {
     pixels.width = width;
     pixels.height = height;
     pixels.row_bytes = row_bytes;
+    pixels.bytes = frame.size();
     const auto start = std::chrono::steady_clock::now();
     const auto result = localizer->pixels(pixels);
     latencies.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());

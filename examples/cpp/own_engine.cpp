@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <utility>
 #include <vector>
 #include <wgap/wgap.hpp>
 
@@ -19,40 +20,26 @@ class Brightness : public wgap::Network {
   const char* name() const override { return "brightness"; }
 
   // Called by as many threads as call the localizer, so nothing of this object changes. On failure, return an error:
-  // {WGAP_BACKEND_ERROR, "the server does not answer"}.
-  wgap::Error run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted,
-                  wgap::Outputs* outputs) override {
-    auto made = std::make_unique<Made>();
+  // wgap::Error{WGAP_BACKEND_ERROR, "the server does not answer"}.
+  wgap::Result<wgap::Outputs> run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted) override {
+    std::vector<float> logits, features, foreground;
     for (std::int64_t i = 0; i < count; ++i) {
       const std::uint8_t* const image = images + i * info_.input_height * info_.input_width * 3;
-      for (int k = 0; k < info_.classes; ++k) made->logits.push_back(k == 0 ? 1.0F : 0.0F);
+      for (int k = 0; k < info_.classes; ++k) logits.push_back(k == 0 ? 1.0F : 0.0F);
       if (wanted & WGAP_FEATURES) {  // [channels][feature_height][feature_width], not negative
         std::vector<float> map = brighter(image, info_.feature_height, info_.feature_width);
         for (float& value : map) value = std::max(value, 0.0F);
-        for (int c = 0; c < info_.channels; ++c) made->features.insert(made->features.end(), map.begin(), map.end());
+        for (int c = 0; c < info_.channels; ++c) features.insert(features.end(), map.begin(), map.end());
       }
       if (wanted & WGAP_FOREGROUND) {  // [foreground_height][foreground_width], above 0 on the object
         const std::vector<float> scores = brighter(image, info_.foreground_height, info_.foreground_width);
-        made->foreground.insert(made->foreground.end(), scores.begin(), scores.end());
+        foreground.insert(foreground.end(), scores.begin(), scores.end());
       }
     }
-    outputs->logits = made->logits.data();
-    outputs->logits_bytes = made->logits.size() * sizeof(float);
-    outputs->features = made->features.data();
-    outputs->features_bytes = made->features.size() * sizeof(float);
-    outputs->foreground = made->foreground.data();
-    outputs->foreground_bytes = made->foreground.size() * sizeof(float);
-    outputs->lease = made.release();  // comes back in release
-    return {};
+    return wgap::Outputs{std::move(logits), std::move(features), std::move(foreground)};
   }
 
-  // The boxes are made: what run gave is read no more.
-  void release(wgap::Outputs* outputs) override { delete static_cast<Made*>(outputs->lease); }
-
  private:
-  struct Made {
-    std::vector<float> logits, features, foreground;
-  };
   const wgap_bundle_info info_;
 
   // How much brighter each of rows x columns cells is than the whole picture.
@@ -79,19 +66,13 @@ int main(int count, char** arguments) {
     std::fprintf(stderr, "usage: own_engine BUNDLE IMAGE\n");
     return 2;
   }
-  // An engine has to know the bundle's sizes before there is a localizer. 0: the localizer compares the hashes anyway.
-  wgap_error error = WGAP_ERROR_INIT;
-  wgap_bundle* bundle = nullptr;
-  wgap_bundle_info info = WGAP_BUNDLE_INFO_INIT;
-  if (wgap_bundle_open(arguments[1], 0, &bundle, &error) != WGAP_OK) {
-    std::fprintf(stderr, "error: %s\n", error.text);
+  const auto info = wgap::describe(arguments[1]);  // an engine has to know the sizes before there is a localizer
+  if (!info) {
+    std::fprintf(stderr, "error: %s\n", info.error().text.c_str());
     return 1;
   }
-  wgap_bundle_describe(bundle, &info, nullptr);
-  wgap_bundle_close(bundle);
-
   wgap::Options options;
-  options.network = std::make_shared<Brightness>(info);
+  options.network = std::make_shared<Brightness>(*info);
   const auto localizer = wgap::Localizer::open(arguments[1], options);
   if (!localizer) {
     std::fprintf(stderr, "error: %s\n", localizer.error().text.c_str());

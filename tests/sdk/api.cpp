@@ -62,7 +62,18 @@ void every_way_in_gives_the_same(const char* bundle) {
     }
     EXPECT(localizer->pixels({wide.data(), 40, 50, 170})->json == found->json);
 
-    const auto mapped = localizer->pixels({rgb.data(), 40, 50, 0}, true);
+    // Sides that are swapped do not fit the memory, and the landscape that was meant does.
+    EXPECT(localizer->pixels({rgb.data(), 40, 50, 150, rgb.size()})->json == found->json);
+    const auto swapped = localizer->pixels({rgb.data(), 50, 40, 150, rgb.size()});
+    EXPECT(swapped.error().status == WGAP_IMAGE_ERROR);
+    EXPECT(swapped.error().text == "image 0: source: expected at least 7470 bytes, got 6000");
+#if __cplusplus >= 202002L
+    EXPECT(localizer->pixels({.data = rgb.data(), .height = 40, .width = 50})->json == found->json);
+    EXPECT(localizer->pixels({rgb.data(), 40, 50, 0}, {.heatmaps = true})->best().heatmap_height > 0);
+#endif
+
+    static_assert(!std::is_convertible_v<bool, wgap::RunOptions>);  // a bare true says nothing
+    const auto mapped = localizer->pixels({rgb.data(), 40, 50, 0}, wgap::with_heatmaps);
     EXPECT(mapped->best().heatmap_height * mapped->best().heatmap_width == sizes.pixels);
     float largest = 0;
     for (const float value : mapped->best().heatmap) largest = std::fmax(largest, value);
@@ -77,6 +88,8 @@ void every_way_in_gives_the_same(const char* bundle) {
     batch[3] = wgap::Picture("no such file.jpg");
     const auto results = localizer->batch(batch);
     EXPECT(results && results->size() == 7);
+    EXPECT(results->timings.prepare_ms > 0 && results->timings.network_ms > 0 && results->timings.kernel_ms > 0);
+    EXPECT((*results)[0]->timings.network_ms == results->timings.network_ms && found->timings.network_ms > 0);
     for (int n = 0; n < 7; ++n) {
       const auto& result = (*results)[static_cast<std::size_t>(n)];
       if (n == 3) {
@@ -119,7 +132,7 @@ void every_way_in_gives_the_same(const char* bundle) {
 void what_an_engine_throws_is_an_error(const char* bundle) {
   struct Throwing : FakeNetwork {
     using FakeNetwork::FakeNetwork;
-    wgap::Error run(const std::uint8_t*, std::int64_t, std::uint32_t, wgap::Outputs*) override {
+    wgap::Result<wgap::Outputs> run(const std::uint8_t*, std::int64_t, std::uint32_t) override {
       if (++calls == 1) throw std::bad_alloc();
       throw 7;
     }
@@ -135,14 +148,18 @@ void what_an_engine_throws_is_an_error(const char* bundle) {
 void outputs_that_do_not_fit_are_refused(const char* bundle) {
   struct Short : FakeNetwork {
     using FakeNetwork::FakeNetwork;
-    wgap::Error run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted,
-                    wgap::Outputs* outputs) override {
-      auto error = FakeNetwork::run(images, count, wanted, outputs);
-      if (calls == 1) outputs->features_bytes -= 4;
-      if (calls == 2) outputs->logits = nullptr;
-      if (calls == 3) const_cast<float*>(outputs->features)[5] = std::nanf("");
-      return error;
+    wgap::Result<wgap::Outputs> run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted) override {
+      auto made = FakeNetwork::run(images, count, wanted);
+      const std::vector<float> features(made->features.data(), made->features.data() + made->features.size());
+      if (calls == 1) made->features = std::vector<float>(features.begin() + 1, features.end());
+      if (calls == 2) made->logits = {};
+      if (calls == 3) const_cast<float*>(made->features.data())[5] = std::nanf("");
+      if (calls == 4) return wgap::Error{};
+      if (calls == 5) made->features = features;                             // of its own
+      if (calls == 6) made->logits = {nullptr, kept_.data(), kept_.size()};  // of nobody's
+      return made;
     }
+    const std::vector<float> kept_ = std::vector<float>(3, 1.0F);
   };
   const auto network = std::make_shared<Short>(Sizes(bundle));
   wgap::Options options;
@@ -150,8 +167,36 @@ void outputs_that_do_not_fit_are_refused(const char* bundle) {
   const auto localizer = wgap::Localizer::open(bundle, options);
   const std::vector<std::uint8_t> rgb = pixels(1, 8, 8);
   for (int n = 0; n < 3; ++n) EXPECT(localizer->pixels({rgb.data(), 8, 8, 0}).error().status == WGAP_FEATURE_ERROR);
-  EXPECT(localizer->pixels({rgb.data(), 8, 8, 0}));
-  EXPECT(network->released == 4);
+  const auto silent = localizer->pixels({rgb.data(), 8, 8, 0}).error();
+  EXPECT(silent.status == WGAP_BACKEND_ERROR && silent.text == "fake failed and did not say why");
+  for (int n = 0; n < 2; ++n) EXPECT(localizer->pixels({rgb.data(), 8, 8, 0}));
+  EXPECT(network->calls == 6 && network->released == 6);
+}
+
+void a_decoded_picture_owns_its_pixels() {
+  constexpr std::uint8_t kPng[] = {
+      // of 2 x 1: (255, 0, 0) and (10, 0, 255)
+      137, 80,  78, 71, 13, 10,  26, 10,  0,   0,   0,   13, 73, 72, 68, 82, 0,  0,   0,   2,  0,   0,   0,   1,
+      8,   2,   0,  0,  0,  123, 64, 232, 221, 0,   0,   0,  15, 73, 68, 65, 84, 120, 218, 99, 248, 207, 192, 192,
+      197, 240, 31, 0,  7,  30,  2,  9,   230, 216, 137, 99, 0,  0,  0,  0,  73, 69,  78,  68, 174, 66,  96,  130};
+  wgap::Image kept;
+  {
+    const auto image = wgap::decode(kPng, sizeof kPng);
+    EXPECT(image && image->height == 1 && image->width == 2 && image->row_bytes == 6 && image->bytes == 6);
+    kept = *image;
+  }
+  EXPECT(std::memcmp(kept.data, "\xff\0\0\x0a\0\xff", 6) == 0);
+  const auto failed = wgap::decode(kPng, 40, "half.png");
+  EXPECT(!failed && failed.error().is(WGAP_IMAGE_ERROR) && failed.error().text.rfind("half.png: ", 0) == 0);
+  EXPECT(wgap::decode(nullptr, 0).error().text == "<bytes>: expected an image, got an empty file (0 bytes)");
+}
+
+void a_selftest_of_another_network_fails_with_its_report(const char* bundle) {
+  wgap::Options options;
+  options.network = std::make_shared<FakeNetwork>(Sizes(bundle));
+  const auto report = wgap::Localizer::open(bundle, options)->selftest();
+  EXPECT(!report && report.error().is(WGAP_CHECK_FAILED_ERROR) && !report.error().text.empty());
+  EXPECT(report.error().json.find("\"ok\": false") != std::string::npos);
 }
 
 }  // namespace
@@ -161,6 +206,8 @@ int main(int count, char** arguments) {
   results_say_what_they_hold(arguments[1]);
   every_way_in_gives_the_same(arguments[1]);
   outputs_that_do_not_fit_are_refused(arguments[1]);
+  a_decoded_picture_owns_its_pixels();
+  a_selftest_of_another_network_fails_with_its_report(arguments[1]);
 #if defined(__cpp_exceptions)
   what_an_engine_throws_is_an_error(arguments[1]);
 #endif

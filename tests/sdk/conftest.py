@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -43,13 +43,17 @@ def python(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProc
     return run(Path(sys.executable).with_name("wgap"), *arguments, cwd=cwd)
 
 
+def lacking(reason: str) -> NoReturn:
+    """The test cannot be, or not be whole, for what is missing on this machine."""
+    (pytest.fail if os.environ.get("WGAP_REQUIRE_SDK") == "1" else pytest.skip)(reason)
+
+
 def build_runtime(folder: Path, *options: str, targets: tuple[str, ...] = ("all",)) -> Path:
     """The runtime in that folder, configured with these options; tests that need it skip where it cannot be built."""
     fetched = subprocess.run([ROOT / "cmake" / "fetch-headers.sh"], capture_output=True, text=True, check=False)
     needed = {"cmake": shutil.which("cmake"), fetched.stderr.strip(): not fetched.returncode}
     if absent := [name for name, there in needed.items() if not there]:
-        reason = f"the C++ runtime cannot be built here: {', '.join(absent)}"
-        (pytest.fail if os.environ.get("WGAP_REQUIRE_SDK") == "1" else pytest.skip)(reason)
+        lacking(f"the C++ runtime cannot be built here: {', '.join(absent)}")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     openvino = importlib.util.find_spec("openvino")
     if openvino is not None and openvino.origin is not None:

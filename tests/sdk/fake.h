@@ -30,13 +30,12 @@ class FakeNetwork : public wgap::Network {
  public:
   explicit FakeNetwork(const Sizes& sizes, int largest = 0) : sizes_(sizes), largest_(largest) {}
 
-  wgap::Error run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted,
-                  wgap::Outputs* outputs) override {
+  wgap::Result<wgap::Outputs> run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted) override {
     ++calls;
-    if (fail) return {WGAP_BACKEND_ERROR, "it failed on purpose", {}};
+    if (fail) return wgap::Error{WGAP_BACKEND_ERROR, "it failed on purpose"};
     EXPECT(largest_ == 0 || count <= largest_);
     EXPECT((wanted & WGAP_LOGITS) != 0);
-    auto made = std::make_unique<Made>();
+    const std::shared_ptr<Made> made(new Made, [this](const Made* gone) { delete gone, ++released; });
     for (std::int64_t i = 0; i < count; ++i) {
       const std::uint8_t* const image = images + i * sizes_.pixels * 3;
       std::uint32_t state = 1;
@@ -46,15 +45,11 @@ class FakeNetwork : public wgap::Network {
       for (int k = 0; k < sizes_.channels * sizes_.cells; ++k) made->features.push_back(next());
       for (int k = 0; k < sizes_.scores; ++k) made->foreground.push_back(next() - 0.5F);
     }
-    outputs->logits = made->logits.data(), outputs->logits_bytes = made->logits.size() * sizeof(float);
-    outputs->features = made->features.data(), outputs->features_bytes = made->features.size() * sizeof(float);
-    outputs->foreground = made->foreground.data(), outputs->foreground_bytes = made->foreground.size() * sizeof(float);
-    outputs->lease = made.release();
-    return {};
-  }
-  void release(wgap::Outputs* outputs) override {
-    delete static_cast<Made*>(outputs->lease);
-    ++released;
+    wgap::Outputs outputs;
+    outputs.logits = {made, made->logits.data(), made->logits.size()};
+    outputs.features = {made, made->features.data(), made->features.size()};
+    outputs.foreground = {made, made->foreground.data(), made->foreground.size()};
+    return outputs;
   }
   int largest() const override { return largest_; }
   const char* name() const override { return "fake"; }

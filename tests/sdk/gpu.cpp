@@ -57,7 +57,8 @@ void pictures_on_the_device(const char* bundle, const wgap::Localizer& localizer
   const OnDevice there(all);
   for (int round = 0; round < 4; ++round)
     for (void* const stream : {there.stream, static_cast<void*>(nullptr)}) {
-      const auto expected = localizer.batch(batch, true), got = localizer.device(there.data(), 9, stream, {}, true);
+      const auto expected = localizer.batch(batch, wgap::with_heatmaps),
+                 got = localizer.device(there.data(), 9, stream, {}, wgap::with_heatmaps);
       EXPECT(got && got->size() == 9);
       for (std::size_t n = 0; n < 9; ++n) {
         EXPECT((*got)[n]->json == (*expected)[n]->json);
@@ -133,7 +134,7 @@ int main(int, char** arguments) {
   // Nothing is left on the device, and batches that came again were graphs, with the kernel in them.
   if (emulated()) {
     EXPECT(count_of("wgap_emulated_graphs") == 0 && count_of("wgap_emulated_owners") == 0);
-    EXPECT(count_of("wgap_emulated_bytes") == 0 && count_of("wgap_emulated_calls") > 500);
+    EXPECT(count_of("wgap_emulated_pinned") == 0 && count_of("wgap_emulated_calls") > 500);
     EXPECT((count_of("wgap_emulated_launched") > 0) == (backend == "tensorrt"));
   }
   if (backend == "tensorrt") {

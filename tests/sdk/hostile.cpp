@@ -45,9 +45,12 @@ int main(int count, char** arguments) {
                    wgap_outputs* outputs, wgap_error*) {
     auto* const real = static_cast<FakeNetwork*>(context);
     if (rarely()) return static_cast<wgap_status>(number() % 20 + 300);
-    return real->run(images, n, wanted, outputs).status;
+    auto* const made = new wgap::Outputs(*real->run(images, n, wanted));
+    outputs->logits = made->logits.data(), outputs->logits_bytes = made->logits.size() * sizeof(float);
+    outputs->features = made->features.data(), outputs->features_bytes = made->features.size() * sizeof(float);
+    return outputs->lease = made, WGAP_OK;
   };
-  network.release = [](void* context, wgap_outputs* outputs) { static_cast<FakeNetwork*>(context)->release(outputs); };
+  network.release = [](void*, wgap_outputs* outputs) { delete static_cast<wgap::Outputs*>(outputs->lease); };
   wgap_localizer* localizer = nullptr;
   wgap_localizer_options usual = WGAP_LOCALIZER_OPTIONS_INIT;
   usual.network = &network;

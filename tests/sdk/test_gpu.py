@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tests.sdk.conftest import ROOT, build_runtime, call
+from tests.sdk.conftest import ROOT, build_runtime, call, lacking
 from tests.sdk.test_engines import with_engines
 
 from wgap.bundle import Bundle
@@ -45,8 +45,7 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     asked = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, "kernel-lens==2.0.1")
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     if done.returncode or not cuda_roots:
-        reason = f"TensorRT's and CUDA's headers were not found: {done.stderr.strip()[-200:]}"
-        (pytest.fail if os.environ.get("WGAP_REQUIRE_SDK") == "1" else pytest.skip)(reason)
+        lacking(f"TensorRT's and CUDA's headers were not found: {done.stderr.strip()[-200:]}")
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder)
     [found] = folder.rglob("NvInferRuntime.h")
@@ -61,7 +60,7 @@ def built(headers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     if EMULATED:
         options.append("-DWGAP_CUDA_ARCHITECTURES=80")  # which nothing runs
     modules = ("wgap_onnxruntime", "wgap_onnxruntime_cuda", "wgap_tensorrt")
-    programs = ("test_sdk_gpu", "wgap-bench", "wgap-localize")
+    programs = ("test_sdk_gpu", "test_sdk_slots", "wgap-bench", "wgap-localize")
     build_runtime(folder, *options, targets=(*modules, *programs, "wgap_runtime_shared"))
     kernel = ("-I", ROOT / "runtime/include", "-I", ROOT / "runtime/src/kernel")
     library = ("g++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC")
@@ -111,7 +110,8 @@ def run(program: Path, *arguments: Any, **environment: str) -> subprocess.Comple
     if not EMULATED:
         own["LD_LIBRARY_PATH"] += f":{os.environ.get('LD_LIBRARY_PATH', '')}"
     clean = {**os.environ, **own, **environment}
-    return subprocess.run([program, *map(str, arguments)], env=clean, capture_output=True, text=True, check=False)
+    command = [program, *map(str, arguments)]
+    return subprocess.run(command, env=clean, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,12 @@ def test_its_boxes_are_those_of_the_same_engine_behind_the_interface(
     assert all(check["ok"] for check in kernel)
     assert {check["stage"] for check in kernel} >= {"kernel box", "kernel map"}
     assert {check["stage"] for check in checks} >= {"logits", "end to end box"}
+
+
+@on_the_emulator
+def test_a_slot_that_cannot_be_made_leaves_nothing_and_the_second_gpu_is_the_second(built: Path, own: Path) -> None:
+    done = run(built / "tests" / "sdk" / "test_sdk_slots", with_plan(own), WGAP_EMULATED_GPUS="2")
+    assert (done.returncode, done.stdout) == (0, "passed\n"), done.stderr
 
 
 @pytest.fixture

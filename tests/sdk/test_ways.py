@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import warnings
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.sdk.conftest import ROOT, build_runtime, call, python, run
 
@@ -115,6 +117,62 @@ def test_selftest_says_what_python_s_says(installed: Path, library: Path, scored
             assert check.pop("measured") <= check["limit"] or not check["ok"]
         assert (b, ours.returncode) == (a, theirs.returncode)
         assert len(a["checks"]) > 20
+
+
+@pytest.fixture(scope="module")
+def pooled_bundle(scored_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose network has an output that no rule reads, which golden cases hold too, before those that rules read."""
+    onnx = pytest.importorskip("onnx")
+    from onnxruntime import InferenceSession
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
+    root = Path(shutil.copytree(scored_bundle, tmp_path_factory.mktemp("pooled") / "bundle"))
+    raw = json.loads((root / "wgap.json").read_text())
+    model = onnx.load(str(root / raw["files"][0]["path"]))
+    channels = next(tensor["shape"][1] for tensor in raw["model"]["outputs"] if tensor["name"] == "features")
+    axes = onnx.numpy_helper.from_array(np.array([2, 3]), "pooled_axes")
+    model.graph.initializer.append(axes)
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["features", axes.name], ["pooled"], keepdims=0))
+    model.graph.output.insert(0, onnx.helper.make_tensor_value_info("pooled", onnx.TensorProto.FLOAT, ["N", channels]))
+    contents = {raw["files"][0]["path"]: model.SerializeToString()}
+    raw["model"]["outputs"].insert(0, {"name": "pooled", "dtype": "float32", "shape": ["N", channels], "layout": "NK"})
+    session = InferenceSession(contents[raw["files"][0]["path"]], providers=["CPUExecutionProvider"])
+    for path in (entry["path"] for entry in raw["files"] if entry["role"] == "golden"):
+        with safe_open(root / path, "np") as case:
+            tensors, words = {name: case.get_tensor(name) for name in case.keys()}, case.metadata()  # noqa: SIM118
+        if "image" in tensors:
+            tensors["pooled"] = session.run(["pooled"], {"image": tensors["image"][None]})[0][0]
+        contents[path] = save(tensors, words)
+    for entry in raw["files"]:
+        if (content := contents.get(entry["path"])) is not None:
+            (root / entry["path"]).write_bytes(content)
+            entry.update(sha256=sha256(content).hexdigest(), size=len(content))
+    (root / "wgap.json").write_text(json.dumps(raw))
+    return root
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_an_output_that_no_rule_reads_is_passed_over(
+    installed: Path, library: Path, scored_bundle: Path, pooled_bundle: Path, pictures: Path, backend: str
+) -> None:
+    asked = ("--backend", backend)
+    environment = {"WGAP_ONNXRUNTIME": str(library)}
+    if backend == "openvino":
+        openvino = pytest.importorskip("openvino")
+        [file] = Path(openvino.__file__).parent.glob("libs/libopenvino_c.so*")
+        environment["WGAP_OPENVINO"] = str(file)
+    for options in ((), ("--rule", "adaptive")):
+        done = run(installed / "bin" / "wgap-selftest", pooled_bundle, *asked, *options, **environment)
+        report = json.loads(done.stdout)
+        assert (done.returncode, report["ok"]) == (0, True), report
+        assert len(report["checks"]) > 20
+        with_it, without = (
+            run(installed / "bin" / "wgap-localize", root, pictures / "é", "--json", *asked, *options, **environment)
+            for root in (pooled_bundle, scored_bundle)
+        )
+        assert (with_it.returncode, with_it.stdout) == (0, without.stdout), with_it.stderr
+    assert json.loads(python("selftest", pooled_bundle, "--json").stdout)["ok"] is True
 
 
 def test_bench_times_every_stage(installed: Path, library: Path, tiny_bundle: Path, pictures: Path) -> None:

@@ -30,9 +30,9 @@ int main(int count, char** arguments) {
   const int kinds = files > 0 ? files : 16;
   std::vector<std::vector<std::uint8_t>> rgb;
   for (int n = 0; n < kinds; ++n) rgb.push_back(pixels(static_cast<unsigned>(n), 30, 20 + n % 16));
-  const auto line_of = [&](int i, bool heatmap) {
-    if (files > 0) return localizer->file(arguments[3 + i % kinds], heatmap)->json;
-    return localizer->pixels({rgb[static_cast<std::size_t>(i % kinds)].data(), 30, 20 + i % 16, 0}, heatmap)->json;
+  const auto line_of = [&](int i, bool heatmaps) {
+    if (files > 0) return localizer->file(arguments[3 + i % kinds], {heatmaps})->json;
+    return localizer->pixels({rgb[static_cast<std::size_t>(i % kinds)].data(), 30, 20 + i % 16, 0}, {heatmaps})->json;
   };
   std::vector<std::string> expected;
   for (int n = 0; n < kinds; ++n) expected.push_back(line_of(n, false));

@@ -36,7 +36,7 @@ namespace wgap {
 struct Error {
   wgap_status status = WGAP_OK;
   std::string text;
-  std::string json = {};  // of a picture: the line that `wgap localize --json` prints
+  std::string json = {};  // of a picture: the line that `wgap localize --json` prints; of a selftest: its report
 
   const char* code() const { return wgap_status_string(status); }
   // Whether it is that one or a kind of it: a WGAP_GATE_ERROR is a WGAP_BUNDLE_ERROR.
@@ -97,6 +97,7 @@ class [[nodiscard]] Result {
 };
 
 using Box = wgap_box;
+using Timings = wgap_timings;
 
 // One class of one picture.
 struct Found {
@@ -117,20 +118,47 @@ struct Found {
 // What was found in one picture, best class first.
 struct Localization {
   std::vector<Found> found;
-  std::string json;  // the line that `wgap localize --json` prints
+  std::string json;                     // the line that `wgap localize --json` prints
+  Timings timings = WGAP_TIMINGS_INIT;  // of the call, over all its pictures
 
   auto begin() const { return found.begin(); }
   auto end() const { return found.end(); }
   const Found& best() const { return found.front(); }
 };
 
-// Pixels of the caller's: 8-bit RGB.
+// A result for each picture of a batch, in order.
+struct Batch : std::vector<Result<Localization>> {
+  Timings timings = WGAP_TIMINGS_INIT;
+};
+
+// Pixels of the caller's: 8-bit RGB. The height comes first, as of an array; fields that are named, in C++20
+// `{.data = rgb, .height = 480, .width = 640}`, cannot be swapped. Where `row_bytes` and `bytes` are given, a picture that
+// is wider than high and has its sides swapped does not fit its memory, and is refused.
 struct Pixels {
   const std::uint8_t* data = nullptr;
   int height = 0;
   int width = 0;
   std::int64_t row_bytes = 0;  // from one row to the next; 0: rows without gaps
+  std::size_t bytes = 0;       // of memory, which the picture has to fit; 0: as many as it takes
 };
+
+// A picture that was decoded: pixels that stay for as long as it or a copy of it does.
+struct Image : Pixels {
+  std::shared_ptr<const std::uint8_t> owner;
+};
+
+// The pixels of a JPEG or PNG file of so many bytes, as the localizer and Python get them. name: what messages call it.
+inline Result<Image> decode(const void* encoded, std::size_t bytes, const std::string& name = "<bytes>") {
+  wgap_error error = WGAP_ERROR_INIT;
+  wgap_image made = WGAP_IMAGE_INIT;
+  if (const wgap_status status = wgap_decode(encoded, bytes, name.c_str(), &made, &error); status != WGAP_OK)
+    return Error{status, error.text, {}};
+  Image image;
+  image.owner.reset(made.data, [made](const std::uint8_t*) mutable { wgap_pixels_free(&made); });
+  image.data = made.data, image.height = made.height, image.width = made.width;
+  image.row_bytes = made.row_bytes, image.bytes = static_cast<std::size_t>(made.bytes);
+  return image;
+}
 
 // One picture of a batch: a file's path, the bytes of an image file, or pixels. What it points at must outlive the call.
 class Picture {
@@ -151,17 +179,44 @@ class Picture {
   int class_id_ = -1;
 };
 
-// What a network gives for a batch; see wgap_outputs.
-using Outputs = wgap_outputs;
+// Of one call.
+struct RunOptions {
+  bool heatmaps = false;  // also return each class's map
+};
+inline constexpr RunOptions with_heatmaps{true};
+
+// One output of a network: float32 rows, and what owns their memory.
+class Rows {
+ public:
+  Rows() = default;  // of an output that is not wanted
+  Rows(std::vector<float> values) {
+    const auto held = std::make_shared<const std::vector<float>>(std::move(values));
+    data_ = {held, held->data()}, size_ = held->size();
+  }
+  // In memory that stays for as long as `owner` is kept: until the boxes are made. Null: it is yours to keep.
+  Rows(const std::shared_ptr<const void>& owner, const float* data, std::size_t size)
+      : data_(owner, data), size_(size) {}
+
+  const float* data() const { return data_.get(); }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::shared_ptr<const float> data_;
+  std::size_t size_ = 0;
+};
+
+// What a network gives for a batch: a row for each image, of what the bundle's signature says.
+struct Outputs {
+  Rows logits, features, foreground;
+};
 
 // An engine of your own in place of wgap's modules. Called by several threads at once.
 class Network {
  public:
   virtual ~Network() = default;
   // images: uint8 [count][height][width][3], RGB, at the bundle's input size; wanted: WGAP_LOGITS, WGAP_FEATURES and
-  // WGAP_FOREGROUND together. What outputs point at is read until `release`. An error with WGAP_OK means none.
-  virtual Error run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted, Outputs* outputs) = 0;
-  virtual void release(Outputs*) {}
+  // WGAP_FOREGROUND together.
+  virtual Result<Outputs> run(const std::uint8_t* images, std::int64_t count, std::uint32_t wanted) = 0;
   virtual int largest() const { return 0; }  // images that run takes at most; 0: any number
   virtual const char* name() const { return "network"; }
 };
@@ -222,7 +277,7 @@ class Localizer {
       network.name = options.network->name();
       network.context = owned.get();
       network.run = run_network;
-      network.release = [](void* context, wgap_outputs* outputs) { network_of(context).release(outputs); };
+      network.release = [](void*, wgap_outputs* outputs) { delete static_cast<Outputs*>(outputs->lease); };
       network.destroy = [](void* context) { delete static_cast<std::shared_ptr<Network>*>(context); };
       given.network = &network;
     }
@@ -234,29 +289,43 @@ class Localizer {
     return Localizer(made);
   }
 
-  // One picture; heatmap: also return each class's map.
-  Result<Localization> file(const std::string& path, bool heatmap = false) const { return one(Picture(path), heatmap); }
-  Result<Localization> encoded(const void* data, std::size_t bytes, bool heatmap = false) const {
-    return one(Picture(data, bytes), heatmap);
+  // One picture. The options may be `wgap::with_heatmaps`.
+  Result<Localization> file(const std::string& path, const RunOptions& options = {}) const {
+    return one(Picture(path), options);
   }
-  Result<Localization> pixels(const Pixels& rgb, bool heatmap = false) const { return one(Picture(rgb), heatmap); }
-  Result<Localization> one(const Picture& picture, bool heatmap = false) const {
-    auto results = run(&picture, 1, heatmap);
+  Result<Localization> encoded(const void* data, std::size_t bytes, const RunOptions& options = {}) const {
+    return one(Picture(data, bytes), options);
+  }
+  Result<Localization> pixels(const Pixels& rgb, const RunOptions& options = {}) const {
+    return one(Picture(rgb), options);
+  }
+  Result<Localization> one(const Picture& picture, const RunOptions& options = {}) const {
+    auto results = run(&picture, 1, options);
     if (!results) return results.error();
     return std::move(results->front());
   }
 
-  // Many pictures, batch_size in a forward pass: a result for each, in order. The whole fails where the network does.
-  Result<std::vector<Result<Localization>>> batch(const std::vector<Picture>& pictures, bool heatmaps = false) const {
-    return run(pictures.data(), pictures.size(), heatmaps);
+  // Many pictures, batch_size in a forward pass. The whole fails where the network does.
+  Result<Batch> batch(const std::vector<Picture>& pictures, const RunOptions& options = {}) const {
+    return run(pictures.data(), pictures.size(), options);
+  }
+
+  // Does the bundle give here what it gave where it was made? The report, which `wgap selftest --json` prints; where a
+  // check failed, an error WGAP_CHECK_FAILED_ERROR with the report as its json.
+  Result<std::string> selftest() const {
+    wgap_error error = WGAP_ERROR_INIT;
+    char* raw = nullptr;
+    const wgap_status status = wgap_localizer_selftest(handle_.get(), &raw, &error);
+    const std::unique_ptr<char, void (*)(void*)> report(raw, wgap_free);
+    if (status != WGAP_OK) return Error{status, error.text, raw != nullptr ? raw : ""};
+    return std::string(raw);
   }
 
   // Pictures in the memory of the localizer's GPU, at the network's input size: uint8 [count][height][width][3], RGB.
   // The work is queued on `stream` behind what it holds, and waited for; boxes are in pixels of these pictures.
   // class_ids: one for each picture, or none for the top_k by logit.
-  Result<std::vector<Result<Localization>>> device(const void* images, std::size_t count, void* stream = nullptr,
-                                                   const std::vector<std::int64_t>& class_ids = {},
-                                                   bool heatmaps = false) const {
+  Result<Batch> device(const void* images, std::size_t count, void* stream = nullptr,
+                       const std::vector<std::int64_t>& class_ids = {}, const RunOptions& options = {}) const {
     wgap_device_pictures given = WGAP_DEVICE_PICTURES_INIT;
     given.images = images;
     given.count = static_cast<std::int64_t>(count);
@@ -264,11 +333,11 @@ class Localizer {
     given.class_ids = class_ids.empty() ? nullptr : class_ids.data();
     if (!class_ids.empty() && class_ids.size() != count)
       return Error{WGAP_INVALID_ARGUMENT, "class_ids: expected one for each picture", {}};
-    wgap_run_options options = WGAP_RUN_OPTIONS_INIT;
-    options.heatmaps = heatmaps;
+    wgap_run_options asked = WGAP_RUN_OPTIONS_INIT;
+    asked.heatmaps = options.heatmaps;
     wgap_error error = WGAP_ERROR_INIT;
     wgap_results* raw = nullptr;
-    const wgap_status status = wgap_localizer_run_device(handle_.get(), &given, &options, &raw, &error);
+    const wgap_status status = wgap_localizer_run_device(handle_.get(), &given, &asked, &raw, &error);
     return results_of(status, error, raw);
   }
 
@@ -300,9 +369,23 @@ class Localizer {
   static wgap_status run_network(void* context, const std::uint8_t* images, std::int64_t count, std::uint32_t wanted,
                                  wgap_outputs* outputs, wgap_error* error) {
     Error failed;
+    const auto work = [&] {
+      Result<Outputs> made = network_of(context).run(images, count, wanted);
+      if (!made) {
+        failed = made.error();
+        if (failed.status == WGAP_OK) failed.status = WGAP_BACKEND_ERROR;
+        return;
+      }
+      auto* const kept = new Outputs(std::move(*made));  // until release
+      outputs->lease = kept;
+      outputs->logits = kept->logits.data(), outputs->logits_bytes = kept->logits.size() * sizeof(float);
+      outputs->features = kept->features.data(), outputs->features_bytes = kept->features.size() * sizeof(float);
+      outputs->foreground = kept->foreground.data();
+      outputs->foreground_bytes = kept->foreground.size() * sizeof(float);
+    };
 #if defined(__cpp_exceptions)
     try {
-      failed = network_of(context).run(images, count, wanted, outputs);
+      work();
     } catch (const Exception& exception) {
       failed = exception.error();
     } catch (const std::exception& exception) {
@@ -311,13 +394,13 @@ class Localizer {
       failed = {WGAP_BACKEND_ERROR, "the network threw something that is no std::exception", {}};
     }
 #else
-    failed = network_of(context).run(images, count, wanted, outputs);
+    work();
 #endif
     std::snprintf(error->text, sizeof error->text, "%s", failed.text.c_str());
     return error->status = failed.status, failed.status;
   }
 
-  Result<std::vector<Result<Localization>>> run(const Picture* pictures, std::size_t count, bool heatmaps) const {
+  Result<Batch> run(const Picture* pictures, std::size_t count, const RunOptions& asked) const {
     std::vector<wgap_picture> given(count, wgap_picture WGAP_PICTURE_INIT);
     std::vector<wgap_image> images(count, wgap_image WGAP_IMAGE_INIT);
     for (std::size_t i = 0; i < count; ++i) {
@@ -337,13 +420,14 @@ class Localizer {
         const auto rows =
             static_cast<std::uint64_t>(pixels.height > 0 ? pixels.height - 1 : 0);  // wraps: the library judges
         const auto stride = static_cast<std::uint64_t>(images[i].row_bytes);
-        images[i].bytes =
-            rows * (images[i].row_bytes < 0 ? 0 - stride : stride) + static_cast<std::uint64_t>(pixels.width) * 3;
+        images[i].bytes = pixels.bytes != 0 ? pixels.bytes
+                                            : rows * (images[i].row_bytes < 0 ? 0 - stride : stride) +
+                                                  static_cast<std::uint64_t>(pixels.width) * 3;
         given[i].pixels = &images[i];
       }
     }
     wgap_run_options options = WGAP_RUN_OPTIONS_INIT;
-    options.heatmaps = heatmaps;
+    options.heatmaps = asked.heatmaps;
     wgap_error error = WGAP_ERROR_INIT;
     wgap_results* raw = nullptr;
     const wgap_status status =
@@ -351,20 +435,21 @@ class Localizer {
     return results_of(status, error, raw);
   }
 
-  static Result<std::vector<Result<Localization>>> results_of(wgap_status status, const wgap_error& error,
-                                                              wgap_results* raw) {
+  static Result<Batch> results_of(wgap_status status, const wgap_error& error, wgap_results* raw) {
     if (status != WGAP_OK) return Error{status, error.text, {}};
     const std::unique_ptr<wgap_results, void (*)(wgap_results*)> results(raw, wgap_results_destroy);
-    std::vector<Result<Localization>> made;
-    for (std::int64_t i = 0; i < wgap_results_count(raw); ++i) made.push_back(result_of(raw, i));
+    Batch made;
+    wgap_results_timings(raw, &made.timings, nullptr);
+    for (std::int64_t i = 0; i < wgap_results_count(raw); ++i) made.push_back(result_of(raw, i, made.timings));
     return made;
   }
 
-  static Result<Localization> result_of(const wgap_results* results, std::int64_t i) {
+  static Result<Localization> result_of(const wgap_results* results, std::int64_t i, const Timings& timings) {
     if (const wgap_status status = wgap_results_status(results, i); status != WGAP_OK)
       return Error{status, wgap_results_message(results, i), wgap_results_json(results, i)};
     Localization made;
     made.json = wgap_results_json(results, i);
+    made.timings = timings;
     for (std::int32_t rank = 0; rank < wgap_results_classes(results, i); ++rank) {
       const wgap_found& from = *wgap_results_found(results, i, rank);
       Found found;

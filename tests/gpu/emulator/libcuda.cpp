@@ -2,10 +2,12 @@
 // block after the other, in the shared and global memory that the launch was given. Addresses and sizes are checked
 // against what was allocated, so that a copy or a launch beyond its memory fails here as it might not on a GPU.
 // WGAP_EMULATED_GPUS devices (1 or 2; 1 unless it is set), each with a primary context: memory, streams, events and
-// modules of one are refused on the other. wgap_emulated_calls() counts the driver calls, wgap_emulated_graphs() the living graphs,
-// wgap_emulated_owners() who keeps a primary context, wgap_emulated_bytes() what is allocated, wgap_emulated_launched() launches of
-// graphs.
+// modules of one are refused on the other. Each has WGAP_EMULATED_MEMORY bytes; 4 GiB unless it is set.
+// wgap_emulated_calls() counts the driver calls, wgap_emulated_graphs() the living graphs, wgap_emulated_owners() who
+// keeps a primary context, wgap_emulated_held(ordinal) the bytes and streams of a device, wgap_emulated_pinned() the
+// living pieces of pinned memory, wgap_emulated_launched() launches of graphs.
 //   g++ -std=c++17 -O2 -ffp-contract=off -shared -fPIC -I runtime/include -I runtime/src/kernel libcuda.cpp -o libcuda.so.1
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -34,7 +36,6 @@ enum Error {
   kInvalidHandle = 400,
   kNotFound = 500
 };
-constexpr std::size_t kMemory = 4ULL << 30;
 constexpr int kRoom = 99 * 1024, kStatic = 192, kMultiprocessors = 3;
 
 struct EmulatedBlock : wgap::SerialBlock {
@@ -47,7 +48,7 @@ struct EmulatedBlock : wgap::SerialBlock {
 struct Device {
   std::map<Pointer, std::size_t> memory;
   std::size_t used = 0;
-  int retained = 0, dynamic_shared = 0;
+  int retained = 0, dynamic_shared = 0, streams = 0;
   char module = 0;  // its address is the handle of a module and of its function
 };
 
@@ -74,6 +75,11 @@ std::atomic<unsigned long long> launched{0};          // graphs, as one
 int device_count() {
   const char* const set = std::getenv("WGAP_EMULATED_GPUS");
   return set != nullptr && std::strcmp(set, "2") == 0 ? 2 : 1;
+}
+
+std::size_t memory_size() {
+  const char* const set = std::getenv("WGAP_EMULATED_MEMORY");
+  return set != nullptr ? std::strtoull(set, nullptr, 10) : 4ULL << 30;
 }
 
 bool exists(int ordinal) { return ordinal >= 0 && ordinal < device_count(); }
@@ -233,7 +239,7 @@ int cuCtxSynchronize() { return contexts.empty() ? kInvalidContext : kSuccess; }
 int cuMemAlloc(Pointer* pointer, std::size_t size) {
   const std::lock_guard<std::recursive_mutex> held(lock);
   if (contexts.empty()) return kInvalidContext;
-  if (current()->used + size > kMemory) return kOutOfMemory;
+  if (current()->used + size > memory_size()) return kOutOfMemory;
   *pointer = reinterpret_cast<Pointer>(std::aligned_alloc(256, (size + 255) / 256 * 256));
   std::memset(reinterpret_cast<void*>(*pointer), 0x5a, size);
   current()->memory[*pointer] = size;
@@ -266,7 +272,8 @@ int cuMemFreeHost(void* pointer) {
 int cuMemGetInfo(std::size_t* free_, std::size_t* total) {
   const std::lock_guard<std::recursive_mutex> held(lock);
   if (contexts.empty()) return kInvalidContext;
-  return *free_ = kMemory - current()->used, *total = kMemory, kSuccess;
+  *total = memory_size();
+  return *free_ = *total - std::min(*total, current()->used), kSuccess;
 }
 int cuMemsetD8(Pointer at, unsigned char value, std::size_t size) {
   const std::lock_guard<std::recursive_mutex> held(lock);
@@ -314,9 +321,14 @@ int cuMemcpyHtoDAsync_v2(Pointer to, const void* from, std::size_t size, Handle 
 
 int cuStreamCreate(Handle* stream, unsigned) {
   if (current() == nullptr) return kInvalidContext;
-  return *stream = new Stream{current(), false, {}}, kSuccess;
+  const std::lock_guard<std::recursive_mutex> held(lock);
+  return *stream = new Stream{current(), false, {}}, ++current()->streams, kSuccess;
 }
-int cuStreamDestroy(Handle stream) { return delete static_cast<Stream*>(stream), kSuccess; }
+int cuStreamDestroy(Handle stream) {
+  const std::lock_guard<std::recursive_mutex> held(lock);
+  --static_cast<Stream*>(stream)->device->streams;
+  return delete static_cast<Stream*>(stream), kSuccess;
+}
 int cuStreamSynchronize(Handle stream) {
   return submit(stream, [](Device&) { return kSuccess; });
 }
@@ -400,11 +412,13 @@ int cuLaunchKernel(Handle function, unsigned x, unsigned, unsigned, unsigned thr
 
 unsigned long long wgap_emulated_calls() { return calls; }
 unsigned long long wgap_emulated_launched() { return launched; }
-unsigned long long wgap_emulated_bytes() {
+unsigned long long wgap_emulated_held(int ordinal) {
   const std::lock_guard<std::recursive_mutex> held(lock);
-  std::size_t sum = devices[0].used + devices[1].used;
-  for (const auto& [_, size] : pinned) sum += size;
-  return sum;
+  return devices[ordinal].used + static_cast<unsigned long long>(devices[ordinal].streams);
+}
+unsigned long long wgap_emulated_pinned() {
+  const std::lock_guard<std::recursive_mutex> held(lock);
+  return pinned.size();
 }
 unsigned long long wgap_emulated_graphs() { return graphs; }
 unsigned long long wgap_emulated_owners() {

@@ -102,14 +102,16 @@ struct Context : ContextDefaults, IExecutionContext {
   void compute() {
     FakeNetwork fake(Sizes{plan.classes, plan.channels, plan.height * plan.width, plan.input_height * plan.input_width,
                            plan.score_height * plan.score_width});
-    wgap::Outputs made = WGAP_OUTPUTS_INIT;
     const auto* const images = static_cast<const std::uint8_t*>(buffers.at("image").pinned);
-    EXPECT(fake.run(images, count, WGAP_LOGITS | WGAP_FEATURES | WGAP_FOREGROUND, &made).status == WGAP_OK);
-    std::memcpy(buffers.at("logits").pinned, made.logits, buffers.at("logits").bytes);
-    std::memcpy(buffers.at("features").pinned, made.features, buffers.at("features").bytes);
-    if (plan.score_height > 0)
-      std::memcpy(buffers.at("foreground").pinned, made.foreground, buffers.at("foreground").bytes);
-    fake.release(&made);
+    const auto made = fake.run(images, count, WGAP_LOGITS | WGAP_FEATURES | WGAP_FOREGROUND);
+    for (auto& [name, buffer] : buffers)
+      if (name != "image")
+        std::memcpy(buffer.pinned,
+                    (name == "logits"     ? made->logits
+                     : name == "features" ? made->features
+                                          : made->foreground)
+                        .data(),
+                    buffer.bytes);
   }
 };
 

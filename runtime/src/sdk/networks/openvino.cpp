@@ -84,6 +84,8 @@ struct Library {
   }
 };
 
+constexpr std::size_t kBatches = 4;  // sizes of batches for which a compiled model is kept; the oldest goes
+
 const Library& library_of(const char* option) {
   static std::mutex lock;
   static auto& loaded =
@@ -114,7 +116,7 @@ class Model {
     }
     try {
       for (std::int32_t i = 0; i < request.tensor_count; ++i) compare(request.tensors[i], request.path);
-      give_back(1, request_for(1));  // the usual batch: what can fail does so now
+      const Lease usual(*this, 1);  // what can fail does so now
     } catch (...) {
       release();
       throw;
@@ -153,19 +155,35 @@ class Model {
   static void release(wgap_outputs* outputs) { delete static_cast<Lease*>(outputs->lease); }
 
  private:
+  // A model compiled for batches of one size: those are fastest.
+  struct Compiled {
+    const Library& ov;
+    ov_compiled_model_t* model = nullptr;
+    std::vector<ov_infer_request_t*> idle = {};
+    std::uint64_t used = 0;
+
+    explicit Compiled(const Library& of) : ov(of) {}
+    ~Compiled() {
+      for (ov_infer_request_t* const request : idle) ov.ov_infer_request_free(request);
+      if (model != nullptr) ov.ov_compiled_model_free(model);
+    }
+    Compiled(const Compiled&) = delete;
+    Compiled& operator=(const Compiled&) = delete;
+  };
+  // An infer request for one pass. It keeps its model, which others may have pushed out meanwhile.
   struct Lease {
-    Model& model;
-    const std::int64_t count;
+    Model& of;
+    const std::shared_ptr<Compiled> compiled;
     ov_infer_request_t* const request;
 
-    Lease(Model& of, std::int64_t images) : model(of), count(images), request(of.request_for(images)) {}
-    ~Lease() { model.give_back(count, request); }
+    Lease(Model& model, std::int64_t images)
+        : of(model), compiled(model.compiled_for(images)), request(model.request_of(compiled.get())) {}
+    ~Lease() {
+      const std::lock_guard<std::mutex> held(of.lock_);
+      compiled->idle.push_back(request);
+    }
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
-  };
-  struct Compiled {  // for batches of one size: those are fastest
-    ov_compiled_model_t* model = nullptr;
-    std::vector<ov_infer_request_t*> idle;
   };
 
   const Library& ov_;
@@ -175,45 +193,47 @@ class Model {
   ov_element_type_e image_type_ = DYNAMIC;
   std::int64_t image_[4] = {};
   std::mutex lock_;
-  std::map<std::int64_t, Compiled> compiled_;
+  std::map<std::int64_t, std::shared_ptr<Compiled>> compiled_;
+  std::uint64_t uses_ = 0;
 
   void check(ov_status_e status) const { ov_.check(status); }
 
   void release() {
-    for (const auto& [_, compiled] : compiled_) {
-      for (ov_infer_request_t* const request : compiled.idle) ov_.ov_infer_request_free(request);
-      if (compiled.model != nullptr) ov_.ov_compiled_model_free(compiled.model);
-    }
+    compiled_.clear();
     if (model_ != nullptr) ov_.ov_model_free(model_);
     if (core_ != nullptr) ov_.ov_core_free(core_);
   }
 
-  ov_infer_request_t* request_for(std::int64_t count) {
+  std::shared_ptr<Compiled> compiled_for(std::int64_t count) {
     const std::lock_guard<std::mutex> held(lock_);
-    Compiled& compiled = compiled_[count];
-    if (compiled.model == nullptr) {
+    if (compiled_.count(count) == 0) {
+      auto made = std::make_shared<Compiled>(ov_);
       const std::int64_t extents[] = {count, image_[1], image_[2], image_[3]};
       ov_partial_shape_t shape = {};
       check(ov_.ov_partial_shape_create_static(4, extents, &shape));
       const ov_status_e status = ov_.ov_model_reshape_single_input(model_, shape);
       ov_.ov_partial_shape_free(&shape);
       check(status);
-      check(ov_.ov_core_compile_model(core_, model_, "CPU", 6, &compiled.model, "INFERENCE_PRECISION_HINT",
-                                      hint_.c_str(), "INFERENCE_NUM_THREADS", threads_.c_str(), "PERFORMANCE_HINT",
-                                      "LATENCY"));
+      check(ov_.ov_core_compile_model(core_, model_, "CPU", 6, &made->model, "INFERENCE_PRECISION_HINT", hint_.c_str(),
+                                      "INFERENCE_NUM_THREADS", threads_.c_str(), "PERFORMANCE_HINT", "LATENCY"));
+      if (compiled_.size() >= kBatches)
+        compiled_.erase(std::min_element(compiled_.begin(), compiled_.end(),
+                                         [](const auto& a, const auto& b) { return a.second->used < b.second->used; }));
+      compiled_[count] = std::move(made);
     }
+    compiled_[count]->used = ++uses_;
+    return compiled_[count];
+  }
+  ov_infer_request_t* request_of(Compiled* compiled) {
+    const std::lock_guard<std::mutex> held(lock_);
     ov_infer_request_t* request = nullptr;
-    if (compiled.idle.empty()) {
-      check(ov_.ov_compiled_model_create_infer_request(compiled.model, &request));
+    if (compiled->idle.empty()) {
+      check(ov_.ov_compiled_model_create_infer_request(compiled->model, &request));
     } else {
-      request = compiled.idle.back();
-      compiled.idle.pop_back();
+      request = compiled->idle.back();
+      compiled->idle.pop_back();
     }
     return request;
-  }
-  void give_back(std::int64_t count, ov_infer_request_t* request) {
-    const std::lock_guard<std::mutex> held(lock_);
-    compiled_[count].idle.push_back(request);
   }
 
   // One input or output of the graph with what the manifest promises.

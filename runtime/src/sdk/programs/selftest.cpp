@@ -1,6 +1,5 @@
 // wgap-selftest: `wgap selftest` without Python.
 #include <cstdio>
-#include <memory>
 #include <string>
 
 #include "arguments.h"
@@ -26,12 +25,10 @@ int main(int count, char** given) {
   if (rest.size() > 1) arguments.refuse("expected one bundle");
   const auto localizer = wgap::Localizer::open(rest[0], options);
   if (!localizer) wgap::programs::end_with(1, wgap::programs::shown(localizer.error().text));
-  wgap_error error = WGAP_ERROR_INIT;
-  char* raw = nullptr;
-  const wgap_status status = wgap_localizer_selftest(localizer->handle(), &raw, &error);
-  const std::unique_ptr<char, void (*)(void*)> report(raw, wgap_free);
-  if (report == nullptr) wgap::programs::end_with(1, wgap::programs::shown(error.text));
-  std::printf("%s\n", report.get());
+  const auto report = localizer->selftest();
+  const std::string& line = report ? *report : report.error().json;
+  if (line.empty()) wgap::programs::end_with(1, wgap::programs::shown(report.error().text));
+  std::printf("%s\n", line.c_str());
   if (std::fflush(stdout) != 0) wgap::programs::end_with(1, "output: cannot be written");
-  return status == WGAP_OK ? 0 : 1;
+  return report ? 0 : 1;
 }
