@@ -156,7 +156,6 @@ struct Runtime : RuntimeDefaults, IRuntime {
       return log.log(ILogger::Severity::kERROR, "not a plan"), nullptr;
     return new Engine(plan, log);
   }
-  ICudaEngine* deserializeCudaEngine(IStreamReader&) noexcept override { std::abort(); }
 };
 
 }  // namespace
