@@ -279,9 +279,9 @@ def test_a_module_without_the_parser_s_header_says_so(
     shutil.copytree(headers[0], bare, ignore=shutil.ignore_patterns("NvOnnxParser.h"))
     rest = [o for o in (built / "CMakeFiles" / "wgap_tensorrt.dir").rglob("*.o") if o.name != "refit.cpp.o"]
     call(
-        "g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden", "-I",
-        ROOT / "runtime/include", "-isystem", bare, "-isystem", headers[1], ROOT / "runtime/src/sdk/networks/refit.cpp",
-        *rest, "-o", tmp_path / "libwgap_tensorrt.so",
+        "g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden",
+        "-I", ROOT / "runtime/include", "-isystem", bare, "-isystem", headers[1],
+        ROOT / "runtime/src/sdk/networks/refit.cpp", *rest, "-o", tmp_path / "libwgap_tensorrt.so",
     )  # fmt: skip
     asked = (with_plan(own, "stripped", **STRIPPED), "x.png", "--backend", "tensorrt")
     done = run(built / "wgap-localize", *asked, WGAP_MODULES=str(tmp_path))

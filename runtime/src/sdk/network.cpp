@@ -114,6 +114,11 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vec
     known += (known.empty() ? "" : ", ") + std::string(backend.name);
     if (options.backend == backend.name) chosen = &backend;
   }
+  if (options.backend == "tensorrt_rtx")
+    fail(WGAP_BACKEND_ERROR,
+         "the backend tensorrt_rtx runs in the Python package alone: `wgap localize ... --backend tensorrt_rtx`; here, "
+         "expected one of: %s. A program of your own that loads TensorRT-RTX gets its engine from wgap_bundle_engine",
+         known.c_str());
   if (chosen == nullptr)
     fail(WGAP_BACKEND_ERROR, "unknown backend %s; expected one of: %s", in_quotes(options.backend).c_str(),
          known.c_str());
