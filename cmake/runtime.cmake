@@ -108,6 +108,7 @@ endif()
 find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h HINTS ${TENSORRT_ROOT} PATH_SUFFIXES include)
 if(TENSORRT_INCLUDE_DIR AND WGAP_NVCC)
   wgap_gpu_module(tensorrt ${TENSORRT_INCLUDE_DIR})
+  target_sources(wgap_tensorrt PRIVATE runtime/src/sdk/networks/refit.cpp)
 endif()
 find_package(OpenVINO QUIET COMPONENTS Runtime)  # -DOpenVINO_DIR=, as of the pip package: .../openvino/cmake
 if(OpenVINO_FOUND)

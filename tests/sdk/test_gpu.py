@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 VERSION = "10.14.1.48"
 EMULATED = os.environ.get("WGAP_REQUIRE_GPU") != "1"
 on_the_emulator = pytest.mark.skipif(not EMULATED, reason="stands on the emulated driver's memory")
+STRIPPED = {"options": {"strip_weights": True}}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder)
     [found] = folder.rglob("NvInferRuntime.h")
+    shutil.copy(HERE / "stand_in" / "NvOnnxParser.h", found.parent)  # which that package leaves out
     return [found.parent, cuda_roots[0]]
 
 
@@ -68,11 +70,14 @@ def built(headers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
         call(*library, *kernel, ROOT / "tests/gpu/emulator/libcuda.cpp", "-o", folder / "libcuda.so.1")
     made = call(sys.executable, HERE / "stand_in" / "defaults.py", headers[0] / "NvInferImpl.h")
     (folder / "defaults.h").write_text(made)
-    for name, flags in (("libnvinfer.so.10", ()), ("libnvinfer-11.so", ("-DSTAND_IN_VERSION=110400",))):
+    for name, source, flags in (
+        ("libnvinfer.so.10", "nvinfer.cpp", ()),
+        ("libnvinfer-11.so", "nvinfer.cpp", ("-DSTAND_IN_VERSION=110400",)),
+        ("libnvonnxparser.so.10", "nvonnxparser.cpp", ()),
+    ):
         call(
             *library, "-fvisibility=hidden", *flags, *kernel, "-isystem", headers[0], "-isystem", headers[1],
-            "-I", folder, HERE / "stand_in" / "nvinfer.cpp", f"-L{folder}", "-lwgap_runtime", "-lwgap", "-o",
-            folder / name,
+            "-I", folder, HERE / "stand_in" / source, f"-L{folder}", "-lwgap_runtime", "-lwgap", "-o", folder / name,
         )  # fmt: skip
     fetched = ("-isystem", ROOT / "build/headers/usr/include/onnxruntime", "-isystem", "/usr/include/onnxruntime")
     call(*library, *fetched, HERE / "stand_in" / "onnxruntime.cpp", "-ldl", "-o", folder / "libonnxruntime-cuda.so")
@@ -230,7 +235,9 @@ def test_onnxruntime_on_cuda_finds_the_boxes_of_the_cpu(built: Path, tiny_bundle
         ("", {"version": "10.13.0.1"}, (), {}, "does not fit and was not loaded:"),
         ("", {"architecture": "8.9"}, (), {}, "GPU architecture  "),
         ("", {"platform": "linux aarch64"}, (), {}, "platform  "),
-        ("", {"options": {"strip_weights": True}}, (), {}, "was built without its weights"),
+        ("stripped of model 9;", STRIPPED, (), {}, "/model.onnx: the weights do not fit"),
+        ("stripped", STRIPPED, (), {"WGAP_TENSORRT_PARSER": "gone.so"}, "could not be loaded: gone.so: cannot open"),
+        ("stripped", STRIPPED, (), {"WGAP_TENSORRT_PARSER": "libcuda.so.1"}, "is no ONNX parser of TensorRT's: it has"),
         ("", {}, ("--precision", "int8"), {}, "holds no tensorrt engine of precision int8; its engines: tensorrt fp32"),
         ("", {}, ("--device", "7"), {}, "no GPU '7' on this machine; expected an ordinal or a UUID of: 0 (GPU-"),
         ("", {}, ("--threads", "2"), {}, "the backend tensorrt has no threads; it takes device and slots"),
@@ -254,6 +261,45 @@ def test_what_does_not_fit_is_told(
     done = run(built / "wgap-localize", *asked, **environment)
     assert (done.returncode, done.stdout) == (1, "")
     assert message in done.stderr
+
+
+def test_an_engine_without_weights_gets_those_of_its_model(built: Path, own: Path, tmp_path: Path) -> None:
+    import cv2
+    import numpy as np
+
+    cv2.imwrite(str(tmp_path / "it.png"), np.full((20, 30, 3), 90, np.uint8))
+    size = (own / "model.onnx").stat().st_size
+    made = []
+    for words, engine in (("", {}), (f"stripped of model {size};", STRIPPED)):
+        root = with_plan(Path(shutil.copytree(own, tmp_path / f"bundle{len(made)}")), words, **engine)
+        made.append(run(built / "wgap-localize", root, tmp_path / "it.png", "--backend", "tensorrt", "--json"))
+    whole, refitted = made
+    assert (refitted.returncode, refitted.stderr) == (0, "")
+    assert refitted.stdout == whole.stdout != ""
+
+
+def test_a_module_without_the_parser_s_header_says_so(
+    built: Path, headers: list[Path], own: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "include"
+    shutil.copytree(headers[0], bare, ignore=shutil.ignore_patterns("NvOnnxParser.h"))
+    rest = [o for o in (built / "CMakeFiles" / "wgap_tensorrt.dir").rglob("*.o") if o.name != "refit.cpp.o"]
+    call(
+        "g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden",
+        "-I", ROOT / "runtime/include", "-isystem", bare, "-isystem", headers[1],
+        ROOT / "runtime/src/sdk/networks/refit.cpp", *rest, "-o", tmp_path / "libwgap_tensorrt.so",
+    )  # fmt: skip
+    asked = (with_plan(own, "stripped", **STRIPPED), "x.png", "--backend", "tensorrt")
+    done = run(built / "wgap-localize", *asked, WGAP_MODULES=str(tmp_path))
+    assert "was built without its weights, and this module without NvOnnxParser.h" in done.stderr
+
+
+def test_tensorrt_rtx_is_not_taken_for_tensorrt(built: Path, own: Path) -> None:
+    """Its tables of functions are TensorRT 11's where they were looked at, and not 10's: a call would crash."""
+    [rtx] = Path(pytest.importorskip("tensorrt_rtx_libs").__file__).parent.glob("libtensorrt_rtx.so.*")
+    done = run(built / "wgap-localize", with_plan(own), "x.png", "--backend", "tensorrt", WGAP_TENSORRT=str(rtx))
+    assert f"{rtx} is TensorRT 1." in done.stderr
+    assert done.stderr.endswith("this module was built for TensorRT 10, and knows no other\n")
 
 
 def test_a_device_that_fails_is_told_and_leaves_nothing_running(built: Path, own: Path, tmp_path: Path) -> None:

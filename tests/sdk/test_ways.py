@@ -81,7 +81,12 @@ def test_the_sentences_are_python_s(installed: Path, library: Path, scored_bundl
         (("BUNDLE", "PICTURE", "--class", "owl"), 1, "no class 'owl'; expected a name (disc, ...) or an id of 0..2"),
         (("BUNDLE", "PICTURE", "--class", "3"), 1, "no class '3'"),
         (("BUNDLE", "PICTURE", "--rule", "otsu"), 1, "rule: expected 'adaptive'"),
-        (("BUNDLE", "PICTURE", "--backend", "tvm"), 1, "unknown backend 'tvm'; expected one of: onnxruntime, openvino"),
+        (("BUNDLE", "PICTURE", "--backend", "tvm"), 1, "unknown backend 'tvm'; expected one of: onnxruntime"),
+        (
+            ("BUNDLE", "PICTURE", "--backend", "tensorrt_rtx"),
+            1,
+            "tensorrt_rtx runs in the Python package alone: `wgap loc",
+        ),
         (("BUNDLE", "PICTURE", "--precision", "int8"), 1, "holds no int8 model; it has: fp32; make it with"),
         (("nothing", "PICTURE"), 1, "nothing is not a folder; expected a bundle"),
         (("BUNDLE", "EMPTY"), 1, "expected a folder with images in it, found none"),

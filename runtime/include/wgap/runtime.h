@@ -172,8 +172,11 @@ typedef struct wgap_network_request {
   int32_t version_compatible; /* of an engine: 1: it was built to run in later versions */
   int32_t classes;
   int32_t channels;
-  const float* weight;  /* [classes][channels], of the classifier behind the features */
-  int64_t memory_limit; /* bytes that ONNX Runtime may hold on the GPU; 0: the module's choice */
+  const float* weight;     /* [classes][channels], of the classifier behind the features */
+  int64_t memory_limit;    /* bytes that ONNX Runtime may hold on the GPU; 0: the module's choice */
+  const char* source_path; /* of an engine without weights: the ONNX file it was built from; else null */
+  const void* source;      /* the very bytes that were hashed */
+  uint64_t source_bytes;
 } wgap_network_request;
 
 /* What runs engines here. A module of a library that has engines exports wgap_network_host, which fills it in. */

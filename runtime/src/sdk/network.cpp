@@ -114,6 +114,11 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vec
     known += (known.empty() ? "" : ", ") + std::string(backend.name);
     if (options.backend == backend.name) chosen = &backend;
   }
+  if (options.backend == "tensorrt_rtx")
+    fail(WGAP_BACKEND_ERROR,
+         "the backend tensorrt_rtx runs in the Python package alone: `wgap localize ... --backend tensorrt_rtx`; here, "
+         "expected one of: %s. A program of your own that loads TensorRT-RTX gets its engine from wgap_bundle_engine",
+         known.c_str());
   if (chosen == nullptr)
     fail(WGAP_BACKEND_ERROR, "unknown backend %s; expected one of: %s", in_quotes(options.backend).c_str(),
          known.c_str());
@@ -126,17 +131,21 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vec
   void* const module = module_of(options.backend);
   wgap_network_request request = {};
   request.struct_size = sizeof request;
-  std::string path, content;
+  std::string path, content, source_path, source;
   request.largest = options.batch_size;
   if (chosen->engines) {
     const Host host = host_of(module, options);
     const File& file = engine_file(bundle, host, options.precision, rule);
     path = bundle.path(file);
-    if (file.engine->strip_weights)
-      fail(WGAP_BACKEND_ERROR,
-           "%s was built without its weights, which the Python package alone puts back; build one with them",
-           path.c_str());
     content = preflight(bundle, file, host, 0, options.ungated, rule);
+    if (file.engine->strip_weights) {  // the preflight has compared its model with the one it was built from
+      const File& model = bundle.model_file(options.precision, true, rule);
+      source_path = bundle.path(model);
+      source = bundle.content(model);
+      request.source_path = source_path.c_str();
+      request.source = source.data();
+      request.source_bytes = source.size();
+    }
     request.largest = static_cast<std::int32_t>(std::min<std::int64_t>(file.engine->most, 1 << 20));
     request.version_compatible = file.engine->version_compatible ? 1 : 0;
   } else {

@@ -9,7 +9,9 @@ from pathlib import Path
 text = re.sub(r"//.*", "", Path(sys.argv[1]).read_text())
 text = re.sub(r"#if ENABLE_.*?#endif", "", text, flags=re.S)
 lines = ["// Made by defaults.py.", "#pragma once", "#include <cstdlib>", "using namespace nvinfer1;"]
-for name, made in (("VRuntime", "Runtime"), ("VCudaEngine", "Engine"), ("VExecutionContext", "Context")):
+for name, made in (
+    ("VRuntime", "Runtime"), ("VCudaEngine", "Engine"), ("VExecutionContext", "Context"), ("VRefitter", "Refitter"),
+):  # fmt: skip
     found = re.search(rf"class {name} : public VRoot\s*{{(.*?)\n}};", text, flags=re.S)
     assert found, name
     lines.append(f"struct {made}Defaults : apiv::{name} {{")

@@ -53,6 +53,7 @@ struct Plan {
   int classes = 0, channels = 0, height = 0, width = 0, input_height = 0, input_width = 0;
   int score_height = 0, score_width = 0;  // 0: no foreground
   std::string words;
+  bool stripped = false;  // of its weights, as it is until they are back
 
   bool asks(const char* word) const { return words.find(word) != std::string::npos; }
 };
@@ -91,6 +92,7 @@ struct Context : ContextDefaults, IExecutionContext {
     return driver().pin(&buffer.pinned, buffer.bytes, 1) == 0;
   }
   bool enqueueV3(cudaStream_t stream) noexcept override {
+    if (plan.stripped) return log.log(ILogger::Severity::kERROR, "no weights"), false;
     if (plan.asks("tired") && ++runs > 1) return log.log(ILogger::Severity::kERROR, "the device is tired"), false;
     const Buffer& image = buffers.at("image");
     bool queued = driver().to_host(image.pinned, image.at, image.bytes, stream) == 0 &&
@@ -141,6 +143,25 @@ struct Engine : EngineDefaults, ICudaEngine {
   }
 };
 
+// Puts weights back; the right ones are of the size that the plan tells: `stripped of model BYTES;`.
+struct Refitter : RefitterDefaults, IRefitter {
+  Engine& engine;
+  ILogger& log;
+  std::string given;
+
+  Refitter(Engine& of, ILogger& to) : engine(of), log(to) { mImpl = this; }
+  bool setNamedWeights(const char* name, Weights weights) noexcept override {
+    given = std::string(name) + " " + std::to_string(weights.count) + ";";
+    return true;
+  }
+  bool refitCudaEngine() noexcept override {
+    if (!engine.plan.asks(("stripped of " + given).c_str()))
+      return log.log(ILogger::Severity::kERROR, "the weights do not fit"), false;
+    engine.plan.stripped = false;
+    return true;
+  }
+};
+
 struct Runtime : RuntimeDefaults, IRuntime {
   ILogger& log;
   bool host_code = false;
@@ -154,16 +175,22 @@ struct Runtime : RuntimeDefaults, IRuntime {
     text >> word >> plan.classes >> plan.channels >> plan.height >> plan.width >> plan.input_height >> plan.input_width;
     text >> plan.score_height >> plan.score_width;
     std::getline(text, plan.words);
+    plan.stripped = plan.asks("stripped");
     if (word != "plan" || plan.classes < 1 || (plan.asks("compatible") && !host_code))
       return log.log(ILogger::Severity::kERROR, "not a plan"), nullptr;
     return new Engine(plan, log);
   }
-  ICudaEngine* deserializeCudaEngine(IStreamReader&) noexcept override { std::abort(); }
 };
 
 }  // namespace
 
 extern "C" {
+__attribute__((visibility("default"))) void* createInferRefitter_INTERNAL(void* engine, void* log,
+                                                                          std::int32_t version) noexcept {
+  auto* const of = static_cast<Engine*>(static_cast<ICudaEngine*>(engine));
+  return version == STAND_IN_VERSION ? static_cast<IRefitter*>(new Refitter(*of, *static_cast<ILogger*>(log)))
+                                     : nullptr;
+}
 __attribute__((visibility("default"))) void* createInferRuntime_INTERNAL(void* log, std::int32_t version) noexcept {
   return version == STAND_IN_VERSION ? static_cast<IRuntime*>(new Runtime(*static_cast<ILogger*>(log))) : nullptr;
 }

@@ -11,6 +11,7 @@
 
 #include "gpu_network.h"
 #include "library.h"
+#include "refit.h"
 
 namespace {
 
@@ -81,6 +82,8 @@ class Session : public GpuNetwork {
     if (request.version_compatible != 0) runtime_->setEngineHostCodeAllowed(true);  // such a plan brings what it needs
     engine_.reset(runtime_->deserializeCudaEngine(request.content, request.content_bytes));
     if (engine_ == nullptr) refuse(text("refuses %s", request.path));
+    if (request.source != nullptr && !refit(*engine_, log_, library_.file, library_.number, request))
+      refuse(text("cannot refit its engine from %s", request.source_path));
     for (std::int32_t i = 0; i < request.tensor_count; ++i) compare(request.tensors[i], request.path);
   }
   ~Session() override {
