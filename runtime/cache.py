@@ -24,7 +24,7 @@ def require_own(cache: Path, code: str) -> None:
 
     Args:
         cache: the folder.
-        code: what is kept there, for the message.
+        code: a clause that says what is kept there.
 
     Raises:
         BackendError: others may write into it.
@@ -33,7 +33,7 @@ def require_own(cache: Path, code: str) -> None:
     about = cache.stat()
     if about.st_uid not in (os.getuid(), 0) or about.st_mode & 0o002:
         raise BackendError(
-            f"{cache}: {code} is kept there, and others may write it (mode {about.st_mode & 0o7777:o}, owner "
+            f"{cache}: {code}, and others may write it (mode {about.st_mode & 0o7777:o}, owner "
             f"{about.st_uid}); run chmod o-w on it, or name a folder of your own in WGAP_CACHE"
         )
 

@@ -65,7 +65,8 @@ class Localizer:
     Args:
         bundle: a bundle folder, or one already opened (then taken as verified).
         backend: ``onnxruntime`` or ``openvino`` on the CPU; ``onnxruntime_cuda``, ``onnxruntime_tensorrt``,
-            ``tensorrt`` or ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md).
+            ``tensorrt`` or ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md);
+            ``auto`` for what runs best here, whose name is then in the attribute ``backend`` (docs/runtime.md).
         precision: which of the bundle's model files to run: ``fp32``; ``int8``, ``fp16`` or ``bf16`` once calibrated.
         rule: ``adaptive`` (Sec. 4.3), ``fixed:ETA`` with ETA in [0, 0.999], ``foreground``, ``foreground+colour``
             (docs/foreground.md), or a :class:`wgap.rule.Rule`; None takes the manifest's.
@@ -168,6 +169,7 @@ class Localizer:
         except BaseException:
             self.network.close()
             raise
+        self.backend = self.network.name
         self._input_size = model.input_size
         self._class_ids = {name: index for index, name in enumerate(self.classes)}
 

@@ -76,7 +76,7 @@ def compile_kernel(
     ]  # fmt: skip
     path = None
     if cache is not None:
-        require_own(cache, "code for the GPU")
+        require_own(cache, "code for the GPU is kept there")
         path = cache / f"{_key(options, version)}.cubin"
     if path is not None and (cubin := read_cached(path)) is not None:
         return Compiled(cubin, "")

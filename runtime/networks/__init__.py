@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "NetworkOptions", "open_network"]
 
 BACKENDS = {
+    "auto": "wgap.runtime.networks.auto:open_bundle",
     "onnxruntime": "wgap.runtime.networks.onnxruntime:open_bundle",
     "openvino": "wgap.runtime.networks.openvino:open_bundle",
     "onnxruntime_cuda": "wgap.runtime.networks.onnxruntime_gpu:OnnxRuntimeGpuNetwork",

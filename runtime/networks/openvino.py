@@ -143,8 +143,8 @@ class OpenVinoNetwork(Network):
         """The folder for compiled models; None, with a warning, where nothing can be written."""
         folder = cache_folder() / "openvino"
         try:
-            require_own(folder.parent, "compiled models")
-            require_own(folder, "compiled models")
+            require_own(folder.parent, "compiled models are kept there")
+            require_own(folder, "compiled models are kept there")
         except OSError as error:
             _log.warning("%s: compiled models cannot be kept (%s); name a folder in WGAP_CACHE", folder, error.strerror)
             return None

@@ -66,6 +66,7 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
   in_range("batch_size", options.batch_size, 1, 4096);
   if (options.threads != 0) in_range("threads", options.threads, 1, WGAP_MOST_THREADS);
   if (options.slots != 0) in_range("slots", options.slots, 1, 1024);
+  if (options.streams != 0) in_range("streams", options.streams, 1, 1024);
   height_ = static_cast<int>(manifest.tensor("image")->shape[1]);
   width_ = static_cast<int>(manifest.tensor("image")->shape[2]);
   const std::vector<float> weight = bundle_->classifier();
@@ -77,10 +78,10 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
            "your own");
   } else {
     const auto given = [](const char* text, const char* usual) { return std::string(text != nullptr ? text : usual); };
-    network_.emplace(
-        open_network(*bundle_, rule_, weight,
-                     {given(options.backend, "onnxruntime"), given(options.precision, "fp32"), options.library,
-                      options.device, options.threads, options.slots, options.batch_size, options.ungated != 0}));
+    network_.emplace(open_network(
+        *bundle_, rule_, weight,
+        {given(options.backend, "onnxruntime"), given(options.precision, "fp32"), options.library, options.device,
+         options.threads, options.slots, options.batch_size, options.ungated != 0, options.hint, options.streams}));
   }
   wgap_error error = WGAP_ERROR_INIT;
   wgap_classifier* classifier = nullptr;

@@ -46,6 +46,8 @@ struct NetworkOptions {
   const char* device;
   int threads, slots, batch_size;
   bool ungated;
+  const char* hint;
+  int streams;
 };
 
 // The network of that backend over a bundle's file of that precision.

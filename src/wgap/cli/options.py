@@ -33,7 +33,7 @@ def _network(
     backend: Annotated[
         str,
         typer.Option(
-            help="onnxruntime, openvino; on GPUs onnxruntime_cuda, onnxruntime_tensorrt, tensorrt, tensorrt_rtx."
+            help="auto, onnxruntime, openvino; on GPUs onnxruntime_cuda, onnxruntime_tensorrt, tensorrt, tensorrt_rtx."
         ),
     ] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
@@ -159,4 +159,7 @@ def open_localizer(options: Mapping[str, Any]) -> Localizer:
     )  # fmt: skip
     given = {name: options[name] for name in names if name in options}
     rule, map_, device = rule_text(options), options.get("map_"), device_of(options.get("device"))
-    return Localizer(options["bundle"], rule=rule, map=map_, device=device, **given)
+    localizer = Localizer(options["bundle"], rule=rule, map=map_, device=device, **given)
+    if options.get("backend") == "auto":
+        note(f"auto: {localizer.backend} {localizer.network.version}")
+    return localizer

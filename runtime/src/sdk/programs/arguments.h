@@ -80,6 +80,8 @@ class Arguments {
     options.map = text("--map");
     options.library = text("--library");
     options.device = text("--device");
+    options.hint = text("--hint");
+    options.streams = number("--streams", 0, 1);
     options.slots = number("--slots", 0, 1);
     options.threads = number("--threads", 0, 1);
     options.top_k = number("--top-k", 1);
