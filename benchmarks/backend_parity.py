@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from wgap import Bundle, Localizer
@@ -26,25 +27,24 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=["adaptive", "foreground", "foreground+colour"])
     parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8", "bf16"])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--keep", type=Path, help="folder where records are kept, and taken from by the next run")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    size = bundle.manifest.model.input_size
-    localizers: dict[tuple[str, str], Localizer] = {}
+    paths = find_images(options.images)
+    found: dict[tuple[str, str, str], list[Any]] = {}
     for backend, precision in product(options.backends, options.precisions):
         try:
-            localizers[backend, precision] = Localizer(bundle, backend, precision=precision, ungated=True)
+            with Localizer(bundle, backend, precision=precision, threads=options.threads, ungated=True) as localizer:
+                rows = recorded(
+                    localizer, paths, options.rules, options.keep and options.keep / f"{backend}-{precision}"
+                )
         except (BackendError, BundleError) as error:
             print(f"{backend} {precision} is left out: {str(error)[:160]}", flush=True)
-    rules = {rule: Rule.parse(rule) for rule in options.rules}
-    found: dict[tuple[str, str, str], list[Any]] = {(*key, rule): [] for key in localizers for rule in rules}
-    for path in find_images(options.images):
-        picture = resize(decode(path), *size)[None]
-        for key, localizer in localizers.items():
-            outputs = {**localizer.network.run(picture), "picture": picture}
-            for rule, parsed in rules.items():
-                [[record]] = localizer.locator.with_rule(parsed).locate(outputs)
-                found[(*key, rule)].append((record.class_id, tuple(record.box), record.score, record.level))
+            continue
+        for number, rule in enumerate(options.rules):
+            found[backend, precision, rule] = [row[number] for row in rows]
     report = []
     first = options.backends[0]
     for (backend, precision, rule), records in found.items():
@@ -58,6 +58,20 @@ def main() -> None:
                 print("  ".join(f"{name} {value}" for name, value in report[-1].items()), flush=True)
     if options.json:
         print(json.dumps(report))
+
+
+def recorded(localizer: Localizer, paths: list[Path], rules: list[str], kept: Path | None) -> list[list[Any]]:
+    """For each picture, and each rule: class, box, score and level."""
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept is not None and kept.exists() else []
+    for path in paths[len(rows) :]:
+        picture = resize(decode(path), *localizer.bundle.manifest.model.input_size)[None]
+        outputs = {**localizer.network.run(picture), "picture": picture}
+        located = [localizer.locator.with_rule(Rule.parse(rule)).locate(outputs)[0][0] for rule in rules]
+        rows.append([[one.class_id, list(one.box), one.score, one.level] for one in located])
+        if kept is not None:
+            with kept.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    return rows
 
 
 def compared(records: list[Any], other: list[Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ HINTS = ("latency", "throughput")
 KEPT = 4
 """Batch sizes that stay compiled, those used last."""
 
+_ABLE = "OPTIMIZATION_CAPABILITIES"
+
 _DTYPES = {"u8": "uint8", "f32": "float32"}
 
 _log = logging.getLogger("wgap.openvino")
@@ -77,6 +79,8 @@ class OpenVinoNetwork(Network):
         self._compiled: OrderedDict[int, _Compiled] = OrderedDict()
         self._lock = threading.Lock()
         self._cache = self._open_cache()
+        if self.plugin != "CPU" and self._cache is not None:  # OpenVINO knows what its other plugins' models depend on
+            self.properties["CACHE_DIR"], self._cache = str(self._cache), None
         self._for(1, whole)  # the usual batch: what can fail does so now
 
     @contextmanager
@@ -84,11 +88,14 @@ class OpenVinoNetwork(Network):
         self, images: Any, stream: int | None = None, outputs: Sequence[str] | None = None
     ) -> Iterator[Outputs]:
         """See :meth:`wgap.runtime.network.Network.forward`."""
+        import numpy as np
+
         require_host(self, images, stream)
         compiled = self._for(len(images))
         request = compiled.take()
         try:
-            request.set_tensor("image", self._library.Tensor(images, shared_memory=True))
+            shared = np.require(images, requirements=["C", "W"])  # what a Tensor can share; else a copy
+            request.set_tensor("image", self._library.Tensor(shared, shared_memory=True))
             request.infer()
             given = {name: request.get_tensor(name).data for name in (self.outputs if outputs is None else outputs)}
         except (RuntimeError, TypeError, ValueError) as error:
@@ -120,7 +127,7 @@ class OpenVinoNetwork(Network):
         """What the model is compiled with: the file's own types, whatever else the processor could compute in."""
         if (hint := options.hint or HINTS[0]) not in HINTS:
             raise DataError(f"hint: expected {' or '.join(HINTS)}, got {hint!r}")
-        able = self._core.get_property(self.plugin, "OPTIMIZATION_CAPABILITIES")
+        able = self._core.get_property(self.plugin, _ABLE)
         if options.precision == "bf16" and "BF16" not in able:
             raise BackendError(
                 f"{self._path}: {self.plugin} ({self._core.get_property(self.plugin, 'FULL_DEVICE_NAME')}) does not "
@@ -196,10 +203,8 @@ class OpenVinoNetwork(Network):
 
     def _key(self, count: int) -> str:
         """Of what a compiled model is made: the file, OpenVINO, the device, and how it is compiled."""
-        known = self._core.get_property(self.plugin, "CACHING_PROPERTIES")
-        device = {name: str(self._core.get_property(self.plugin, name)) for name in known}
-        able = self._core.get_property(self.plugin, "OPTIMIZATION_CAPABILITIES")
-        made_of = (self._digest, self._library.get_version(), self.plugin, device, able, self.properties, count)
+        processor = [self._core.get_property(self.plugin, name) for name in ("FULL_DEVICE_NAME", _ABLE)]
+        made_of = (self._digest, self._library.get_version(), processor, self.properties, count)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
 
     def _refused(self, error: Exception) -> BackendError:

@@ -91,6 +91,14 @@ def test_outputs_that_were_returned_are_the_caller_s(glass_bundle: Path) -> None
     assert np.array_equal(first, kept)
 
 
+def test_images_may_be_read_only_and_of_any_strides(glass_bundle: Path) -> None:
+    network, images = opened(glass_bundle), noise(2)
+    exact = network.run(images)["features"]
+    images.flags.writeable = False
+    assert np.array_equal(network.run(images)["features"], exact)
+    assert np.array_equal(network.run(noise(2)[:, ::-1])["features"], exact[:, :, ::-1])
+
+
 def test_a_batch_that_does_not_fit_is_named(glass_bundle: Path) -> None:
     with pytest.raises(BackendError, match=r"OpenVINO failed on a batch of shape \(5, 8, 64, 3\)"):
         opened(glass_bundle).run(noise(5)[:, :8])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,6 @@ def there(monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path) -> Pat
 
 @pytest.fixture
 def own(tiny_bundle: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(tiny_bundle, tmp_path / "own"))
 
 
@@ -52,7 +52,9 @@ def picked_by_cpp(runtime: Any, example: Any, root: Path, **options: Any) -> str
         localizer = runtime.open(str(root), **encoded)
     except example.RefusedError as error:
         return str(error.code)
-    name = runtime.library.wgap_localizer_backend(localizer).decode().split()[0]
+    told = runtime.library.wgap_localizer_backend
+    told.restype, told.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    name = told(localizer).decode().split()[0]
     runtime.library.wgap_localizer_close(localizer)
     return name
 

@@ -128,6 +128,7 @@ class Cache {
     folder_ = folder + "/openvino";
   }
   // "" where nothing can be kept.
+  const std::string& folder() const { return folder_; }
   std::string path(const std::string& made_of) const {
     if (folder_.empty()) return "";
     wgap::sdk::Sha256 sum;
@@ -171,7 +172,7 @@ class Cache {
       if (mkdir(folder.substr(0, at).c_str(), 0700) != 0 && errno != EEXIST) return false;
     }
     struct stat about = {};
-    if (stat(folder.c_str(), &about) != 0) return false;
+    if (stat(folder.c_str(), &about) != 0 || !S_ISDIR(about.st_mode)) return false;
     if ((about.st_uid != getuid() && about.st_uid != 0) || (about.st_mode & 2) != 0)
       fail(WGAP_BACKEND_ERROR,
            "%s: compiled models are kept there, and others may write it (mode %o, owner %u); run chmod o-w on it, or "
@@ -341,6 +342,8 @@ class Model {
     else if (request.threads != 0)
       fail(WGAP_DATA_ERROR, "threads are the CPU's, and the device is %s; leave them out", plugin_.c_str());
     if (request.streams != 0) properties_["NUM_STREAMS"] = std::to_string(request.streams);
+    if (plugin_ != "CPU" && !cache_.folder().empty())  // OpenVINO knows what its other plugins' models depend on
+      properties_["CACHE_DIR"] = cache_.folder();
     for (const auto& [name, value] : properties_)
       check(ov_.ov_core_set_property(core_, plugin_.c_str(), name.c_str(), value.c_str()));
   }
@@ -361,7 +364,7 @@ class Model {
   }
 
   void compile(std::int64_t count, Compiled* made) const {
-    const std::string path = cache_.path(made_of_ + ",batch=" + std::to_string(count));
+    const std::string path = plugin_ == "CPU" ? cache_.path(made_of_ + ",batch=" + std::to_string(count)) : "";
     if (!path.empty()) made->kept = Cache::read(path);
     if (!made->kept.empty()) {
       check(ov_.ov_core_import_model(core_, made->kept.data(), made->kept.size(), plugin_.c_str(), &made->model));
