@@ -10,7 +10,7 @@ from pathlib import Path
 from wgap.atomic import require_new
 from wgap.bundle import Bundle, sha256_of
 from wgap.calibrate.auto import search
-from wgap.calibrate.candidate import Candidate, GateRun, Progress, calibrate, enter, prepare, silent
+from wgap.calibrate.candidate import Candidate, GateRun, Progress, calibrate, enter, prepare, require_gate, silent
 from wgap.calibrate.gate import Limits, Verdict
 from wgap.calibrate.images import ImageSet, image_set, require_disjoint
 from wgap.calibrate.ranges import toolkit
@@ -111,6 +111,7 @@ def calibrate_bundle(
         require("--report", "matplotlib")
         require_new(report, force)
     toolkit()
+    require_gate(backend)
     require_writable(bundle)
     chosen = ImageSet()
     if images is not None:
@@ -166,6 +167,7 @@ def gate_bundle(
         DataError: ``images`` holds none.
         BundleError: the bundle has no such model, or cannot be written.
     """
+    require_gate(backend)
     if precision == "fp32":
         raise CalibrationError("float32 is what the gate measures against; give a lower precision")
     entry = bundle.model_file(precision, ungated=True)

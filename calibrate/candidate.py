@@ -21,6 +21,7 @@ from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scale
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import BundleError, CalibrationError, DataError
 from wgap.extend import enter_file
+from wgap.extras import require
 from wgap.manifest import OWN_VERDICT, BundleFile, CalibrationRecord, GateRecord, ImageHashes
 from wgap.rule import Rule
 from wgap.runtime.cpus import int8_sums
@@ -29,7 +30,17 @@ from wgap.runtime.network import Network
 from wgap.runtime.networks import NetworkOptions, open_network
 from wgap.runtime.networks.onnxruntime import file_network
 
-__all__ = ["GATES", "PRECISIONS", "Calibration", "Candidate", "GateRun", "calibrate", "enter", "prepare"]
+__all__ = [
+    "GATES",
+    "PRECISIONS",
+    "Calibration",
+    "Candidate",
+    "GateRun",
+    "calibrate",
+    "enter",
+    "prepare",
+    "require_gate",
+]
 
 GATES = ("onnxruntime", "openvino")
 """Backends that a gate can run on."""
@@ -163,6 +174,18 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
     return Candidate(out, precision, record)
 
 
+def require_gate(backend: str) -> None:
+    """Refuse a backend that no gate can run on, before there is work done.
+
+    Raises:
+        DataError: it is none of :data:`GATES`.
+        MissingDependencyError: its library is not installed.
+    """
+    if backend not in GATES:
+        raise DataError(f"the gate runs on {' or '.join(GATES)}, got {backend!r}")
+    require(f"a gate on {backend}", backend)
+
+
 class GateRun:
     """One set of gate images with float32's observations of them on a backend, against which candidates are judged.
 
@@ -171,7 +194,7 @@ class GateRun:
 
     Raises:
         CalibrationError: if float32's own output is not finite.
-        DataError: if no gate can run on that backend.
+        DataError, MissingDependencyError: see :func:`require_gate`.
     """
 
     def __init__(
@@ -183,8 +206,7 @@ class GateRun:
         rule: Rule | None = None,
         backend: str = "onnxruntime",
     ) -> None:
-        if backend not in GATES:
-            raise DataError(f"the gate runs on {' or '.join(GATES)}, got {backend!r}")
+        require_gate(backend)
         self.bundle = bundle
         self.backend = backend
         self.images = images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,9 @@ def test_a_verdict_of_one_backend_leaves_the_other_s(
     tiny_bundle: Path, copied: Callable[[Path], Path], shapes: Path
 ) -> None:
     own = copied(tiny_bundle)
+    manifest = json.loads((own / "wgap.json").read_text())
+    manifest["rule"].update(kind="fixed", eta=0.7)  # lower ones give this random network the whole image
+    (own / "wgap.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="the gate runs on onnxruntime or openvino, got 'tensorrt'"):
         calibrate_bundle(Bundle.open(own), shapes, count=16, gate=shapes, backend="tensorrt")
     made = calibrate_bundle(Bundle.open(own), shapes, count=16, gate=shapes, limits=LENIENT)
@@ -70,14 +74,14 @@ def test_a_verdict_of_one_backend_leaves_the_other_s(
     assert both.entry.gate == made.entry.gate
     assert Localizer(own, "openvino", precision="int8").network.precision == "int8"
 
-    refused = gate_bundle(both.bundle, shapes, limits=Limits(min_agreement=1, min_iou=1), backend="openvino")
+    refused = gate_bundle(both.bundle, shapes, limits=Limits(min_iou=1), backend="openvino")
     assert not refused.usable
     assert refused.entry.path == "model.int8.onnx"  # ONNX Runtime's verdict still holds
     assert Localizer(own, precision="int8").network.precision == "int8"
     with pytest.raises(GateError, match="the gate refused this int8 file"):
         Localizer(own, "openvino", precision="int8")
 
-    neither = gate_bundle(refused.bundle, shapes, limits=Limits(min_agreement=1, min_iou=1))
+    neither = gate_bundle(refused.bundle, shapes, limits=Limits(min_iou=1))
     assert neither.entry.path == "rejected/model.int8.onnx"
     again = gate_bundle(neither.bundle, shapes, limits=LENIENT, backend="openvino")
     assert (again.usable, again.entry.path) == (True, "model.int8.onnx")
