@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def main() -> None:
                     localizer, paths, options.rules, options.keep and options.keep / f"{backend}-{precision}"
                 )
         except (BackendError, BundleError) as error:
-            print(f"{backend} {precision} is left out: {str(error)[:160]}", flush=True)
+            print(f"{backend} {precision} is left out: {str(error)[:160]}", file=sys.stderr)
             continue
         for number, rule in enumerate(options.rules):
             found[backend, precision, rule] = [row[number] for row in rows]

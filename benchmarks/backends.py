@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from itertools import product
@@ -64,7 +65,7 @@ def main() -> None:
             try:
                 localizer = Localizer(bundle, backend, precision=precision, ungated=options.ungated)
             except (BackendError, GateError) as error:
-                print(f"{backend} {precision} is left out: {str(error)[:160]}", flush=True)
+                print(f"{backend} {precision} is left out: {str(error)[:160]}", file=sys.stderr)
                 continue
             runs[backend, precision, "wgap"] = whole(localizer, images)
             for name, run in bare(backend, precision, files, images).items():

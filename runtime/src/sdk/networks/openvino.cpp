@@ -6,11 +6,11 @@
 #include <openvino/core/version.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -127,8 +127,7 @@ class Cache {
     if (folder.empty() || !make_own(folder) || !make_own(folder + "/openvino")) return;
     folder_ = folder + "/openvino";
   }
-  // "" where nothing can be kept.
-  const std::string& folder() const { return folder_; }
+  const std::string& folder() const { return folder_; }  // "" where nothing can be kept
   std::string path(const std::string& made_of) const {
     if (folder_.empty()) return "";
     wgap::sdk::Sha256 sum;
@@ -137,8 +136,7 @@ class Cache {
   }
   // "" where there is none, or it is not what was written.
   static std::string read(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::string whole((std::istreambuf_iterator<char>(file)), {});
+    std::string whole = content_of(path);
     if (whole.size() <= kDigest) return "";
     wgap::sdk::Sha256 sum;
     sum.add(whole.data() + kDigest, whole.size() - kDigest);
@@ -148,10 +146,11 @@ class Cache {
   // Under its own name once it is whole; what cannot be written is not kept.
   template <class Export>
   static void write(const std::string& path, Export write_to) {
-    const std::string made = path + "." + std::to_string(getpid()), whole = made + ".new";
+    static std::atomic<unsigned> number{0};
+    const std::string made = path + "." + std::to_string(getpid()) + "-" + std::to_string(number++);
+    const std::string whole = made + ".new";
     if (write_to(made)) {
-      std::ifstream file(made, std::ios::binary);
-      const std::string content((std::istreambuf_iterator<char>(file)), {});
+      const std::string content = content_of(made);
       wgap::sdk::Sha256 sum;
       sum.add(content.data(), content.size());
       std::ofstream out(whole, std::ios::binary);
@@ -165,6 +164,14 @@ class Cache {
   static constexpr std::size_t kDigest = 64;
   std::string folder_;
 
+  static std::string content_of(const std::string& path) {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    const std::streamoff bytes = file ? static_cast<std::streamoff>(file.tellg()) : 0;
+    std::string content(static_cast<std::size_t>(std::max<std::streamoff>(bytes, 0)), '\0');
+    if (!file.seekg(0) || !file.read(content.data(), bytes)) return "";
+    return content;
+  }
+
   // Makes the folder if it is not there; false where that is impossible.
   static bool make_own(const std::string& folder) {
     for (std::size_t at = 1; at != std::string::npos;) {
@@ -176,8 +183,7 @@ class Cache {
     if ((about.st_uid != getuid() && about.st_uid != 0) || (about.st_mode & 2) != 0)
       fail(WGAP_BACKEND_ERROR,
            "%s: compiled models are kept there, and others may write it (mode %o, owner %u); run chmod o-w on it, or "
-           "name "
-           "a folder of your own in WGAP_CACHE",
+           "name a folder of your own in WGAP_CACHE",
            folder.c_str(), about.st_mode & 07777U, about.st_uid);
     return true;
   }
