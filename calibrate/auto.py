@@ -107,7 +107,7 @@ class _Log:
             return
         identity = [
             source.bundle.model_file("fp32").sha256, source.images.sha256, source.method, sorted(source.ranges.items()),
-            run.images.sha256, run.locator.rule.to_json(), asdict(run.limits), onnxruntime.__version__,
+            run.images.sha256, run.locator.rule.to_json(), asdict(run.limits), onnxruntime.__version__, run.backend,
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         cache_dir.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wgap.atomic import require_new
-from wgap.bundle import Bundle
+from wgap.bundle import Bundle, sha256_of
 from wgap.calibrate.auto import search
-from wgap.calibrate.candidate import Candidate, GateRun, Progress, calibrate, enter, prepare, silent
+from wgap.calibrate.candidate import Candidate, GateRun, Progress, calibrate, enter, prepare, require_gate, silent
 from wgap.calibrate.gate import Limits, Verdict
 from wgap.calibrate.images import ImageSet, image_set, require_disjoint
 from wgap.calibrate.ranges import toolkit
@@ -50,7 +50,7 @@ class Calibrated:
 
 def calibrate_bundle(
     bundle: Bundle,
-    images: Path,
+    images: Path | None,
     precision: str = "int8",
     *,
     method: str = "minmax",
@@ -67,6 +67,7 @@ def calibrate_bundle(
     force: bool = False,
     cache_dir: Path | None = None,
     max_bad: int = 0,
+    backend: str = "onnxruntime",
     progress: Progress = silent,
     note: Note = lambda _: None,
 ) -> Calibrated:
@@ -74,7 +75,7 @@ def calibrate_bundle(
 
     Args:
         bundle: an opened bundle.
-        images: calibration images, a folder or a labelled set.
+        images: calibration images, a folder or a labelled set; None of bf16, which needs none.
         precision: ``int8``, ``fp16`` or ``bf16``.
         method: how activation ranges are chosen: ``minmax``, ``entropy`` or ``percentile``.
         count: calibration images to take, every class in turn; None takes all.
@@ -90,6 +91,7 @@ def calibrate_bundle(
         force: replace an earlier report there.
         cache_dir: keep ranges and the search's log here, named by content.
         max_bad: images that cannot be read and are left out, at most so many of each set.
+        backend: that the gate runs on, whose verdict it is: ``onnxruntime``, which engines go by too, or ``openvino``.
         progress: shown while it works.
         note: called with each warning about the calibration images, and each step of the search.
 
@@ -103,17 +105,22 @@ def calibrate_bundle(
     """
     if auto and (gate is None or precision != "int8"):
         raise DataError("--auto searches for an int8 file that passes the gate: give --gate, and --precision int8")
+    if images is None and precision != "bf16":
+        raise DataError(f"{precision} is made from the ranges of activations over pictures: give --images")
     if report is not None:
         require("--report", "matplotlib")
         require_new(report, force)
     toolkit()
+    require_gate(backend)
     require_writable(bundle)
-    chosen = _read(bundle, images, "calibration", split, count, max_bad, progress, note)
+    chosen = ImageSet()
+    if images is not None:
+        chosen = _read(bundle, images, "calibration", split, count, max_bad, progress, note)
     judges = None if gate is None else _read(bundle, gate, "gate", gate_split, gate_count, max_bad, progress)
     if judges is not None:
         require_disjoint(chosen.listing(), judges)
     with prepare(bundle, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
-        run = None if judges is None else GateRun(bundle, judges, limits, progress, rule)
+        run = None if judges is None else GateRun(bundle, judges, limits, progress, rule, backend)
         verdict = None
         if auto and run is not None:
             candidate, verdict = search(source, run, Path(folder), cache_dir, progress, note)
@@ -121,10 +128,10 @@ def calibrate_bundle(
             candidate = calibrate(source, precision, Path(folder) / f"{precision}.onnx", keep_float)
             if run is not None:
                 verdict = run.judge(candidate.path, precision, chosen.listing())
-        entered = enter(bundle, candidate, verdict)
+        entered, digest = enter(bundle, candidate, verdict), sha256_of(candidate.path)
         if report is not None:
             write_report(report, entered, source, candidate, run, verdict, force)
-    return _calibrated(entered, precision, verdict)
+    return _calibrated(entered, digest, verdict)
 
 
 def gate_bundle(
@@ -137,6 +144,7 @@ def gate_bundle(
     limits: Limits | None = None,
     rule: Rule | None = None,
     max_bad: int = 0,
+    backend: str = "onnxruntime",
     progress: Progress = silent,
 ) -> Calibrated:
     """Judge a lower-precision model that the bundle holds anew, usable or rejected, and enter the verdict.
@@ -150,6 +158,7 @@ def gate_bundle(
         limits: what the lower precision may cost.
         rule: whose boxes are compared, and which the verdict then holds for; None for the bundle's own.
         max_bad: images that cannot be read and are left out, at most so many.
+        backend: that it is judged on; a verdict of OpenVINO stands beside that of ONNX Runtime.
         progress: shown while it works.
 
     Raises:
@@ -158,6 +167,7 @@ def gate_bundle(
         DataError: ``images`` holds none.
         BundleError: the bundle has no such model, or cannot be written.
     """
+    require_gate(backend)
     if precision == "fp32":
         raise CalibrationError("float32 is what the gate measures against; give a lower precision")
     entry = bundle.model_file(precision, ungated=True)
@@ -168,9 +178,10 @@ def gate_bundle(
             f"`wgap calibrate {bundle.root} --precision {precision}`"
         )
     require_writable(bundle)
-    run = GateRun(bundle, _read(bundle, images, "gate", split, count, max_bad, progress), limits, progress, rule)
+    judges = _read(bundle, images, "gate", split, count, max_bad, progress)
+    run = GateRun(bundle, judges, limits, progress, rule, backend)
     verdict = run.judge(path, precision, made.images)
-    return _calibrated(enter(bundle, Candidate(path, precision, made), verdict), precision, verdict)
+    return _calibrated(enter(bundle, Candidate(path, precision, made), verdict), entry.sha256, verdict)
 
 
 def measure_layers(
@@ -211,6 +222,6 @@ def _read(
     return chosen
 
 
-def _calibrated(bundle: Bundle, precision: str, verdict: Verdict | None) -> Calibrated:
-    rejected = verdict is not None and not verdict.passed
-    return Calibrated(bundle, bundle.file("rejected" if rejected else "onnx", precision), verdict)
+def _calibrated(bundle: Bundle, digest: str, verdict: Verdict | None) -> Calibrated:
+    files = (entry for entry in bundle.manifest.files if entry.role in ("onnx", "rejected"))
+    return Calibrated(bundle, next(entry for entry in files if entry.sha256 == digest), verdict)

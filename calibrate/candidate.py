@@ -6,7 +6,7 @@ import hashlib
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,29 @@ from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scale
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import BundleError, CalibrationError, DataError
 from wgap.extend import enter_file
-from wgap.manifest import BundleFile, CalibrationRecord, GateRecord, ImageHashes
+from wgap.extras import require
+from wgap.manifest import OWN_VERDICT, BundleFile, CalibrationRecord, GateRecord, ImageHashes
 from wgap.rule import Rule
 from wgap.runtime.cpus import int8_sums
 from wgap.runtime.locator import open_locator
-from wgap.runtime.networks import open_network
+from wgap.runtime.network import Network
+from wgap.runtime.networks import NetworkOptions, open_network
 from wgap.runtime.networks.onnxruntime import file_network
 
-__all__ = ["PRECISIONS", "Calibration", "Candidate", "GateRun", "calibrate", "enter", "prepare"]
+__all__ = [
+    "GATES",
+    "PRECISIONS",
+    "Calibration",
+    "Candidate",
+    "GateRun",
+    "calibrate",
+    "enter",
+    "prepare",
+    "require_gate",
+]
+
+GATES = ("onnxruntime", "openvino")
+"""Backends that a gate can run on."""
 
 PRECISIONS = ("int8", *HALVES)
 
@@ -47,7 +62,7 @@ class Calibration:
 
     Attributes:
         bundle: the bundle.
-        images: the calibration set.
+        images: the calibration set; empty for what needs none.
         method: how ranges were chosen.
         graph: the float32 graph that candidates are made of.
         ranges: of its activations.
@@ -79,7 +94,7 @@ class Candidate:
 def prepare(
     bundle: Bundle, images: ImageSet, method: str = "minmax", cache_dir: Path | None = None, progress: Progress = silent
 ) -> Iterator[Calibration]:
-    """Measure ranges once for any number of candidates; the graphs live until the context ends.
+    """Measure ranges once for any number of candidates, of no images none; the graphs live until the context ends.
 
     Raises:
         BundleError: if the bundle has no float32 graph.
@@ -90,7 +105,11 @@ def prepare(
         graph = Path(folder) / "float.onnx"
         source = bundle.model_file("fp32")
         float_graph(bundle.content(source), bundle.root / source.path, graph)
-        ranges = activation_ranges(graph, images, method, cache_dir, lambda items: progress(items, "measuring ranges"))
+        ranges: Ranges = {}
+        if images:
+            ranges = activation_ranges(
+                graph, images, method, cache_dir, lambda items: progress(items, "measuring ranges")
+            )
         yield Calibration(bundle, images, method, graph, ranges)
 
 
@@ -155,11 +174,27 @@ def calibrate(source: Calibration, precision: str, out: Path, keep_float: Collec
     return Candidate(out, precision, record)
 
 
+def require_gate(backend: str) -> None:
+    """Refuse a backend that no gate can run on, before there is work done.
+
+    Raises:
+        DataError: it is none of :data:`GATES`.
+        MissingDependencyError: its library is not installed.
+    """
+    if backend not in GATES:
+        raise DataError(f"the gate runs on {' or '.join(GATES)}, got {backend!r}")
+    require(f"a gate on {backend}", backend)
+
+
 class GateRun:
-    """One set of gate images with float32's observations of them, against which candidates are judged.
+    """One set of gate images with float32's observations of them on a backend, against which candidates are judged.
+
+    On ONNX Runtime, whose verdicts engines go by too, half precision is judged with its rounding written out; OpenVINO
+    runs the file itself, as it will be run.
 
     Raises:
         CalibrationError: if float32's own output is not finite.
+        DataError, MissingDependencyError: see :func:`require_gate`.
     """
 
     def __init__(
@@ -169,16 +204,31 @@ class GateRun:
         limits: Limits | None = None,
         progress: Progress = silent,
         rule: Rule | None = None,
+        backend: str = "onnxruntime",
     ) -> None:
+        require_gate(backend)
         self.bundle = bundle
+        self.backend = backend
         self.images = images
         self.limits = limits or Limits()
         self.locator = open_locator(bundle, rule)
         self._progress = progress
-        self.float32: list[Observation] = observe(
-            open_network("onnxruntime", bundle), self.locator, images,
-            progress=lambda items: progress(items, "gate, float32"),
-        )  # fmt: skip
+        with closing(open_network(backend, bundle)) as network:
+            self.float32: list[Observation] = observe(
+                network, self.locator, images, progress=lambda items: progress(items, "gate, float32")
+            )
+
+    @contextmanager
+    def network(self, path: Path, precision: str) -> Iterator[Network]:
+        """A file, in the bundle or not, as a network that computes what is to be judged."""
+        if self.backend == "openvino":
+            from wgap.runtime.networks import openvino
+
+            with closing(openvino.file_network(self.bundle, path, NetworkOptions(precision))) as network:
+                yield network
+            return
+        with judgeable(path, precision) as runs:
+            yield file_network(self.bundle, runs, precision)
 
     def judge(self, path: Path, precision: str, calibration: Iterable[ImageHashes]) -> Verdict:
         """Observe one file and compare.
@@ -192,27 +242,27 @@ class GateRun:
             CalibrationError: if a gate image took part in calibration.
         """
         require_disjoint(calibration, self.images)
-        with judgeable(path, precision) as runs:
-            network = file_network(self.bundle, runs, precision)
+        with self.network(path, precision) as network:
             seen = observe(
                 network, self.locator, self.images, self.float32,
                 lambda items: self._progress(items, f"gate, {precision}"),
             )  # fmt: skip
         found = verdict(self.locator.size, self.images, self.float32, seen, self.limits)
         float32, candidate = self.bundle.model_file("fp32").sha256, sha256_of(path)
-        ran = f"{network.name} {network.version}" + (f", {precision} emulated" if runs != path else "")
+        emulated = f", {precision} emulated" if self.backend == "onnxruntime" and precision in HALVES else ""
         record = GateRecord(
-            found.passed, found.reasons, self.locator.rule, candidate, float32, ran, asdict(self.limits), found.figures,
+            found.passed, found.reasons, self.locator.rule, candidate, float32,
+            f"{network.name} {network.version}{emulated}", asdict(self.limits), found.figures,
             int8_sums() if precision == "int8" else None,
         )  # fmt: skip
         return replace(found, record=record)
 
 
 def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundle:
-    """Put a file into the bundle: usable if its verdict passed (or is still to come), else below ``rejected/``.
+    """Put a file into the bundle: usable if a verdict passed (or all are still to come), else below ``rejected/``.
 
-    A rejected file never replaces a usable one; a usable one removes an older rejected one. For the rest see
-    :func:`wgap.extend.enter_file`.
+    Verdicts of other backends on the very file stay. A rejected file never replaces a usable one; a usable one removes
+    an older rejected one. For the rest see :func:`wgap.extend.enter_file`.
 
     Returns:
         the bundle, opened again.
@@ -221,17 +271,24 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
         BundleError: if the bundle cannot be written, or its float32 model or the candidate was replaced meanwhile; it
             is as it was then.
     """
-    role = "rejected" if judged is not None and not judged.passed else "onnx"
     with open_regular(candidate.path) as stream:
         content = stream.read()
-    record = judged.record if judged else None
-    if record is not None and record.candidate_sha256 != hashlib.sha256(content).hexdigest():
+    digest, record = hashlib.sha256(content).hexdigest(), judged.record if judged else None
+    if record is not None and record.candidate_sha256 != digest:
         raise BundleError(f"{candidate.path} was replaced by another process while it was judged; run it again")
+    same = [e for e in bundle.manifest.files if e.precision == candidate.precision and e.sha256 == digest]
+    gate, gates = (same[0].gate, dict(same[0].gates or {})) if same else (None, {})
+    if record is not None and (library := record.backend.partition(" ")[0]) in OWN_VERDICT:
+        gates[library] = record
+    elif record is not None:
+        gate = record
+    verdicts = [one.passed for one in (gate, *gates.values()) if one is not None]
+    role = "onnx" if any(verdicts) or not verdicts else "rejected"
     name = f"model.{candidate.precision}.onnx"
     return enter_file(
         bundle, content, f"rejected/{name}" if role == "rejected" else name, role, candidate.precision,
         lambda entry: _superseded(entry, candidate, role), [candidate.record.float32_sha256],
-        calibration=candidate.record, gate=record,
+        calibration=candidate.record, gate=gate, gates=gates or None,
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in a fixed order, with what was noticed while reading them.
+    """Images in a fixed order, with what was noticed while reading them; none of them by default.
 
     Attributes:
         pictures: the images.
@@ -60,8 +60,8 @@ class ImageSet:
         warnings: what a reader of the figures should know.
     """
 
-    pictures: tuple[Picture, ...]
-    sha256: str
+    pictures: tuple[Picture, ...] = ()
+    sha256: str = hashlib.sha256().hexdigest()
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:

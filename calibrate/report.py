@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_dir, require_new
-from wgap.calibrate.half import FP16_LARGEST, judgeable
+from wgap.calibrate.half import FP16_LARGEST
 from wgap.errors import FeatureError
 from wgap.figures import fitted, new_figure
 from wgap.images import decode
 from wgap.plain import to_plain
 from wgap.runtime.localizer import Localizer
-from wgap.runtime.networks.onnxruntime import file_network
 from wgap.runtime.overlay import overlay, save_picture
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def write_report(
     require_new(report, force)
     with atomic_dir(report, overwrite=force) as folder:
         content: dict[str, Any] = {"precision": candidate.precision, "calibration": to_plain(candidate.record)}
-        _ranges(source, candidate, folder / "ranges.png")
+        if source.images:
+            _ranges(source, candidate, folder / "ranges.png")
         if run is not None and judged is not None:
             content |= {"gate": to_plain(judged.record), "images": [asdict(drift) for drift in judged.drifts]}
             _drift(judged, candidate.precision, folder / "drift.png")
@@ -110,28 +111,29 @@ def _worst(bundle: Bundle, candidate: Candidate, run: GateRun, judged: Verdict, 
     import cv2
     import numpy as np
 
-    float32 = Localizer(bundle, rule=run.locator.rule)
-    with judgeable(candidate.path, candidate.precision) as runs:
-        lower = Localizer(bundle, network=file_network(bundle, runs, candidate.precision), locator=run.locator)
     order = sorted(range(len(judged.drifts)), key=lambda n: judged.drifts[n].iou)[:WORST]
     rows = []
-    for n in order:
-        picture, row = run.images.pictures[n], []
-        image, class_id = decode(picture.path), run.float32[n].top1
-        for localizer in (float32, lower):
-            try:
-                drawn: Any = overlay(image, localizer.one(image, class_id, heatmap=True), truth=picture.boxes)
-            except FeatureError:
-                drawn = image // 3
-            small = fitted(drawn, TILE)
-            tile = np.full((TILE + 22, TILE + 4, 3), 24, np.uint8)
-            tile[22 : 22 + small.shape[0], : small.shape[1]] = small
-            row.append(tile)
-        caption = f"IoU {judged.drifts[n].iou:.3f}  {picture.path.name}".encode("ascii", "replace").decode()
-        cv2.putText(row[0], "float32", (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
-        text = f"{candidate.precision}  {caption}"
-        cv2.putText(row[1], text, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
-        rows.append(np.hstack(row))
+    with ExitStack() as opened:
+        float32 = opened.enter_context(Localizer(bundle, run.backend, rule=run.locator.rule))
+        network = opened.enter_context(run.network(candidate.path, candidate.precision))
+        lower = Localizer(bundle, network=network, locator=run.locator)
+        for n in order:
+            picture, row = run.images.pictures[n], []
+            image, class_id = decode(picture.path), run.float32[n].top1
+            for localizer in (float32, lower):
+                try:
+                    drawn: Any = overlay(image, localizer.one(image, class_id, heatmap=True), truth=picture.boxes)
+                except FeatureError:
+                    drawn = image // 3
+                small = fitted(drawn, TILE)
+                tile = np.full((TILE + 22, TILE + 4, 3), 24, np.uint8)
+                tile[22 : 22 + small.shape[0], : small.shape[1]] = small
+                row.append(tile)
+            caption = f"IoU {judged.drifts[n].iou:.3f}  {picture.path.name}".encode("ascii", "replace").decode()
+            cv2.putText(row[0], "float32", (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+            text = f"{candidate.precision}  {caption}"
+            cv2.putText(row[1], text, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
+            rows.append(np.hstack(row))
     if len(rows) % 2:
         rows.append(np.full_like(rows[0], 24))
     save_picture(path, np.vstack([np.hstack(rows[n : n + 2]) for n in range(0, len(rows), 2)]))

@@ -114,6 +114,7 @@ find_package(OpenVINO QUIET COMPONENTS Runtime)  # -DOpenVINO_DIR=, as of the pi
 if(OpenVINO_FOUND)
   get_target_property(openvino_include openvino::runtime INTERFACE_INCLUDE_DIRECTORIES)
   wgap_module(openvino "${openvino_include}")
+  target_sources(wgap_openvino PRIVATE runtime/src/sdk/sha256.cpp)
 endif()
 
 set(programs)

@@ -64,8 +64,9 @@ class Localizer:
 
     Args:
         bundle: a bundle folder, or one already opened (then taken as verified).
-        backend: ``onnxruntime`` on the CPU; ``onnxruntime_cuda``, ``onnxruntime_tensorrt``, ``tensorrt`` or
-            ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md).
+        backend: ``onnxruntime`` or ``openvino`` on the CPU; ``onnxruntime_cuda``, ``onnxruntime_tensorrt``,
+            ``tensorrt`` or ``tensorrt_rtx`` on an NVIDIA GPU, where the kernel runs behind the network (docs/gpu.md);
+            ``auto`` for what runs best here, whose name is then in the attribute ``backend`` (docs/runtime.md).
         precision: which of the bundle's model files to run: ``fp32``; ``int8``, ``fp16`` or ``bf16`` once calibrated.
         rule: ``adaptive`` (Sec. 4.3), ``fixed:ETA`` with ETA in [0, 0.999], ``foreground``, ``foreground+colour``
             (docs/foreground.md), or a :class:`wgap.rule.Rule`; None takes the manifest's.
@@ -77,9 +78,12 @@ class Localizer:
         batch_size: images per forward pass. 1 has the lowest latency and, on a CPU, nearly the highest throughput.
         threads: CPU threads, of the forward pass and of the kernel; None lets the backend take every core, the kernel
             one. Refused by backends on GPUs.
-        device: of a backend on GPUs: an ordinal, or a UUID as ``nvidia-smi -L`` prints it; None for the first GPU.
+        device: of a backend on GPUs: an ordinal, or a UUID as ``nvidia-smi -L`` prints it; None for the first GPU. Of
+            OpenVINO a device by name, such as ``GPU`` or ``NPU``; None for the CPU.
         slots: of a backend on GPUs: how many calls may be on the device at the same time; None for 4.
         memory_limit: of ONNX Runtime on GPUs: bytes that it may hold; None for 4 GiB.
+        hint: of OpenVINO: ``latency`` or ``throughput``; None for latency.
+        streams: of OpenVINO: forward passes side by side, for calls from several threads; None follows the hint.
         verify: compare every file of the bundle with its hash before anything is loaded.
         ungated: run a lower-precision file even if its gate failed, never ran or judged another rule.
         network: a :class:`wgap.runtime.network.Network`, or a function from uint8[N, H, W, 3] to a mapping with
@@ -110,6 +114,8 @@ class Localizer:
         device: int | str | None = None,
         slots: int | None = None,
         memory_limit: int | None = None,
+        hint: str | None = None,
+        streams: int | None = None,
         verify: bool = True,
         ungated: bool = False,
         network: Network | Callable[[Any], Outputs] | None = None,
@@ -137,10 +143,14 @@ class Localizer:
         self.max_boxes = _in_range("max_boxes", max_boxes, 1, _native.MAX_BOXES)
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
         self.threads = None if threads is None else _in_range("threads", threads, 1, 1024)
-        for name, value, most in (("slots", slots, 1024), ("memory_limit", memory_limit, 1 << 50)):
+        for name, value, most in (
+            ("slots", slots, 1024),
+            ("memory_limit", memory_limit, 1 << 50),
+            ("streams", streams, 1024),
+        ):
             if value is not None:
                 _in_range(name, value, 1, most)
-        options = NetworkOptions(precision, ungated, self.rule, threads, device, slots, memory_limit)
+        options = NetworkOptions(precision, ungated, self.rule, threads, device, slots, memory_limit, hint, streams)
         sizes = {"top_k": top_k, "max_boxes": max_boxes, "batch_size": batch_size}
         self._reopen = None if network or locator else (backend, options, sizes)
         if network is None:
@@ -159,6 +169,7 @@ class Localizer:
         except BaseException:
             self.network.close()
             raise
+        self.backend = self.network.name
         self._input_size = model.input_size
         self._class_ids = {name: index for index, name in enumerate(self.classes)}
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wgap.atomic import atomic_file
 from wgap.errors import BackendError, MissingDependencyError
+from wgap.runtime.cache import read_cached, require_own, write_cached
 
-__all__ = ["ARCHITECTURES", "SYMBOL", "Compiled", "cache_folder", "compile_kernel"]
+__all__ = ["ARCHITECTURES", "SYMBOL", "Compiled", "compile_kernel"]
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 """What the kernel is known to compile for without spills; others are tried all the same."""
@@ -30,13 +29,6 @@ class Compiled(NamedTuple):
 
     cubin: bytes
     log: str
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$WGAP_CACHE``, or ``wgap`` in the user's cache folder."""
-    if given := os.environ.get("WGAP_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wgap"
 
 
 def nvrtc_version() -> tuple[int, int]:
@@ -66,7 +58,7 @@ def compile_kernel(
 
     Args:
         arch: such as ``sm_89``.
-        cache: a folder, see :func:`cache_folder`; None compiles anew.
+        cache: a folder, see :func:`wgap.runtime.cache.cache_folder`; None compiles anew.
         threads: of a block, a multiple of 32.
         macros: to define.
 
@@ -84,9 +76,9 @@ def compile_kernel(
     ]  # fmt: skip
     path = None
     if cache is not None:
-        _require_own(cache)
+        require_own(cache, "code for the GPU is kept there")
         path = cache / f"{_key(options, version)}.cubin"
-    if path is not None and (cubin := _read(path)) is not None:
+    if path is not None and (cubin := read_cached(path)) is not None:
         return Compiled(cubin, "")
     name = f"NVRTC {version}"
     program = _checked(name, nvrtc.nvrtcCreateProgram(_SOURCE.encode(), b"wgap.cu", 0, [], []))
@@ -102,20 +94,8 @@ def compile_kernel(
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     if path is not None:
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(hashlib.sha256(cubin).digest() + cubin)
+        write_cached(path, cubin)
     return Compiled(cubin, text)
-
-
-def _require_own(cache: Path) -> None:
-    """Refuse a cache from which somebody else's code would be run: its hashes fit whatever its writer wants."""
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    about = cache.stat()
-    if about.st_uid not in (os.getuid(), 0) or about.st_mode & 0o002:
-        raise BackendError(
-            f"{cache}: code for the GPU is kept there, and others may write it (mode {about.st_mode & 0o7777:o}, owner "
-            f"{about.st_uid}); run chmod o-w on it, or name a folder of your own in WGAP_CACHE"
-        )
 
 
 def _checked(name: str, answer: tuple[Any, ...]) -> Any:
@@ -138,13 +118,3 @@ def _key(options: list[str], version: str) -> str:
     for header in sorted((_INCLUDE / "wgap" / "kernel").glob("*.h")):
         digest.update(header.name.encode() + b"\0" + header.read_bytes())
     return digest.hexdigest()[:32]
-
-
-def _read(path: Path) -> bytes | None:
-    """A cached CUBIN, None where there is none or it is not what was written."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, cubin = content[:32], content[32:]
-    return cubin if hashlib.sha256(cubin).digest() == digest else None

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from wgap import _native
 from wgap.errors import BackendError, FeatureError
 from wgap.rule import Rule
+from wgap.runtime.cache import cache_folder
 from wgap.runtime.cuda.arrays import DeviceArray, device_array, on_device, require_gpu
-from wgap.runtime.cuda.compiler import SYMBOL, THREADS, cache_folder, compile_kernel, nvrtc_version
+from wgap.runtime.cuda.compiler import SYMBOL, THREADS, compile_kernel, nvrtc_version
 from wgap.runtime.cuda.driver import LEGACY, READY, Context, Memory, attribute, call, driver, wait_for
 from wgap.runtime.library import gpu
 from wgap.runtime.locator import Locator, Request, require_outputs
@@ -50,7 +51,7 @@ class CudaPostprocess:
         weight: the classifier's weights, float32[K, C], in host memory.
         device: a GPU's ordinal, or its UUID as ``nvidia-smi -L`` prints it.
         threads: of a CUDA block, a multiple of 32 up to 512.
-        cache: folder for the compiled kernel; None takes :func:`wgap.runtime.cuda.compiler.cache_folder`.
+        cache: folder for the compiled kernel; None takes :func:`wgap.runtime.cache.cache_folder`.
         context: to work in, shared with its owner; None for the caller's own if that is current and on this device,
             else the device's primary one.
 

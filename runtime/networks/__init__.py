@@ -1,4 +1,4 @@
-"""Networks by name: a bundle's model on ONNX Runtime, TensorRT or TensorRT-RTX."""
+"""Networks by name: a bundle's model on ONNX Runtime, OpenVINO, TensorRT or TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "NetworkOptions", "open_network"]
 
 BACKENDS = {
+    "auto": "wgap.runtime.networks.auto:open_bundle",
     "onnxruntime": "wgap.runtime.networks.onnxruntime:open_bundle",
+    "openvino": "wgap.runtime.networks.openvino:open_bundle",
     "onnxruntime_cuda": "wgap.runtime.networks.onnxruntime_gpu:OnnxRuntimeGpuNetwork",
     "onnxruntime_tensorrt": "wgap.runtime.networks.onnxruntime_gpu:OnnxRuntimeGpuNetwork",
     "tensorrt": "wgap.runtime.networks.tensorrt:TensorRtNetwork",
@@ -34,9 +36,12 @@ class NetworkOptions:
         ungated: run a lower-precision file even if its gate failed or never ran.
         rule: that the boxes will be made under, which a gate must have judged; None for the bundle's own.
         threads: CPU threads of one forward pass; None leaves the choice to the library (all cores).
-        device: a GPU's ordinal, or its UUID as ``nvidia-smi -L`` prints it; None for the first.
+        device: a GPU's ordinal, or its UUID as ``nvidia-smi -L`` prints it; None for the first. Of OpenVINO a
+            plugin's device, such as ``GPU``; None for the CPU.
         slots: how many calls may be on the GPU at the same time; further ones wait. None for 4.
         memory_limit: bytes that ONNX Runtime may hold on the GPU; None for 4 GiB.
+        hint: what OpenVINO compiles for, ``latency`` or ``throughput``; None for latency.
+        streams: forward passes that OpenVINO runs side by side; None follows the hint.
     """
 
     precision: str = "fp32"
@@ -46,6 +51,8 @@ class NetworkOptions:
     device: int | str | None = None
     slots: int | None = None
     memory_limit: int | None = None
+    hint: str | None = None
+    streams: int | None = None
 
     def require_only(self, backend: str, *names: str) -> None:
         """Refuse the machine's options that are given but not among ``names``.
@@ -53,7 +60,7 @@ class NetworkOptions:
         Raises:
             DataError: naming the option and the backend.
         """
-        for name in ("threads", "device", "slots", "memory_limit"):
+        for name in ("threads", "device", "slots", "memory_limit", "hint", "streams"):
             if name not in names and getattr(self, name) is not None:
                 have = " and ".join(f"{known}=" for known in names) or "none of these options"
                 raise DataError(f"the backend {backend} has no {name}=; it takes {have}")

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from wgap.rule import Rule
     from wgap.runtime.networks import NetworkOptions
 
-__all__ = ["OnnxRuntimeNetwork", "file_network", "library_errors", "open_bundle", "open_session"]
+__all__ = [
+    "OnnxRuntimeNetwork", "file_network", "library_errors", "open_bundle", "open_session", "require_equal_sums",
+]  # fmt: skip
 
 LOWEST = (1, 23)
 """ONNX Runtime's oldest version that this package is tested with, as its metadata declares."""
@@ -89,19 +91,24 @@ def open_bundle(bundle: Bundle, name: str, options: NetworkOptions) -> OnnxRunti
             f"{bundle.root} --precision bf16`, backend tensorrt or tensorrt_rtx), or run another precision here"
         )
     if options.precision == "int8" and not options.ungated:
-        _require_equal_sums(bundle, entry, options.rule)
+        require_equal_sums(bundle, entry, options.rule)
     session = open_session(path, bundle.manifest.model, options.threads, content=bundle.content(entry))
     return OnnxRuntimeNetwork(session, options.precision)
 
 
-def _require_equal_sums(bundle: Bundle, entry: BundleFile, rule: Rule | None) -> None:
-    """Refuse a file on a processor that saturates INT8's sums if its gate ran on one that does not."""
-    judged = entry.gate.int8_sums if entry.gate else None
+def require_equal_sums(bundle: Bundle, entry: BundleFile, rule: Rule | None, backend: str = "onnxruntime") -> None:
+    """Refuse a file on a processor that saturates INT8's sums if the backend's gate ran on one that does not.
+
+    Raises:
+        GateError: it did, or what it ran on is not recorded.
+    """
+    gate = entry.verdict(backend)
+    judged = gate.int8_sums if gate else None
     if int8_sums() == "saturating" != judged:
         where = "one that sums exactly" if judged else "a processor that is not recorded"
         raise GateError(
-            f"{bundle.root / entry.path}: this processor has no VNNI, so ONNX Runtime's INT8 sums saturate and boxes "
-            f"move; the gate ran on {where}. Run {bundle.gate_command('int8', rule)} here, or "
+            f"{bundle.root / entry.path}: this processor has no VNNI, so INT8's sums saturate and boxes move; the gate "
+            f"ran on {where}. Run {bundle.gate_command('int8', rule, backend)} here, or "
             "pass ungated=True (--ungated) to run it all the same"
         )
 

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from wgap.atomic import atomic_file
 from wgap.errors import BundleError, GateError, HashMismatchError, ManifestError
-from wgap.manifest import MANIFEST, BundleFile, Manifest
+from wgap.manifest import MANIFEST, OWN_VERDICT, BundleFile, Manifest
 from wgap.onnx_wire import require_self_contained
 from wgap.rule import Rule
 
@@ -229,13 +229,16 @@ class Bundle:
         """Path of the file with that role and precision; raises as :meth:`file` and :func:`confined` do."""
         return confined(self.root, self.file(role, precision).path)
 
-    def model_file(self, precision: str = "fp32", ungated: bool = False, rule: Rule | None = None) -> BundleFile:
+    def model_file(
+        self, precision: str = "fp32", ungated: bool = False, rule: Rule | None = None, backend: str = "onnxruntime"
+    ) -> BundleFile:
         """The network's file of that precision, if its gate says that it may be used.
 
         Args:
             precision: ``fp32``, or a lower one made by ``wgap calibrate``.
             ungated: take a lower-precision file even if its gate failed or never ran.
             rule: the rule that will run; None for the bundle's own.
+            backend: that will run it, whose verdict counts (:meth:`wgap.manifest.BundleFile.verdict`).
 
         Raises:
             GateError: if the gate failed or never ran on this very file and under this very rule, or the file was made
@@ -260,11 +263,12 @@ class Bundle:
             )
         if precision == "fp32" or ungated:
             return entry
-        gate, where = entry.gate, self.root / entry.path
-        again = self.gate_command(precision, rule)
+        gate, where = entry.verdict(backend), self.root / entry.path
+        again = self.gate_command(precision, rule, backend)
         if gate is None:
+            on = f" on {backend}" if backend in OWN_VERDICT else ""
             raise GateError(
-                f"{where}: what {precision} costs in boxes was never measured; run {again}, "
+                f"{where}: what {precision} costs in boxes was never measured{on}; run {again}, "
                 "or pass ungated=True (--ungated) to run it all the same"
             )
         if (gate.candidate_sha256, gate.float32_sha256) != (entry.sha256, self.file("onnx", "fp32").sha256):
@@ -282,11 +286,12 @@ class Bundle:
             )
         return entry
 
-    def gate_command(self, precision: str, rule: Rule | None = None) -> str:
+    def gate_command(self, precision: str, rule: Rule | None = None, backend: str = "onnxruntime") -> str:
         """What judges the file of that precision under that rule, None for the bundle's own, for a message."""
         rule = rule or self.manifest.rule
         folder = shlex.quote(str(self.root))
-        return f"`wgap gate {folder} --precision {precision} --rule {rule} --map {rule.map} --images DIR`"
+        on = f" --backend {backend}" if backend in OWN_VERDICT else ""
+        return f"`wgap gate {folder} --precision {precision}{on} --rule {rule} --map {rule.map} --images DIR`"
 
     def stale(self, entry: BundleFile) -> bool:
         """Whether a lower-precision file was made from another float32 model than the bundle's."""

@@ -8,7 +8,7 @@ from wgap.errors import MissingDependencyError
 
 EXTRAS = {
     "torch": "train", "lightning_fabric": "train", "onnxscript": "train", "onnxruntime": "cpu", "onnx": "calibrate",
-    "ml_dtypes": "calibrate", "matplotlib": "calibrate",
+    "ml_dtypes": "calibrate", "matplotlib": "calibrate", "openvino": "openvino",
 }  # fmt: skip
 """Top-level module to extra."""
 

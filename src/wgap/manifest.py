@@ -19,8 +19,9 @@ from wgap.preprocessing import Preprocessing
 from wgap.rule import Rule
 
 __all__ = [
-    "HEAD", "MANIFEST", "SCHEMA", "Architecture", "BundleFile", "CalibrationRecord", "EngineRecord", "ForegroundRecord",
-    "GateRecord", "ImageHashes", "Manifest", "ModelInfo", "Profile", "Tensor", "TrainingRecord", "require_signature",
+    "HEAD", "MANIFEST", "OWN_VERDICT", "SCHEMA", "Architecture", "BundleFile", "CalibrationRecord", "EngineRecord",
+    "ForegroundRecord", "GateRecord", "ImageHashes", "Manifest", "ModelInfo", "Profile", "Tensor", "TrainingRecord",
+    "require_signature",
 ]  # fmt: skip
 
 MANIFEST = "wgap.json"
@@ -29,6 +30,9 @@ SCHEMA = 2
 
 HEAD = "foreground/"
 """What the names of a foreground head's nodes and constants begin with: they are no part of the network's own."""
+
+OWN_VERDICT = ("openvino",)
+"""Backends that a verdict of ONNX Runtime says nothing about, since they round INT8 and bfloat16 otherwise."""
 
 _LARGEST = 65535
 """Of the extents of a tensor."""
@@ -336,7 +340,8 @@ class BundleFile:
         size: bytes.
         training: of what was exported from a checkpoint.
         calibration: of a lower-precision file.
-        gate: the verdict on a lower-precision file, once it was judged.
+        gate: the verdict on a lower-precision file, once it was judged: that of ONNX Runtime, which engines go by too.
+        gates: the verdicts of backends that compute otherwise, by name: ``openvino``; see :meth:`verdict`.
         engine: of an engine.
         foreground: of a foreground head.
     """
@@ -351,6 +356,11 @@ class BundleFile:
     gate: GateRecord | None = None
     engine: EngineRecord | None = None
     foreground: ForegroundRecord | None = None
+    gates: dict[str, GateRecord] | None = None
+
+    def verdict(self, backend: str) -> GateRecord | None:
+        """The verdict that a backend goes by; None where there is none."""
+        return (self.gates or {}).get(backend) if backend in OWN_VERDICT else self.gate
 
 
 @dataclass(frozen=True)

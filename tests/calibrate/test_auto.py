@@ -36,6 +36,7 @@ class Oracle:
 
     def __init__(self, real: GateRun, needed: Iterable[str], limits: Limits | None = None) -> None:
         self.images, self.limits, self.locator = real.images, limits or real.limits, real.locator
+        self.backend = real.backend
         self.needed = set(needed)
         self.asked: list[set[str]] = []
 

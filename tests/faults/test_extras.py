@@ -45,6 +45,8 @@ main()
         (["torch"], ["export", "x.safetensors", "--out", "OUT"], "torch, which is not installed"),
         (["onnxruntime"], ["localize", "BUNDLE", "DATA"], "ONNX Runtime, which is not installed"),
         (["onnxruntime"], ["selftest", "BUNDLE"], "ONNX Runtime, which is not installed"),
+        (["openvino"], ["localize", "BUNDLE", "DATA", "--backend", "openvino"], "OpenVINO, which is not installed"),
+        (["openvino"], ["gate", "BUNDLE", "--images", "DATA", "--backend", "openvino"], "install 'wgap[openvino]'"),
         (["onnxruntime"], ["bench", "BUNDLE"], "ONNX Runtime, which is not installed"),
     ],
 )  # fmt: skip

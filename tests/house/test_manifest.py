@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,20 @@ def test_what_is_read_is_what_was_written(own: Path) -> None:
     assert plain["model"]["inputs"] == [
         {"name": "image", "dtype": "uint8", "shape": ["N", 32, 32, 3], "layout": "NHWC"}
     ]
+
+
+def test_a_verdict_of_a_backend_s_own_reads_back(own: Path) -> None:
+    bundle = Bundle.open(own)
+    entry = next(e for e in bundle.manifest.files if e.gate is not None)
+    assert entry.gate is not None
+    gates = {"openvino": replace(entry.gate, passed=not entry.gate.passed)}
+    changed = replace(entry, gates=gates)
+    files = tuple(changed if e is entry else e for e in bundle.manifest.files)
+    (own / "wgap.json").write_text(replace(bundle.manifest, files=files).to_json())
+    again = next(e for e in Bundle.open(own).manifest.files if e.gates)
+    assert again == changed
+    assert (again.verdict("openvino"), again.verdict("onnxruntime")) == (gates["openvino"], entry.gate)
+    assert entry.verdict("openvino") is None
 
 
 def _within(value: object) -> list[object]:
@@ -116,6 +130,9 @@ WRONG = [
     (put("files", 1, "gate", "rule", "map", value="\udc80"), "files[1].gate.rule.map: expected text of whole"),
     (put("files", 1, "gate", "passed", value="yes"), "files[1].gate.passed: expected true or false, got 'yes'"),
     (put("files", 1, "gate", "reasons", value="none"), "files[1].gate.reasons: expected a list, got 'none'"),
+    (put("files", 1, "gates", value=[]), "files[1].gates: expected an object, got []"),
+    (put("files", 1, "gates", value={"openvino": {}}), "files[1].gates.openvino.passed: missing"),
+    (put("files", 1, "gates", value={"openvino": None}), "files[1].gates.openvino: expected an object, got None"),
     (put("files", 0, "size", value=[True, True]), "files[0].size: expected a whole number, got [True, True]"),
     (put("files", 0, "size", value=1.0), "files[0].size: expected a whole number, got 1.0"),
     (put("files", 0, "sha256", value={"a": 1}), "files[0].sha256: expected text, got {'a': 1}"),

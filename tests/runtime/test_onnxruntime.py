@@ -136,7 +136,7 @@ def test_the_library_keeps_its_warnings_to_itself(
 
 
 def test_an_unknown_backend_and_a_missing_precision_are_named(glass_bundle: Path) -> None:
-    with pytest.raises(BackendError, match="unknown backend 'tpu'; expected one of: onnxruntime"):
+    with pytest.raises(BackendError, match="unknown backend 'tpu'; expected one of: auto, onnxruntime"):
         Localizer(glass_bundle, backend="tpu")
     with pytest.raises(BundleError, match="holds no int8 model; it has: fp32; make it with `wgap calibrate"):
         Localizer(glass_bundle, precision="int8")

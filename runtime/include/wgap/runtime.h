@@ -177,6 +177,8 @@ typedef struct wgap_network_request {
   const char* source_path; /* of an engine without weights: the ONNX file it was built from; else null */
   const void* source;      /* the very bytes that were hashed */
   uint64_t source_bytes;
+  const char* hint; /* of OpenVINO: "throughput"; or null or "latency" */
+  int32_t streams;  /* of OpenVINO: forward passes side by side; 0: as the hint has it */
 } wgap_network_request;
 
 /* What runs engines here. A module of a library that has engines exports wgap_network_host, which fills it in. */
@@ -197,14 +199,15 @@ typedef struct wgap_localizer wgap_localizer;
 
 typedef struct wgap_localizer_options {
   uint32_t struct_size;
-  int32_t top_k;         /* classes per picture where no class is asked for */
-  int32_t max_boxes;     /* boxes per class, 1 to WGAP_MOST_BOXES */
-  int32_t batch_size;    /* pictures per forward pass, 1 to 4096 */
-  int32_t threads;       /* of network and kernel; 0: every core that the process may use, and one for the kernel */
-  int32_t ungated;       /* 1: run a lower-precision file that no gate has passed under this rule */
-  int32_t trusted;       /* 1: do not compare every file of the bundle with its hash; those that are read always are */
-  int32_t slots;         /* of backends on GPUs: calls on the GPU at the same time; 0 for 4 */
-  const char* backend;   /* "onnxruntime" (null), "onnxruntime_cuda", "openvino" or "tensorrt" */
+  int32_t top_k;      /* classes per picture where no class is asked for */
+  int32_t max_boxes;  /* boxes per class, 1 to WGAP_MOST_BOXES */
+  int32_t batch_size; /* pictures per forward pass, 1 to 4096 */
+  int32_t threads;    /* of network and kernel; 0: every core that the process may use, and one for the kernel */
+  int32_t ungated;    /* 1: run a lower-precision file that no gate has passed under this rule */
+  int32_t trusted;    /* 1: do not compare every file of the bundle with its hash; those that are read always are */
+  int32_t slots;      /* of backends on GPUs: calls on the GPU at the same time; 0 for 4 */
+  const char*
+      backend; /* "onnxruntime" (null), "onnxruntime_cuda", "openvino", "tensorrt"; "auto": what runs best here */
   const char* precision; /* null or "fp32"; "int8", "fp16", "bf16" once calibrated */
   const char* rule;      /* wgap_rule_parse's text; null for the bundle's own */
   const char* map;       /* likewise */
@@ -212,10 +215,31 @@ typedef struct wgap_localizer_options {
   const char* device; /* of backends on GPUs: an ordinal, or a UUID as `nvidia-smi -L` prints it; null for the first */
   const wgap_network* network; /* of your own, in place of the backend; owned by the localizer where opening succeeds */
   int64_t memory_limit;        /* of onnxruntime_cuda: bytes that it may hold on the GPU; 0 for 4 GiB */
+  const char* hint;            /* of openvino: "throughput"; null or "latency" */
+  int32_t streams; /* of openvino: forward passes side by side, for calls from several threads; 0: as the hint has it */
+  int32_t reserved;
 } wgap_localizer_options;
 
-#define WGAP_LOCALIZER_OPTIONS_INIT \
-  {(uint32_t)sizeof(wgap_localizer_options), 1, 1, 1, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0}
+#define WGAP_LOCALIZER_OPTIONS_INIT          \
+  {(uint32_t)sizeof(wgap_localizer_options), \
+   1,                                        \
+   1,                                        \
+   1,                                        \
+   0,                                        \
+   0,                                        \
+   0,                                        \
+   0,                                        \
+   NULL,                                     \
+   NULL,                                     \
+   NULL,                                     \
+   NULL,                                     \
+   NULL,                                     \
+   NULL,                                     \
+   NULL,                                     \
+   0,                                        \
+   NULL,                                     \
+   0,                                        \
+   0}
 
 /* options: null for the defaults. */
 WGAP_RUNTIME_API wgap_status wgap_localizer_open(const char* path, const wgap_localizer_options* options,

@@ -222,18 +222,20 @@ class Network {
 };
 
 struct Options {
-  std::string backend;    // empty: "onnxruntime"; "onnxruntime_cuda", "openvino", "tensorrt"
+  std::string backend;  // empty: "onnxruntime"; "onnxruntime_cuda", "openvino", "tensorrt"; "auto": what runs best here
   std::string precision;  // empty: "fp32"; "int8", "fp16" once calibrated
   std::string rule;       // "adaptive", "fixed:0.2", "foreground", ...; empty: the bundle's own
   std::string map;        // likewise
   std::string library;    // file of the backend's library; empty: searched
-  std::string device;     // of backends on GPUs: an ordinal or a UUID; empty: the first
+  std::string device;     // of backends on GPUs: an ordinal or a UUID; empty: the first. Of openvino: "CPU", "GPU", ...
+  std::string hint;       // of openvino: "throughput"; empty: "latency"
   int top_k = 1;
   int max_boxes = 1;
   int batch_size = 1;
   int threads = 0;                // 0: every core for the network, one for the kernel
   int slots = 0;                  // of backends on GPUs: calls on the GPU at the same time; 0: 4
   std::int64_t memory_limit = 0;  // of onnxruntime_cuda: bytes that it may hold on the GPU; 0: 4 GiB
+  int streams = 0;                // of openvino: forward passes side by side; 0: as the hint has it
   bool ungated = false;
   bool trusted = false;              // do not compare every file of the bundle with its hash
   std::shared_ptr<Network> network;  // of your own
@@ -264,6 +266,8 @@ class Localizer {
     given.device = text(options.device);
     given.slots = options.slots;
     given.memory_limit = options.memory_limit;
+    given.hint = text(options.hint);
+    given.streams = options.streams;
     given.top_k = options.top_k;
     given.max_boxes = options.max_boxes;
     given.batch_size = options.batch_size;

@@ -130,7 +130,15 @@ const File& Bundle::file(const char* role, const char* precision) const {
        have.c_str());
 }
 
-const File& Bundle::model_file(const std::string& precision, bool ungated, const wgap_rule& rule) const {
+std::string Bundle::gate_command(const std::string& precision, const wgap_rule& rule,
+                                 const std::string& backend) const {
+  const std::string on = has_own_verdict(backend) ? " --backend " + backend : "";
+  return "`wgap gate " + root_ + " --precision " + precision + on + " --rule " + rule_text(rule) + " --map " +
+         map_text(rule) + " --images DIR`";
+}
+
+const File& Bundle::model_file(const std::string& precision, bool ungated, const wgap_rule& rule,
+                               const std::string& backend) const {
   const File* found = nullptr;
   std::set<std::string> have;
   for (const char* const role : {"onnx", "rejected"})
@@ -156,13 +164,12 @@ const File& Bundle::model_file(const std::string& precision, bool ungated, const
          "replaced since; make it again with `wgap calibrate`",
          where.c_str());
   if (ungated) return *found;
-  const std::string again = "run `wgap gate " + root_ + " --precision " + precision + " --rule " + rule_text(rule) +
-                            " --map " + map_text(rule) + " --images DIR`";
+  const std::string again = "run " + gate_command(precision, rule, backend);
   constexpr const char* kOr = ", or pass ungated (--ungated) to run it all the same";
-  if (!found->gate)
-    fail(WGAP_GATE_ERROR, "%s: what %s costs in boxes was never measured; %s%s", where.c_str(), precision.c_str(),
-         again.c_str(), kOr);
-  const Gate& gate = *found->gate;
+  if (found->verdict(backend) == nullptr)
+    fail(WGAP_GATE_ERROR, "%s: what %s costs in boxes was never measured%s%s; %s%s", where.c_str(), precision.c_str(),
+         has_own_verdict(backend) ? " on " : "", has_own_verdict(backend) ? backend.c_str() : "", again.c_str(), kOr);
+  const Gate& gate = *found->verdict(backend);
   if (gate.candidate_sha256 != found->sha256 || gate.float32_sha256 != float32)
     fail(WGAP_GATE_ERROR, "%s: its gate ran on other files than the bundle's; %s", where.c_str(), again.c_str());
   if (!equal(gate.rule, rule))

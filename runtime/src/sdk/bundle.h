@@ -24,8 +24,12 @@ class Bundle {
   // The bytes of a listed file as they are, for a caller that compares them.
   std::string unverified(const File& file) const;
 
-  // The network's file of that precision, if its gate says that it may be used under that rule.
-  const File& model_file(const std::string& precision, bool ungated, const wgap_rule& rule) const;
+  // The network's file of that precision, if the backend's gate says that it may be used under that rule.
+  const File& model_file(const std::string& precision, bool ungated, const wgap_rule& rule,
+                         const std::string& backend = "onnxruntime") const;
+
+  // What judges the file of that precision under that rule on that backend, for a message.
+  std::string gate_command(const std::string& precision, const wgap_rule& rule, const std::string& backend) const;
 
   // float32 [classes][channels].
   std::vector<float> classifier() const;

@@ -69,6 +69,7 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
   if (options.memory_limit < 0)
     fail(WGAP_DATA_ERROR, "memory_limit must be 0 or more bytes, got %lld",
          static_cast<long long>(options.memory_limit));
+  if (options.streams != 0) in_range("streams", options.streams, 1, 1024);
   height_ = static_cast<int>(manifest.tensor("image")->shape[1]);
   width_ = static_cast<int>(manifest.tensor("image")->shape[2]);
   const std::vector<float> weight = bundle_->classifier();
@@ -80,10 +81,10 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
            "your own");
   } else {
     const auto given = [](const char* text, const char* usual) { return std::string(text != nullptr ? text : usual); };
-    network_.emplace(open_network(
-        *bundle_, rule_, weight,
-        {given(options.backend, "onnxruntime"), given(options.precision, "fp32"), options.library, options.device,
-         options.threads, options.slots, options.batch_size, options.memory_limit, options.ungated != 0}));
+    network_.emplace(open_network(*bundle_, rule_, weight,
+                                  {given(options.backend, "onnxruntime"), given(options.precision, "fp32"),
+                                   options.library, options.device, options.threads, options.slots, options.batch_size,
+                                   options.memory_limit, options.ungated != 0, options.hint, options.streams}));
   }
   wgap_error error = WGAP_ERROR_INIT;
   wgap_classifier* classifier = nullptr;

@@ -92,7 +92,8 @@ struct Schema {
                              optional("calibration", nullable(kCalibration)),
                              optional("gate", nullable(kGate)),
                              optional("engine", nullable(kEngine)),
-                             optional("foreground", nullable(kForeground))});
+                             optional("foreground", nullable(kForeground)),
+                             optional("gates", nullable(table(kGate)))});
   const Type kWhole2 = object({{"model", kModel},
                                {"preprocessing", kPreprocessing},
                                {"rule", kRule},
@@ -227,6 +228,9 @@ void read_schema2(const Json& raw, Manifest* made) {
   for (const Json& entry : raw["files"]) {
     File file = file_of(entry);
     if (const Json* const gate = record_of(entry, "gate")) file.gate = gate_of(*gate, rule_of((*gate)["rule"]));
+    if (const Json* const gates = record_of(entry, "gates"))
+      for (const auto& [backend, gate] : gates->items())
+        file.gates.insert_or_assign(backend, gate_of(gate, rule_of(gate["rule"])));
     if (const Json* const from = record_of(entry, "calibration")) file.made_from = (*from)["float32_sha256"];
     const std::string path = text("files[%zu]", made->files.size());
     if (const Json* const engine = record_of(entry, "engine"))
@@ -361,6 +365,14 @@ void check(const Manifest& manifest) {
 }
 
 }  // namespace
+
+bool has_own_verdict(const std::string& backend) { return backend == "openvino"; }
+
+const Gate* File::verdict(const std::string& backend) const {
+  if (!has_own_verdict(backend)) return gate ? &*gate : nullptr;
+  const auto found = gates.find(backend);
+  return found == gates.end() ? nullptr : &found->second;
+}
 
 const Tensor* Manifest::tensor(std::string_view name) const {
   for (const auto* const tensors : {&inputs, &outputs})

@@ -41,7 +41,14 @@ struct File {
   std::optional<Gate> gate;
   std::optional<Engine> engine = {};
   std::optional<std::string> made_from;  // of a lower-precision file: sha256 of the float32 one
+  std::map<std::string, Gate> gates = {};
+
+  // The verdict that a backend goes by, its own where it rounds otherwise than ONNX Runtime; null where there is none.
+  const Gate* verdict(const std::string& backend) const;
 };
+
+// Whether a verdict of ONNX Runtime says nothing about that backend.
+bool has_own_verdict(const std::string& backend);
 
 struct Manifest {
   int schema;

@@ -49,15 +49,15 @@ void* module_of(const std::string& backend) {
        backend.c_str(), looked.c_str());
 }
 
-void require_equal_sums(const Bundle& bundle, const File& file) {
-  const std::string judged = file.gate ? file.gate->int8_sums : "";
+void require_equal_sums(const Bundle& bundle, const File& file, const wgap_rule& rule, const std::string& backend) {
+  const Gate* const gate = file.verdict(backend);
+  const std::string judged = gate != nullptr ? gate->int8_sums : "";
   if (judged == "saturating" || !int8_sums_saturate()) return;
   fail(WGAP_GATE_ERROR,
-       "%s: this processor has no VNNI, so ONNX Runtime's INT8 sums saturate and boxes move; the gate ran on %s. Run "
-       "`wgap "
-       "gate %s --precision int8` here, or pass ungated (--ungated) to run it all the same",
+       "%s: this processor has no VNNI, so INT8's sums saturate and boxes move; the gate ran on %s. Run %s here, or "
+       "pass ungated (--ungated) to run it all the same",
        bundle.path(file).c_str(), judged.empty() ? "a processor that is not recorded" : "one that sums exactly",
-       bundle.root().c_str());
+       bundle.gate_command("int8", rule, backend).c_str());
 }
 
 // What runs engines here: the module's library and the GPU.
@@ -106,12 +106,66 @@ Network::Pass::~Pass() {
   if (network_.release != nullptr) network_.release(network_.context, &outputs_);
 }
 
+namespace {
+
+// Backends for each precision on a CPU, the faster one first: the table of the Python package's wgap.runtime.networks.auto.
+std::vector<std::string> on_cpu(const std::string& precision) {
+  if (precision == "bf16") return {"openvino"};
+  if (precision == "int8") return {"openvino", "onnxruntime"};
+  return {"onnxruntime", "openvino"};
+}
+
+// Whether one of the bundle's engines fits this GPU.
+bool engine_fits(const Bundle& bundle, const wgap_rule& rule, NetworkOptions options, const std::string& backend) {
+  const std::vector<File>& files = bundle.manifest().files;
+  if (options.threads != 0 || options.hint != nullptr || options.streams != 0) return false;  // options of the CPU
+  if (std::none_of(files.begin(), files.end(), [&](const File& file) {
+        return file.engine && file.engine->flavor == backend && file.precision == options.precision;
+      }))
+    return false;
+  options.backend = backend;
+  Host host;
+  try {
+    host = host_of(module_of(backend), options);
+  } catch (const Failure&) {  // no module, no library or no GPU
+    return false;
+  }
+  try {
+    preflight(bundle, engine_file(bundle, host, options.precision, rule), host, 0, true, rule);
+  } catch (const Failure& failure) {
+    if (failure.status() == WGAP_ENGINE_ERROR || failure.status() == WGAP_ENGINE_MISMATCH_ERROR) return false;
+    throw;
+  }
+  return true;
+}
+
+// The first backend that can run the model at that precision: an engine on a GPU, else the first on the CPU. One is
+// passed over whose library or module is not there, or whose gate has not passed the model; any other error is an error.
+Network open_best(const Bundle& bundle, const wgap_rule& rule, const std::vector<float>& classifier,
+                  NetworkOptions options) {
+  std::vector<std::string> backends = on_cpu(options.precision);
+  if (engine_fits(bundle, rule, options, "tensorrt")) backends.insert(backends.begin(), "tensorrt");
+  for (const std::string& backend : backends) {
+    options.backend = backend;
+    try {
+      return open_network(bundle, rule, classifier, options);
+    } catch (const Failure& failure) {
+      const bool passed_over = failure.status() == WGAP_MISSING_DEPENDENCY_ERROR || failure.status() == WGAP_GATE_ERROR;
+      if (!passed_over || backend == backends.back()) throw;
+    }
+  }
+  fail(WGAP_BACKEND_ERROR, "no backend for %s", options.precision.c_str());  // the last one has returned or thrown
+}
+
+}  // namespace
+
 Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vector<float>& classifier,
                      const NetworkOptions& options) {
-  std::string known;
+  if (options.backend == "auto") return open_best(bundle, rule, classifier, options);
+  std::string known = "auto";
   const Backend* chosen = nullptr;
   for (const Backend& backend : kBackends) {
-    known += (known.empty() ? "" : ", ") + std::string(backend.name);
+    known += ", " + std::string(backend.name);
     if (options.backend == backend.name) chosen = &backend;
   }
   if (options.backend == "tensorrt_rtx")
@@ -124,8 +178,12 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vec
          known.c_str());
   if (chosen->on_gpu && options.threads != 0)
     fail(WGAP_DATA_ERROR, "the backend %s has no threads; it takes device and slots", options.backend.c_str());
-  if (!chosen->on_gpu && (options.device != nullptr || options.slots != 0))
-    fail(WGAP_DATA_ERROR, "the backend %s has no device and no slots; it takes threads", options.backend.c_str());
+  const bool plugins = options.backend == "openvino";
+  if (!chosen->on_gpu && ((options.device != nullptr && !plugins) || options.slots != 0))
+    fail(WGAP_DATA_ERROR, "the backend %s has no %s; it takes threads%s", options.backend.c_str(),
+         plugins ? "slots" : "device and no slots", plugins ? ", device, hint and streams" : "");
+  if (!plugins && (options.hint != nullptr || options.streams != 0))
+    fail(WGAP_DATA_ERROR, "the backend %s has no hint and no streams; openvino has them", options.backend.c_str());
   if (options.backend != "onnxruntime_cuda" && options.memory_limit != 0)
     fail(WGAP_DATA_ERROR, "the backend %s has no memory_limit", options.backend.c_str());
   void* const module = module_of(options.backend);
@@ -149,12 +207,20 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vec
     request.largest = static_cast<std::int32_t>(std::min<std::int64_t>(file.engine->most, 1 << 20));
     request.version_compatible = file.engine->version_compatible ? 1 : 0;
   } else {
-    const File& file = bundle.model_file(options.precision, options.ungated, rule);
+    const File& file = bundle.model_file(options.precision, options.ungated, rule, options.backend);
     path = bundle.path(file);
+    if (plugins && options.precision != "fp32" && options.device != nullptr && std::string(options.device) != "CPU" &&
+        !options.ungated)
+      fail(WGAP_GATE_ERROR,
+           "%s: its gate ran on the CPU, which says nothing of %s; run fp32 there, or pass ungated (--ungated) to run "
+           "it "
+           "all the same",
+           path.c_str(), options.device);
     if (options.precision == "bf16" && options.backend == "onnxruntime")
       fail(WGAP_BACKEND_ERROR,
            "%s: ONNX Runtime's CPU provider has no bfloat16 convolution; run another precision here", path.c_str());
-    if (options.precision == "int8" && !chosen->on_gpu && !options.ungated) require_equal_sums(bundle, file);
+    if (options.precision == "int8" && !chosen->on_gpu && !options.ungated)
+      require_equal_sums(bundle, file, rule, options.backend);
     content = bundle.content(file);
   }
 
@@ -184,6 +250,8 @@ Network open_network(const Bundle& bundle, const wgap_rule& rule, const std::vec
   request.threads = options.threads;
   request.slots = options.slots;
   request.memory_limit = options.memory_limit;
+  request.hint = options.hint;
+  request.streams = options.streams;
   request.classes = static_cast<std::int32_t>(bundle.manifest().classes.size());
   request.channels = static_cast<std::int32_t>(bundle.manifest().output("features").shape[1]);
   request.weight = classifier.data();

@@ -47,6 +47,8 @@ struct NetworkOptions {
   int threads, slots, batch_size;
   std::int64_t memory_limit;
   bool ungated;
+  const char* hint;
+  int streams;
 };
 
 // The network of that backend over a bundle's file of that precision.

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 GATE_FAILED = 3
 """Exit code of a gate that refused a file."""
 
+Gate = Annotated[
+    str,
+    typer.Option("--backend", help="What the gate runs on: onnxruntime, which engines go by too, or openvino."),
+]
+
 _SPLITS = "train, val, test or all; of a labelled set only."
 
 
@@ -24,8 +29,10 @@ _SPLITS = "train, val, test or all; of a labelled set only."
 def calibrate(
     ctx: typer.Context,
     bundle: BundleFolder,
-    images: Annotated[Path, typer.Option(help="Calibration images: a folder, or a labelled set.")],
-    precision: Annotated[str, typer.Option(help="int8, fp16 or bf16 (which TensorRT runs).")] = "int8",
+    images: Annotated[
+        Path | None, typer.Option(help="Calibration images: a folder, or a labelled set. bf16 needs none.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="int8, fp16 or bf16 (which OpenVINO and TensorRT run).")] = "int8",
     method: Annotated[
         str, typer.Option(help="How activation ranges are chosen: minmax, entropy or percentile.")
     ] = "minmax",
@@ -49,6 +56,7 @@ def calibrate(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Keep ranges and the log of --auto here, named by content, to go on later.")
     ] = None,
+    backend: Gate = "onnxruntime",
     max_bad: MaxBad = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace --report if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
@@ -63,7 +71,7 @@ def calibrate(
         opened, images, precision, method=method, count=count, split=split, keep_float=keep_float or (), auto=auto,
         gate=gate_images, gate_count=gate_count, gate_split=gate_split, limits=Limits(max_drop, min_iou, min_agreement),
         rule=chosen(opened, ctx.params), report=report, force=force, cache_dir=cache_dir, max_bad=max_bad,
-        progress=show_progress(), note=note,
+        backend=backend, progress=show_progress(), note=note,
     )  # fmt: skip
     _finish(done, as_json)
 
@@ -79,6 +87,7 @@ def gate(
     max_drop: Annotated[float, typer.Option(help="Largest loss of GT-known and Top-1 localization, a share.")] = 0.01,
     min_iou: Annotated[float, typer.Option(help="Smallest mean IoU of the boxes against float32's.")] = 0.98,
     min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
+    backend: Gate = "onnxruntime",
     max_bad: MaxBad = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
@@ -90,7 +99,7 @@ def gate(
     opened = Bundle.open(bundle)
     done = gate_bundle(
         opened, images, precision, count=count, split=split, limits=Limits(max_drop, min_iou, min_agreement),
-        rule=chosen(opened, ctx.params), max_bad=max_bad, progress=show_progress(),
+        rule=chosen(opened, ctx.params), max_bad=max_bad, backend=backend, progress=show_progress(),
     )  # fmt: skip
     _finish(done, as_json)
 
@@ -140,4 +149,6 @@ def _print(done: Calibrated) -> None:
             measured = f"{row['candidate']:.3f} ({row['change']:+.3f}, 95 % {low:+.3f} to {high:+.3f})"
             table.add_row(title, f"{row['float32']:.3f}", measured, f">= -{limits.max_drop:g}")
     Console().print(table)
-    typer.echo("passed" if judged.passed else f"refused, kept aside in {entry.path}: {'; '.join(judged.reasons)}")
+    kept = f", kept aside in {entry.path}" if entry.role == "rejected" else ""
+    on = f" on {judged.record.backend}" if judged.record else ""
+    typer.echo(f"passed{on}" if judged.passed else f"refused{on}{kept}: {'; '.join(judged.reasons)}")

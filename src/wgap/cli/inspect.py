@@ -76,13 +76,16 @@ def _memory(bundle: Bundle, options: dict[str, Any]) -> dict[str, int]:
 
 
 def _gate(entry: BundleFile, rule: Rule) -> str:
-    """What the gate said of a lower-precision model, and under which rule where it is another than the bundle's."""
+    """What the gates said of a lower-precision model, and under which rule where it is another than the bundle's."""
     if entry.precision == "fp32" or entry.role not in ("onnx", "rejected"):
         return ""
-    if (gate := entry.gate) is None:
-        return "never ran"
-    under = "" if gate.rule == rule else f" under {gate.rule} {gate.rule.map}"
-    return ("passed" if gate.passed else "refused") + under
+    found = {"": entry.gate} if entry.gate else {}
+    found |= {f" on {name}": gate for name, gate in (entry.gates or {}).items()}
+    said = []
+    for on, gate in found.items():
+        under = "" if gate.rule == rule else f" under {gate.rule} {gate.rule.map}"
+        said.append(("passed" if gate.passed else "refused") + on + under)
+    return ", ".join(said) or "never ran"
 
 
 def _print_engines(bundle: Bundle) -> None:

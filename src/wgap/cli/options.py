@@ -31,7 +31,10 @@ MaxBoxes = Annotated[int, typer.Option(help="Boxes per class: of the heaviest co
 
 def _network(
     backend: Annotated[
-        str, typer.Option(help="onnxruntime; on GPUs onnxruntime_cuda, onnxruntime_tensorrt, tensorrt, tensorrt_rtx.")
+        str,
+        typer.Option(
+            help="auto, onnxruntime, openvino; on GPUs onnxruntime_cuda, onnxruntime_tensorrt, tensorrt, tensorrt_rtx."
+        ),
     ] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="Which of the bundle's models to run.")] = "fp32",
     ungated: Annotated[
@@ -41,12 +44,17 @@ def _network(
         int | None, typer.Option(help="CPU threads; default: every core for the network, one for the kernel.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="GPU, by ordinal or UUID (nvidia-smi -L); default: the first.")
+        str | None,
+        typer.Option(help="GPU, by ordinal or UUID (nvidia-smi -L); default: the first. Of openvino CPU, GPU, NPU."),
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Calls on the GPU at the same time; default: 4.")] = None,
     memory_limit: Annotated[
         int | None, typer.Option(help="Bytes that ONNX Runtime may hold on the GPU; default: 4 GiB.")
     ] = None,
+    hint: Annotated[
+        str | None, typer.Option(help="What OpenVINO compiles for: latency (the default) or throughput.")
+    ] = None,
+    streams: Annotated[int | None, typer.Option(help="Forward passes that OpenVINO runs side by side.")] = None,
 ) -> None:
     """The options of a verb that opens a network."""
 
@@ -145,7 +153,13 @@ def open_localizer(options: Mapping[str, Any]) -> Localizer:
     """The localizer that a verb's options ask for; those that the verb has not keep their defaults."""
     from wgap.runtime.localizer import Localizer
 
-    names = ("backend", "precision", "ungated", "threads", "slots", "memory_limit", "top_k", "max_boxes", "batch_size")
+    names = (
+        "backend", "precision", "ungated", "threads", "slots", "memory_limit", "hint", "streams", "top_k", "max_boxes",
+        "batch_size",
+    )  # fmt: skip
     given = {name: options[name] for name in names if name in options}
     rule, map_, device = rule_text(options), options.get("map_"), device_of(options.get("device"))
-    return Localizer(options["bundle"], rule=rule, map=map_, device=device, **given)
+    localizer = Localizer(options["bundle"], rule=rule, map=map_, device=device, **given)
+    if options.get("backend") == "auto":
+        note(f"auto: {localizer.backend} {localizer.network.version}")
+    return localizer

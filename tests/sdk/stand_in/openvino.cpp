@@ -3,7 +3,6 @@
 #include <openvino/c/openvino.h>
 
 #include <atomic>
-#include <cstdarg>
 
 namespace {
 
@@ -20,15 +19,15 @@ extern "C" {
 
 ov_status_e ov_core_compile_model(const ov_core_t* core, const ov_model_t* model, const char* device,
                                   const std::size_t properties, ov_compiled_model_t** compiled, ...) {
-  if (properties != 6) return UNKNOW_EXCEPTION;  // what the module passes, and so what can be passed on
-  const char* p[6];
-  std::va_list given;
-  va_start(given, compiled);
-  for (const char*& property : p) property = va_arg(given, const char*);
-  va_end(given);
+  if (properties != 0) return UNKNOW_EXCEPTION;  // the module sets them on the core
   ++made;
-  return real(&ov_core_compile_model, "ov_core_compile_model")(core, model, device, properties, compiled, p[0], p[1],
-                                                               p[2], p[3], p[4], p[5]);
+  return real(&ov_core_compile_model, "ov_core_compile_model")(core, model, device, 0, compiled);
+}
+
+ov_status_e ov_core_import_model(const ov_core_t* core, const char* content, const std::size_t size, const char* device,
+                                 ov_compiled_model_t** compiled) {
+  ++made;
+  return real(&ov_core_import_model, "ov_core_import_model")(core, content, size, device, compiled);
 }
 
 void ov_compiled_model_free(ov_compiled_model_t* compiled) {

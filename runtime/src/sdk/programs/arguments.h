@@ -82,6 +82,8 @@ class Arguments {
     options.map = text("--map");
     options.library = text("--library");
     options.device = text("--device");
+    options.hint = text("--hint");
+    options.streams = number("--streams", 0, 1);
     options.slots = number("--slots", 0, 1);
     options.memory_limit = number<std::int64_t>("--memory-limit", 0, 1);
     options.threads = number("--threads", 0, 1);

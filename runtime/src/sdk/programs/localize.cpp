@@ -25,7 +25,8 @@ constexpr const char* kUsage =
     "after\n"
     "all the others are done.\n"
     "\n"
-    "  --backend NAME     onnxruntime (the default), onnxruntime_cuda, openvino or tensorrt\n"
+    "  --backend NAME     onnxruntime (the default), onnxruntime_cuda, openvino or tensorrt; auto for what runs best "
+    "here\n"
     "  --precision NAME   which of the bundle's models to run; default: fp32\n"
     "  --rule RULE        adaptive, fixed:ETA, foreground or foreground+colour; default: the bundle's\n"
     "  --map MAP          recombined, positive, signed or, of foreground, none; default: the bundle's\n"
@@ -35,7 +36,9 @@ constexpr const char* kUsage =
     "  --batch-size N     images per forward pass; default: 1\n"
     "  --threads N        CPU threads; default: every core for the network, one for the kernel\n"
     "  --library FILE     the backend's library, such as libonnxruntime.so.1; default: searched\n"
-    "  --device GPU       ordinal or UUID (nvidia-smi -L); default: the first\n"
+    "  --device GPU       ordinal or UUID (nvidia-smi -L); default: the first. Of openvino: CPU, GPU, NPU\n"
+    "  --hint HINT        of openvino: latency (the default) or throughput\n"
+    "  --streams N        of openvino: forward passes side by side\n"
     "  --slots N          calls on the GPU at the same time; default: 4\n"
     "  --memory-limit N   bytes that ONNX Runtime may hold on the GPU; default: 4 GiB\n"
     "  --ungated          run a lower-precision file that no gate has passed under this rule\n"
@@ -148,6 +151,7 @@ int main(int count, char** given) {
   const std::vector<std::string> paths = expanded({rest.begin() + 1, rest.end()});
   const auto localizer = wgap::Localizer::open(bundle, options);
   if (!localizer) end_with(1, shown(localizer.error().text));
+  if (options.backend == "auto") std::fprintf(stderr, "auto: %s\n", localizer->backend().c_str());
   const bool thresholds = localizer->rule().kind < WGAP_RULE_FOREGROUND;
   const int class_id = class_name.empty() ? -1 : class_of(*localizer, class_name);
   std::size_t failed = 0;
