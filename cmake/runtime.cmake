@@ -68,7 +68,8 @@ set(WGAP_CUDA_ARCHITECTURES "75;80;86;89;90;100;120" CACHE STRING "GPUs that the
 if(WGAP_NVCC)
   get_filename_component(cuda_root ${WGAP_NVCC} REALPATH)
   get_filename_component(cuda_root ${cuda_root}/../.. ABSOLUTE)
-  find_path(CUDA_RUNTIME_INCLUDE_DIR cuda_runtime_api.h HINTS ${cuda_root} ${CUDAToolkit_ROOT} PATH_SUFFIXES include REQUIRED)
+  find_path(CUDA_RUNTIME_INCLUDE_DIR cuda_runtime_api.h HINTS ${cuda_root} ${CUDAToolkit_ROOT} PATH_SUFFIXES include
+    NO_CMAKE_FIND_ROOT_PATH REQUIRED)
   file(STRINGS ${CUDA_RUNTIME_INCLUDE_DIR}/cuda_runtime_api.h cuda_version REGEX "^#define CUDART_VERSION ")
   string(REGEX REPLACE ".* ([0-9]+)[0-9][0-9][0-9]$" "\\1" cuda_major "${cuda_version}")
   execute_process(COMMAND ${WGAP_NVCC} --list-gpu-arch OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)

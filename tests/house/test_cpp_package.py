@@ -16,7 +16,12 @@ import wgap
 
 SOURCE = Path(__file__).parents[1] / "kernel" / "c_header.c"
 TEN_LINES = Path(__file__).parents[1] / "sdk" / "ten_lines.cpp"
-ELSEWHERE = ("WGAP_", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH")  # where engines and modules are found without the wheel
+ELSEWHERE = (
+    "WGAP_",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "LD_LIBRARY_PATH",
+)  # where engines and modules are found without the wheel
 
 
 def call(*command: str | Path, without: tuple[str, ...] = ()) -> str:
@@ -122,7 +127,14 @@ def test_its_runtime_gives_python_s_boxes_with_the_engine_installed_beside_it(
     assert call("env", environment, tmp_path / "build" / "static", bundle, picture, without=ELSEWHERE) == sentence
     if shutil.which("pkg-config"):
         folder = Path(wgap.get_cmake_path()).parents[1]
-        asked_for = ("env", f"PKG_CONFIG_PATH={folder / 'pkgconfig'}", "pkg-config", "--cflags", "--libs", "wgap-runtime")
+        asked_for = (
+            "env",
+            f"PKG_CONFIG_PATH={folder / 'pkgconfig'}",
+            "pkg-config",
+            "--cflags",
+            "--libs",
+            "wgap-runtime",
+        )
         flags = (*shlex.split(call(*asked_for)), f"-Wl,-rpath,{folder}")
         call("c++", "-std=c++17", TEN_LINES, *flags, "-o", tmp_path / "asked")
         assert call(tmp_path / "asked", bundle, picture, without=ELSEWHERE) == sentence
@@ -130,7 +142,9 @@ def test_its_runtime_gives_python_s_boxes_with_the_engine_installed_beside_it(
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake and a C++ compiler")
 def test_what_is_not_in_it_is_said_with_what_to_do(tmp_path: Path) -> None:
-    component, hint = ("tvm", "engine were not found") if has_runtime() else ("runtime", "cmake.define.WGAP_RUNTIME=ON .")
+    component, hint = (
+        ("tvm", "engine were not found") if has_runtime() else ("runtime", "cmake.define.WGAP_RUNTIME=ON .")
+    )
     text = USER.format(version=wgap.__version__, components=component, source=TEN_LINES)
     (tmp_path / "CMakeLists.txt").write_text(text)
     asked = ("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-Dwgap_DIR={wgap.get_cmake_path()}")

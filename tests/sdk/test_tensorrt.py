@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.sdk.conftest import ROOT, build_runtime, call
+from tests.sdk.conftest import IN_ONE_PIECE, ROOT, build_runtime, call
 from tests.sdk.test_engines import with_engines
 
 from wgap.bundle import Bundle
@@ -47,7 +47,7 @@ def built(headers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("built")
     options = (
         f"-DTENSORRT_ROOT={headers[0]}", f"-DCUDAToolkit_ROOT={headers[1].parent}", "-DWGAP_CUDA_ARCHITECTURES=80",
-        "-DWGAP_TESTS=ON",
+        "-DWGAP_TESTS=ON", *IN_ONE_PIECE,
     )  # fmt: skip
     build_runtime(
         folder, *options, targets=("wgap_tensorrt", "test_sdk_tensorrt", "wgap-localize", "wgap_runtime_shared")
