@@ -6,7 +6,7 @@ BIN := .venv/bin
 OUT ?= demo-out
 ROOMS := train export calibrate runtime evaluate
 
-.PHONY: help setup demo test test-wheel test-lowest test-newest lint format types fuzz bench gpu-check clean
+.PHONY: help setup demo wheel test test-wheel test-lowest test-newest lint format types fuzz bench gpu-check clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,11 @@ demo: setup ## train, export, check, localize and evaluate on generated images; 
 test: setup ## the test suite against the editable tree
 	$(BIN)/python -m pytest --durations=25 -n auto --maxprocesses 4 --dist loadfile
 
-test-wheel: setup ## build the wheel and run the runtime tests against it, installed, away from the tree
+wheel: setup ## a wheel with the C++ runtime, and a module for each engine whose headers are found, in dist/
+	-cmake/fetch-headers.sh
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist -Cbuild-dir='build/wheel/{wheel_tag}' -Ccmake.define.WGAP_RUNTIME=ON $(WHEEL_FLAGS) >/dev/null
+
+test-wheel: wheel ## run the runtime tests against that wheel, installed, away from the tree
 	$(BIN)/python tests/wheel.py
 
 test-lowest: setup ## the tests on the lowest Python here with the declared minimums; EXTRAS=cpu,calibrate,train adds PyTorch

@@ -38,6 +38,14 @@ install(TARGETS wgap_shared wgap_static EXPORT wgap COMPONENT cpp INCLUDES DESTI
 install(DIRECTORY runtime/include/wgap DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT cpp
   PATTERN runtime.h EXCLUDE PATTERN wgap.hpp EXCLUDE)
 install(EXPORT wgap NAMESPACE wgap:: DESTINATION ${package} FILE wgapTargets.cmake COMPONENT cpp)
+# The end of the sentence that names what is absent.
+if(WGAP_RUNTIME)
+  set(WGAP_HOW_TO_GET_MORE "the headers of that engine were not found when wgap was built, see docs/embedding-cpp.md")
+elseif(WGAP_PYTHON)
+  set(WGAP_HOW_TO_GET_MORE "in wgap's sources run: pip install --force-reinstall -C cmake.define.WGAP_RUNTIME=ON .")
+else()
+  set(WGAP_HOW_TO_GET_MORE "build wgap with -DWGAP_RUNTIME=ON")
+endif()
 configure_package_config_file(cmake/wgapConfig.cmake.in ${PROJECT_BINARY_DIR}/wgapConfig.cmake
   INSTALL_DESTINATION ${package} PATH_VARS CMAKE_INSTALL_LIBDIR)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/wgapConfigVersion.cmake COMPATIBILITY SameMinorVersion)

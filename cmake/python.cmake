@@ -11,6 +11,9 @@ install(TARGETS _native LIBRARY DESTINATION wgap COMPONENT python)
 # The C++ package lies in the Python one: wgap.get_include() and wgap.get_cmake_path() name the places.
 set(CMAKE_INSTALL_LIBDIR wgap/lib)
 set(CMAKE_INSTALL_INCLUDEDIR wgap/include)
+if(SKBUILD_SCRIPTS_DIR)  # the environment's own folder of programs
+  set(CMAKE_INSTALL_BINDIR ${SKBUILD_SCRIPTS_DIR})
+endif()
 
 # Its licence, and that of the map within it, must go where their code goes.
 file(GLOB nanobind_licence "${nanobind_DIR}/../../nanobind-*.dist-info/licenses/LICENSE"
@@ -22,7 +25,9 @@ list(GET nanobind_licence 0 nanobind_licence)
 file(READ "${nanobind_DIR}/../ext/robin_map/include/tsl/robin_map.h" robin_map LIMIT 2000)
 string(REGEX MATCH "/\\*.*\\*/" robin_map_licence "${robin_map}")
 file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/robin_map-LICENSE" "${robin_map_licence}\n")
+set(WGAP_LICENCES wgap/licenses)
 if(SKBUILD_METADATA_DIR)
-  install(FILES "${nanobind_licence}" DESTINATION "${SKBUILD_METADATA_DIR}/licenses" RENAME nanobind-LICENSE COMPONENT python)
-  install(FILES "${CMAKE_CURRENT_BINARY_DIR}/robin_map-LICENSE" DESTINATION "${SKBUILD_METADATA_DIR}/licenses" COMPONENT python)
+  set(WGAP_LICENCES "${SKBUILD_METADATA_DIR}/licenses")
 endif()
+install(FILES "${nanobind_licence}" DESTINATION "${WGAP_LICENCES}" RENAME nanobind-LICENSE COMPONENT python)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/robin_map-LICENSE" DESTINATION "${WGAP_LICENCES}" COMPONENT python)

@@ -3,7 +3,10 @@ find_package(JPEG REQUIRED)
 find_package(PNG REQUIRED)
 find_package(ZLIB REQUIRED)
 set(WGAP_HEADERS ${PROJECT_SOURCE_DIR}/build/headers/usr/include)  # where cmake/fetch-headers.sh puts them
-find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp HINTS ${WGAP_HEADERS} NO_CMAKE_FIND_ROOT_PATH REQUIRED)
+find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp HINTS ${WGAP_HEADERS} NO_CMAKE_FIND_ROOT_PATH)
+if(NOT NLOHMANN_JSON_INCLUDE_DIR)
+  message(FATAL_ERROR "nlohmann/json.hpp was not found; run cmake/fetch-headers.sh, or name its folder in -DNLOHMANN_JSON_INCLUDE_DIR=")
+endif()
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_c_api.h
   HINTS ${ONNXRUNTIME_ROOT} ${WGAP_HEADERS} PATH_SUFFIXES include onnxruntime include/onnxruntime NO_CMAKE_FIND_ROOT_PATH)
 
@@ -29,6 +32,9 @@ target_include_directories(wgap_runtime_core PRIVATE runtime/include)
 target_include_directories(wgap_runtime_core SYSTEM PRIVATE ${NLOHMANN_JSON_INCLUDE_DIR})
 target_link_libraries(wgap_runtime_core PRIVATE wgap_warnings JPEG::JPEG PNG::PNG ZLIB::ZLIB)
 
+# Its struct has the name of jpeg.cpp's.
+set_source_files_properties(runtime/src/sdk/png.cpp PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+
 add_library(wgap_runtime_shared SHARED $<TARGET_OBJECTS:wgap_runtime_core>)
 add_library(wgap_runtime_static STATIC $<TARGET_OBJECTS:wgap_runtime_core>)
 foreach(linkage shared static)
@@ -51,6 +57,9 @@ function(wgap_module name include_dir)
   target_include_directories(wgap_${name} PRIVATE runtime/include)
   target_include_directories(wgap_${name} SYSTEM PRIVATE ${include_dir})
   target_link_libraries(wgap_${name} PRIVATE wgap_warnings ${CMAKE_DL_LIBS})
+  if(WGAP_PYTHON)  # from wgap/lib/wgap to the other packages of the same Python
+    target_compile_definitions(wgap_${name} PRIVATE WGAP_SITE_PACKAGES="/../../..")
+  endif()
   set(modules ${modules} wgap_${name} PARENT_SCOPE)
 endfunction()
 # On GPUs: the kernel as nvcc makes it, for each architecture and as PTX for those to come, lies in the module.
@@ -59,7 +68,8 @@ set(WGAP_CUDA_ARCHITECTURES "75;80;86;89;90;100;120" CACHE STRING "GPUs that the
 if(WGAP_NVCC)
   get_filename_component(cuda_root ${WGAP_NVCC} REALPATH)
   get_filename_component(cuda_root ${cuda_root}/../.. ABSOLUTE)
-  find_path(CUDA_RUNTIME_INCLUDE_DIR cuda_runtime_api.h HINTS ${cuda_root} ${CUDAToolkit_ROOT} PATH_SUFFIXES include REQUIRED)
+  find_path(CUDA_RUNTIME_INCLUDE_DIR cuda_runtime_api.h HINTS ${cuda_root} ${CUDAToolkit_ROOT} PATH_SUFFIXES include
+    NO_CMAKE_FIND_ROOT_PATH REQUIRED)
   file(STRINGS ${CUDA_RUNTIME_INCLUDE_DIR}/cuda_runtime_api.h cuda_version REGEX "^#define CUDART_VERSION ")
   string(REGEX REPLACE ".* ([0-9]+)[0-9][0-9][0-9]$" "\\1" cuda_major "${cuda_version}")
   execute_process(COMMAND ${WGAP_NVCC} --list-gpu-arch OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
@@ -110,21 +120,30 @@ if(TENSORRT_INCLUDE_DIR AND WGAP_NVCC)
   wgap_gpu_module(tensorrt ${TENSORRT_INCLUDE_DIR})
   target_sources(wgap_tensorrt PRIVATE runtime/src/sdk/networks/refit.cpp)
 endif()
-find_package(OpenVINO QUIET COMPONENTS Runtime)  # -DOpenVINO_DIR=, as of the pip package: .../openvino/cmake
+# -DOpenVINO_DIR=, as of the pip package: .../openvino/cmake, which a wheel finds in the Python that builds it.
+find_package(OpenVINO QUIET COMPONENTS Runtime HINTS "${Python_SITELIB}/openvino/cmake")
 if(OpenVINO_FOUND)
   get_target_property(openvino_include openvino::runtime INTERFACE_INCLUDE_DIRECTORIES)
   wgap_module(openvino "${openvino_include}")
   target_sources(wgap_openvino PRIVATE runtime/src/sdk/sha256.cpp)
 endif()
 
+set(WGAP_PROGRAM_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+if(WGAP_PYTHON)  # from the environment's programs, or those of `pip install --target`, which lie beside the package
+  foreach(packages site-packages dist-packages)
+    list(APPEND WGAP_PROGRAM_RPATH
+      "$ORIGIN/../lib/python${Python_VERSION_MAJOR}.${Python_VERSION_MINOR}/${packages}/${CMAKE_INSTALL_LIBDIR}")
+  endforeach()
+endif()
 set(programs)
 foreach(program bench localize selftest)
   add_executable(wgap-${program} runtime/src/sdk/programs/${program}.cpp)
   target_link_libraries(wgap-${program} PRIVATE wgap_warnings wgap_runtime_shared)
-  set_target_properties(wgap-${program} PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+  set_target_properties(wgap-${program} PROPERTIES INSTALL_RPATH "${WGAP_PROGRAM_RPATH}")
   list(APPEND programs wgap-${program})
 endforeach()
 
+include(cmake/wgapModules.cmake)
 if(NOT WGAP_INSTALL)
   set_target_properties(wgap_runtime_shared wgap_runtime_static ${programs} PROPERTIES EXCLUDE_FROM_ALL ON)
   return()
@@ -135,14 +154,23 @@ install(FILES runtime/include/wgap/runtime.h runtime/include/wgap/wgap.hpp
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/wgap COMPONENT cpp)
 install(TARGETS ${modules} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/wgap COMPONENT cpp)
 install(TARGETS ${programs} COMPONENT cpp)
+install(FILES cmake/wgapModules.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/wgap COMPONENT cpp)
 configure_file(cmake/wgap-runtime.pc.in ${PROJECT_BINARY_DIR}/wgap-runtime.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/wgap-runtime.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT cpp)
 # What is compiled in comes with its licence.
+if(NOT WGAP_PYTHON)
+  set(WGAP_LICENCES ${CMAKE_INSTALL_DATADIR}/doc/wgap)
+endif()
 find_file(NLOHMANN_JSON_LICENCE NAMES copyright LICENSE.MIT NO_DEFAULT_PATH
   HINTS ${NLOHMANN_JSON_INCLUDE_DIR}/../share/doc/nlohmann-json3-dev ${NLOHMANN_JSON_INCLUDE_DIR}/..)
-install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/wgap COMPONENT cpp)
 if(NLOHMANN_JSON_LICENCE)
-  install(FILES ${NLOHMANN_JSON_LICENCE} DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/wgap RENAME nlohmann_json-LICENCE COMPONENT cpp)
+  install(FILES ${NLOHMANN_JSON_LICENCE} DESTINATION ${WGAP_LICENCES} RENAME nlohmann_json-LICENSE COMPONENT cpp)
+elseif(WGAP_PYTHON)
+  message(FATAL_ERROR "the licence of nlohmann's JSON was expected near ${NLOHMANN_JSON_INCLUDE_DIR}: it goes where its code goes; "
+    "name its file in -DNLOHMANN_JSON_LICENCE=")
+endif()
+if(NOT WGAP_PYTHON)
+  install(FILES LICENSE DESTINATION ${WGAP_LICENCES} COMPONENT cpp)
 endif()
 install(EXPORT wgapRuntime NAMESPACE wgap:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/wgap FILE wgapRuntimeTargets.cmake
   COMPONENT cpp)

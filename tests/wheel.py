@@ -1,7 +1,8 @@
-"""Build the wheel, install it in an environment of its own, and run the suite against it, away from the tree.
+"""Install the wheel of `make wheel` in an environment of its own, and run the suite against it, away from the tree.
 
 The new environment borrows third-party packages from the one that runs this script; the package itself comes from the
-wheel alone, which `tests/house/test_install.py` asserts through WGAP_EXPECT_PREFIX.
+wheel alone, which `tests/house/test_install.py` asserts through WGAP_EXPECT_PREFIX. That it holds the C++ runtime is
+asserted through WGAP_EXPECT_RUNTIME.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sysconfig
 import tempfile
 import venv
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,9 +42,7 @@ def main() -> int:
     """Return pytest's exit code."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(work / "dist"), str(ROOT)]
-        subprocess.run([*build, f"-Cbuild-dir={work / 'build'}"], check=True, stdout=subprocess.DEVNULL)
-        (wheel,) = (work / "dist").glob("wgap-*.whl")
+        (wheel,) = (ROOT / "dist").glob(f"wgap-{version('wgap')}-cp{sys.version_info[0]}{sys.version_info[1]}-*.whl")
         venv.create(work / "venv", with_pip=False)
         python = work / "venv" / "bin" / "python"
         site = next((work / "venv" / "lib").glob("python*/site-packages"))
@@ -50,8 +50,11 @@ def main() -> int:
         subprocess.run(pip, check=True)
         # A plain path line: packages there are importable, but its own .pth files (the editable install) are not read.
         (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        # As if installed: the C++ modules look for the engines in the folder of their own wheel.
+        for engine in ("onnxruntime", "openvino"):
+            (site / engine).symlink_to(Path(sysconfig.get_path("purelib")) / engine)
         copy_tests(work)
-        return run_away(work, python, SUITES)
+        return run_away(work, python, SUITES, WGAP_EXPECT_RUNTIME="1")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _HOMES = {"Bundle": "wgap.bundle", "Localization": "wgap.runtime.localizer", "Lo
 
 
 def get_include() -> str:
-    """Folder to give a C or C++ compiler (``-I``) so that it finds ``wgap/wgap.h``."""
+    """Folder to give a C or C++ compiler (``-I``) so that it finds ``wgap/wgap.h`` and other headers of wgap."""
     return str(_beside_the_module("include"))
 
 

@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# For builds beside build/sdk: the sources of a target in one piece, since most of the time goes into JSON's templates.
+IN_ONE_PIECE = ("-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0")
+GENERATOR = ("-G", "Ninja") if shutil.which("ninja") else ()
 
 
 def _environment() -> dict[str, str]:
@@ -54,11 +57,10 @@ def build_runtime(folder: Path, *options: str, targets: tuple[str, ...] = ("all"
     needed = {"cmake": shutil.which("cmake"), fetched.stderr.strip(): not fetched.returncode}
     if absent := [name for name, there in needed.items() if not there]:
         lacking(f"the C++ runtime cannot be built here: {', '.join(absent)}")
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     openvino = importlib.util.find_spec("openvino")
     if openvino is not None and openvino.origin is not None:
         options = (f"-DOpenVINO_DIR={Path(openvino.origin).parent / 'cmake'}", *options)
-    call("cmake", "-S", ROOT, "-B", folder, *generator, "-DWGAP_RUNTIME=ON", "-DWGAP_WERROR=ON", *options)
+    call("cmake", "-S", ROOT, "-B", folder, *GENERATOR, "-DWGAP_RUNTIME=ON", "-DWGAP_WERROR=ON", *options)
     call("cmake", "--build", folder, "--parallel", "2", "--target", *targets)
     return folder
 

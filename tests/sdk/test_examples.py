@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tests.sdk.conftest import ROOT, call, lacking, python, run
+from tests.sdk.conftest import GENERATOR, IN_ONE_PIECE, ROOT, call, lacking, python, run
 
 from wgap import Localizer
 
@@ -308,10 +308,18 @@ def test_the_ten_lines_are_in_the_readme_too_and_cmake_builds_them(prefix: Path,
 
 
 def test_it_is_part_of_another_project(sdk: Path, library: Path, desk: Path, tmp_path: Path) -> None:
-    """Built there, and installed with it: the module is found without a variable."""
+    """Built there, and installed with it: the module is found without a variable, and the copy is of the latest."""
     (desk / "CMakeLists.txt").write_text(project("set(WGAP_RUNTIME ON)"))
-    call("cmake", "-S", desk, "-B", tmp_path / "b", "-DCMAKE_BUILD_TYPE=Debug")
+    quick = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=", *IN_ONE_PIECE, *GENERATOR)
+    call("cmake", "-S", desk, "-B", tmp_path / "b", *quick)
     call("cmake", "--build", tmp_path / "b", "--parallel", "2")
+    [copied, made] = sorted(
+        (tmp_path / "b").rglob("libwgap_onnxruntime.so"), key=lambda path: path.parent.name != "wgap"
+    )
+    copied.write_bytes(b"of a build before")
+    made.unlink()
+    call("cmake", "--build", tmp_path / "b")
+    assert copied.read_bytes() == made.read_bytes()
     call("cmake", "--install", tmp_path / "b", "--prefix", tmp_path / "prefix")
     for program in (tmp_path / "b" / "app", tmp_path / "prefix" / "bin" / "app"):
         done = run(program, cwd=desk, WGAP_ONNXRUNTIME=str(library))

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tests.sdk.conftest import ROOT, build_runtime, call, lacking
+from tests.sdk.conftest import IN_ONE_PIECE, ROOT, build_runtime, call, lacking
 from tests.sdk.test_engines import with_engines
 
 from wgap.bundle import Bundle
@@ -58,7 +58,12 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def built(headers: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runtime with the module, beside the emulated driver and the stand-in library."""
     folder = tmp_path_factory.mktemp("built")
-    options = [f"-DTENSORRT_ROOT={headers[0]}", f"-DCUDAToolkit_ROOT={headers[1].parent}", "-DWGAP_TESTS=ON"]
+    options = [
+        f"-DTENSORRT_ROOT={headers[0]}",
+        f"-DCUDAToolkit_ROOT={headers[1].parent}",
+        "-DWGAP_TESTS=ON",
+        *IN_ONE_PIECE,
+    ]
     if EMULATED:
         options.append("-DWGAP_CUDA_ARCHITECTURES=80")  # which nothing runs
     modules = ("wgap_onnxruntime", "wgap_onnxruntime_cuda", "wgap_tensorrt")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.sdk.conftest import ROOT, build_runtime, call, python, run
+from tests.sdk.conftest import IN_ONE_PIECE, ROOT, build_runtime, call, python, run
 
 import wgap
 
@@ -353,6 +353,15 @@ def test_cmake_finds_an_installed_one(
         failed = subprocess.run(asked, capture_output=True, text=True, check=False)
         assert failed.returncode != 0
         assert absent in failed.stderr
+    (tmp_path / "modules").mkdir()
+    text = USER.format(
+        found="find_package(wgap REQUIRED COMPONENTS runtime)", libraries="wgap::runtime", source="x.cpp"
+    )
+    (tmp_path / "modules" / "CMakeLists.txt").write_text(f"{text}\nwgap_copy_modules(wgap__runtime onnxruntime tvm)")
+    asked = ("cmake", "-S", tmp_path / "modules", "-B", tmp_path / "modules" / "b", f"-DCMAKE_PREFIX_PATH={installed}")
+    failed = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert failed.returncode != 0
+    assert "no module for tvm; there are: onnxruntime" in " ".join(failed.stderr.split())
 
 
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
@@ -421,10 +430,11 @@ def test_only_the_interface_is_exported(installed: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(sanitizer: str, tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    options = (f"-DWGAP_SANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DWGAP_TESTS=ON")
+    options = (f"-DWGAP_SANITIZE={sanitizer}", "-DCMAKE_CXX_FLAGS_RELEASE=-g1", "-DWGAP_TESTS=ON")
     folder = build_runtime(
         tmp_path / "build",
         *options,
+        *IN_ONE_PIECE,
         targets=("test_sdk_api", "test_sdk_early", "test_sdk_hostile", "test_sdk_threads"),
     )
     programs = folder / "tests" / "sdk"
@@ -455,8 +465,9 @@ def test_it_is_built_for_arm(tiny_bundle: Path, pictures: Path, tmp_path: Path) 
     toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'cmake' / 'toolchains' / 'aarch64-linux-gnu.cmake'}"
     programs = ("test_sdk_api", "test_sdk_hostile")
     folder = build_runtime(
-        tmp_path / "arm", toolchain, "-DWGAP_TESTS=ON", targets=("wgap-localize", "wgap_onnxruntime", *programs)
-    )
+        tmp_path / "arm", toolchain, "-DWGAP_TESTS=ON", *IN_ONE_PIECE,
+        targets=("wgap-localize", "wgap_onnxruntime", *programs),
+    )  # fmt: skip
     libraries = f"{ROOT}/build/headers-arm64/usr/lib/aarch64-linux-gnu:/usr/aarch64-linux-gnu/lib"
     emulator = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-E", f"LD_LIBRARY_PATH={libraries}")
     api, hostile = (folder / "tests" / "sdk" / name for name in programs)

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <set>
 
-#include "manifest.h"
-
 namespace wgap::sdk {
 namespace {
 

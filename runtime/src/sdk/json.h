@@ -45,4 +45,7 @@ struct Field {
 // Compares a value with a type. Throws PlainError.
 void require(const Type& type, const Json& value, const std::string& path);
 
+// A rule from its object in a manifest. Throws Failure with WGAP_RULE_ERROR.
+wgap_rule rule_of(const Json& value);
+
 }  // namespace wgap::sdk

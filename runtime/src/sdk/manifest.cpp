@@ -4,7 +4,7 @@
 #include <charconv>
 #include <cstring>
 
-#include "wgap/wgap.h"
+#include "json.h"
 
 namespace wgap::sdk {
 namespace {

@@ -8,7 +8,6 @@
 #include <string_view>
 #include <vector>
 
-#include "json.h"
 #include "wgap/wgap.h"
 
 namespace wgap::sdk {
@@ -65,8 +64,7 @@ struct Manifest {
 // Throws Failure with WGAP_MANIFEST_ERROR. where: what messages call it.
 Manifest read_manifest(std::string text, const std::string& where);
 
-// A rule from its object in a manifest, or from its text. Throws Failure with WGAP_RULE_ERROR.
-wgap_rule rule_of(const Json& value);
+// A rule from its text. Throws Failure with WGAP_RULE_ERROR.
 wgap_rule rule_of(const char* text, const char* map);
 
 // Judges a rule that a caller has made. Throws Failure with WGAP_RULE_ERROR.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "json.h"
 #include "localizer.h"
 #include "outputs.h"
 #include "safetensors.h"

@@ -39,6 +39,11 @@ std::vector<std::string> places(const LibrarySearch& search, const char* option,
   const std::string beside = own_folder() + "/" + search.file + "*";
   std::vector<std::string> found = matches(escaped(own_folder()) + "/" + search.file + "*");
   *searched = beside;
+#ifdef WGAP_SITE_PACKAGES  // the module came with a wheel
+  const std::string packages = WGAP_SITE_PACKAGES "/" + std::string(search.site_packages) + "/" + search.file + "*";
+  for (std::string& path : matches(escaped(own_folder()) + packages)) found.push_back(std::move(path));
+  *searched += "; " + own_folder() + packages;
+#endif
   for (const char* const name : {"VIRTUAL_ENV", "CONDA_PREFIX"}) {
     const std::string below =
         "/lib/python3*/site-packages/" + std::string(search.site_packages) + "/" + search.file + "*";

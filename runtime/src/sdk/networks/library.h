@@ -32,8 +32,8 @@ struct LoadedLibrary {
   }
 };
 
-// The first that is there, best place first: the option; the variable; beside the module; an activated Python
-// environment; the loader's path. One that somebody named is the only one. It stays loaded.
+// The first that is there, best place first: the option; the variable; beside the module; the packages beside the wheel
+// that it came with; an activated Python environment; the loader's path. One that somebody named is the only one. It stays loaded.
 LoadedLibrary load_library(const LibrarySearch& search, const char* option);
 
 // The CPU threads to ask a library for: what was asked, else what the process may use where that is not every core; 0
