@@ -61,7 +61,7 @@ def grown(header: str, *structs: str) -> str:
         header, ends = re.subn(rf"^}} wgap_{name};", f"  uint64_t later;\n}} wgap_{name};", header, flags=re.MULTILINE)
         assert ends == 1, name
         if name != "record":  # the library fills it in: it has no _INIT
-            init = rf"(#define WGAP_{name.upper()}_INIT (?:\\\n  )?\{{.*)\}}$"
+            init = rf"(#define WGAP_{name.upper()}_INIT(?:.*\\\n)* *\{{?(?:.*\\\n)*.*)\}}$"
             header, inits = re.subn(init, r"\1, 0}", header, flags=re.M)
             assert inits == 1, name
     return header
