@@ -192,7 +192,7 @@ def test_onnx_runtime_on_a_gpu_is_given_a_bound() -> None:
     assert tensorrt["trt_max_workspace_size"] == cuda["gpu_mem_limit"] == 1 << 20
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {"onnxruntime", "openvino"}))
+@pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {"auto", "onnxruntime", "openvino"}))
 def test_what_a_gpu_backend_lacks_is_told_by_name_and_nothing_runs_instead(tiny_bundle: Path, backend: str) -> None:
     with pytest.raises(WgapError) as told:
         Localizer(tiny_bundle, backend=backend)
