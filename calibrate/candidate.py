@@ -20,9 +20,9 @@ from wgap.calibrate.images import ImageSet, require_disjoint
 from wgap.calibrate.quantise import convolutions, float_graph, int8_graph, scales
 from wgap.calibrate.ranges import Ranges, activation_ranges, toolkit
 from wgap.errors import BundleError, CalibrationError, DataError
-from wgap.extend import enter_file
+from wgap.extend import Change, NewFile, change_files
 from wgap.extras import require
-from wgap.manifest import OWN_VERDICT, BundleFile, CalibrationRecord, GateRecord, ImageHashes
+from wgap.manifest import OWN_VERDICT, BundleFile, CalibrationRecord, GateRecord, ImageHashes, Manifest
 from wgap.rule import Rule
 from wgap.runtime.cpus import int8_sums
 from wgap.runtime.locator import open_locator
@@ -262,7 +262,7 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
     """Put a file into the bundle: usable if a verdict passed (or all are still to come), else below ``rejected/``.
 
     Verdicts of other backends on the very file stay. A rejected file never replaces a usable one; a usable one removes
-    an older rejected one. For the rest see :func:`wgap.extend.enter_file`.
+    an older rejected one. For the rest see :func:`wgap.extend.enter_files`.
 
     Returns:
         the bundle, opened again.
@@ -276,20 +276,22 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
     digest, record = hashlib.sha256(content).hexdigest(), judged.record if judged else None
     if record is not None and record.candidate_sha256 != digest:
         raise BundleError(f"{candidate.path} was replaced by another process while it was judged; run it again")
-    same = [e for e in bundle.manifest.files if e.precision == candidate.precision and e.sha256 == digest]
-    gate, gates = (same[0].gate, dict(same[0].gates or {})) if same else (None, {})
-    if record is not None and (library := record.backend.partition(" ")[0]) in OWN_VERDICT:
-        gates[library] = record
-    elif record is not None:
-        gate = record
-    verdicts = [one.passed for one in (gate, *gates.values()) if one is not None]
-    role = "onnx" if any(verdicts) or not verdicts else "rejected"
-    name = f"model.{candidate.precision}.onnx"
-    return enter_file(
-        bundle, content, f"rejected/{name}" if role == "rejected" else name, role, candidate.precision,
-        lambda entry: _superseded(entry, candidate, role), [candidate.record.float32_sha256],
-        calibration=candidate.record, gate=gate, gates=gates or None,
-    )  # fmt: skip
+
+    def change(manifest: Manifest) -> Change:
+        same = [e for e in manifest.files if e.precision == candidate.precision and e.sha256 == digest]
+        gate, gates = (same[0].gate, dict(same[0].gates or {})) if same else (None, {})
+        if record is not None and (library := record.backend.partition(" ")[0]) in OWN_VERDICT:
+            gates[library] = record
+        elif record is not None:
+            gate = record
+        verdicts = [one.passed for one in (gate, *gates.values()) if one is not None]
+        role = "onnx" if any(verdicts) or not verdicts else "rejected"
+        path = f"{'rejected/' if role == 'rejected' else ''}model.{candidate.precision}.onnx"
+        records = {"calibration": candidate.record, "gate": gate, "gates": gates or None}
+        file = NewFile(content, path, role, candidate.precision, records)
+        return [file], lambda entry: _superseded(entry, candidate, role)
+
+    return change_files(bundle, change, [candidate.record.float32_sha256])
 
 
 def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:

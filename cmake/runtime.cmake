@@ -32,8 +32,9 @@ target_include_directories(wgap_runtime_core PRIVATE runtime/include)
 target_include_directories(wgap_runtime_core SYSTEM PRIVATE ${NLOHMANN_JSON_INCLUDE_DIR})
 target_link_libraries(wgap_runtime_core PRIVATE wgap_warnings JPEG::JPEG PNG::PNG ZLIB::ZLIB)
 
-# Its struct has the name of jpeg.cpp's.
-set_source_files_properties(runtime/src/sdk/png.cpp PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+# The one's struct has the name of jpeg.cpp's; a test takes the other's place.
+set_source_files_properties(runtime/src/sdk/png.cpp runtime/src/sdk/networks/refit.cpp
+  PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 
 add_library(wgap_runtime_shared SHARED $<TARGET_OBJECTS:wgap_runtime_core>)
 add_library(wgap_runtime_static STATIC $<TARGET_OBJECTS:wgap_runtime_core>)

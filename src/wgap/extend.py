@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from wgap.atomic import TEMPORARY, atomic_file, require_place
 from wgap.bundle import Bundle, confined, write_manifest
 from wgap.errors import BundleError
-from wgap.manifest import BundleFile
+from wgap.manifest import BundleFile, Manifest
 
-__all__ = ["LOCK", "NewFile", "enter_file", "enter_files", "one_writer", "require_writable", "writing"]
+__all__ = ["LOCK", "NewFile", "change_files", "enter_file", "enter_files", "one_writer", "require_writable", "writing"]
 
 LOCK = ".lock"
 """The file that a writer holds locked, and removes. What is left of a killed one holds nobody up."""
@@ -66,6 +66,10 @@ def enter_file(
     return enter_files(bundle, [NewFile(content, path, role, precision, records)], superseded, made_from)
 
 
+Change: TypeAlias = tuple[Sequence[NewFile], Callable[[BundleFile], bool]]
+"""New files, and whether an entry goes."""
+
+
 def enter_files(
     bundle: Bundle, files: Sequence[NewFile], superseded: Callable[[BundleFile], bool],
     made_from: Collection[str] = (), **changes: Any,
@@ -89,9 +93,17 @@ def enter_files(
         BundleError: if another process writes it for minutes, it cannot be written, or what the files were made from
             was replaced; it is as it was then.
     """
+    return change_files(bundle, lambda _: (files, superseded), made_from, **changes)
+
+
+def change_files(
+    bundle: Bundle, change: Callable[[Manifest], Change], made_from: Collection[str] = (), **changes: Any
+) -> Bundle:
+    """As :func:`enter_files`, for files that go by what the manifest says when nobody else can write it."""
     root = bundle.root
     with writing(bundle), one_writer(root):
         manifest = Bundle.open(root, verify=False).manifest
+        files, superseded = change(manifest)
         listed = {entry.path for entry in manifest.files}
         if gone := set(made_from) - {entry.sha256 for entry in manifest.files}:
             raise BundleError(

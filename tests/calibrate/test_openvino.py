@@ -72,6 +72,8 @@ def test_a_verdict_of_one_backend_leaves_the_other_s(
         Localizer(own, "openvino", precision="int8")
     both = gate_bundle(made.bundle, shapes, limits=LENIENT, backend="openvino")
     assert both.entry.gate == made.entry.gate
+    late = gate_bundle(made.bundle, shapes, limits=LENIENT)  # of a bundle that was opened before that verdict
+    assert late.entry.gates == both.entry.gates
     assert Localizer(own, "openvino", precision="int8").network.precision == "int8"
 
     refused = gate_bundle(both.bundle, shapes, limits=Limits(min_iou=1), backend="openvino")
