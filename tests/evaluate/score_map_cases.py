@@ -1,4 +1,4 @@
-"""Score maps, boxes and masks that the public wsolevaluation code was run on once; ``public_figures.json`` has what it said.
+"""Score maps, boxes and masks that the public wsolevaluation code was run on once, and gave ``public_figures.json``.
 
 Everything comes from whole-number arithmetic on seeds, so that every machine makes the same bits.
 """
@@ -37,7 +37,8 @@ def blobs(seed: int, count: int) -> np.ndarray:
     """A sum of paraboloids, 1 at its highest."""
     ys, xs = np.mgrid[0:SIDE, 0:SIDE].astype(np.int64)
     total = np.zeros((SIDE, SIDE), np.int64)
-    for x, y, radius in zip(draw(seed, count, SIDE), draw(seed + 1, count, SIDE), 20 + draw(seed + 2, count, 80)):
+    centres, radii = draw(seed, count, SIDE), 20 + draw(seed + 2, count, 80)
+    for x, y, radius in zip(centres, draw(seed + 1, count, SIDE), radii, strict=True):
         total += np.maximum(radius * radius - (xs - x) ** 2 - (ys - y) ** 2, 0) * 10_000 // (radius * radius)
     return total / total.max()
 

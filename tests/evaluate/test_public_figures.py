@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tests.evaluate.score_map_cases import SIDE, Case, box_cases, mask_cases
+
 from wgap.datasets.dataset import Masks
 from wgap.evaluate.box_accuracy import ALL, IOUS, LARGEST, BoxAccuracy
 from wgap.evaluate.counts import Scored
