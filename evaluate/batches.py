@@ -67,12 +67,10 @@ def batches(
         start: samples that are done already.
 
     Raises:
-        DataError: more than ``max_bad`` images are unreadable, or the batch size is below 1.
+        DataError: more than ``max_bad`` images are unreadable.
     """
     import numpy as np
 
-    if batch_size < 1:
-        raise DataError(f"--batch-size: expected 1 or more images per forward pass, got {batch_size}")
     for first in progress(range(start, len(samples), batch_size)):
         done = min(first + batch_size, len(samples))
         images, pixels = [], []

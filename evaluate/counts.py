@@ -129,6 +129,8 @@ class StateFile:
         shapes = {name: (array.dtype, array.shape) for name, array in counts.arrays.items()}
         if {name: (array.dtype, array.shape) for name, array in found.items()} != shapes:
             raise DataError(f"{damaged}its arrays are of other shapes; {again}")
+        if int(found["images"].sum()) + len(skipped) != done:
+            raise DataError(f"{damaged}it holds other than {done} images; {again}")
         for name, array in counts.arrays.items():
             array[...] = found[name]
         return done, skipped
