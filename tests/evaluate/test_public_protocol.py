@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -293,6 +297,32 @@ def test_a_state_lies_beside_out_and_is_told_of(tiny_bundle: Path, boxed: Path, 
     assert wgap(tiny_bundle, boxed, *command, "--resume").exit_code == 0
     assert (out / "report.json").is_file()
     assert not (tmp_path / "report.state").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed(tiny_bundle: Path, boxed: Path, tmp_path: Path) -> None:
+    """More images than counts are written after, killed once they are."""
+    ids = [f"test/{n}.png" for n in range(520)]
+    for n, name in enumerate(ids[9:]):
+        (boxed / "images" / name).symlink_to(boxed / "images" / ids[n % 9])
+    listing = boxed / "metadata" / "test"
+    (listing / "image_ids.txt").write_text("\n".join(ids) + "\n")
+    (listing / "class_labels.txt").write_text("".join(f"{name},{n % 3}\n" for n, name in enumerate(ids)))
+    (listing / "localization.txt").write_text("".join(f"{name},5,{n % 30},60,70\n" for n, name in enumerate(ids)))
+    out = tmp_path / "report"
+    command = ["evaluate", tiny_bundle, boxed, "--protocol", "maxboxaccv2", "--out", out, "--json"]
+    main = [sys.executable, "-c", "from wgap.cli import main; main()", *map(str, command)]
+    with subprocess.Popen(main, stdout=subprocess.PIPE) as run:
+        while run.poll() is None and not (tmp_path / "report.state").exists():
+            time.sleep(0.005)
+        run.kill()
+    assert run.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not out.exists()
+    resumed = wgap(*command[1:], "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    whole = wgap(*command[1:-2], tmp_path / "other", "--json")
+    assert json.loads(resumed.stdout) == json.loads(whole.stdout)
+    assert json.loads(whole.stdout)["images"] == 520
 
 
 @pytest.mark.parametrize(
