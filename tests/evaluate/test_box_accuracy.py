@@ -140,6 +140,34 @@ def test_errors_of_the_largest_contour_are_the_slow_reference_s(image: Scored, t
     assert counts.arrays["errors"][LARGEST, :, t].tolist() == [int(name == wanted) for name in ERRORS]
 
 
+@pytest.mark.parametrize(
+    ("truths", "kind"),
+    [
+        ([(0, 0, 9, 9)], None),
+        ([(0, 0, 9, 19)], None),  # IoU 0.5 is right
+        ([(0, 0, 9, 20)], "part"),
+        ([(4, 1, 19, 19)], "part"),  # 54 of the box's 100 pixels
+        ([(5, 0, 19, 19)], "other"),  # 50 of them, and 0.17 of the true box
+        ([(0, 3, 0, 12)], "other"),  # 7 of the true box's 10 pixels
+        ([(0, 2, 0, 12)], "more"),  # 8 of 11
+        ([(0, 7, 0, 16), (9, 7, 9, 16)], "other"),  # 3 of 10, twice
+        ([(0, 7, 0, 15), (9, 7, 9, 15)], "m_ins"),  # 3 of 9, twice
+        ([(0, 7, 0, 15), (20, 20, 30, 30)], "other"),
+        ([(0, 0, 0, 9), (9, 0, 9, 9)], "m_ins"),  # before "more"
+    ],
+)
+def test_each_kind_of_error_begins_beyond_its_limit(truths: list[Corners], kind: str | None) -> None:
+    """Of a predicted box of 10 x 10 pixels; corners are last pixels, as the protocol takes them."""
+    scores = np.zeros((40, 40))
+    scores[:9, :9] = 1
+    for rank, wanted in ((0, kind), (1, "wrong_class")):
+        counts = BoxAccuracy(1, grid(0.5))
+        counts.add([Scored(Path("a"), 0, 0, rank, scores, (40, 40), [tuple(map(float, box)) for box in truths])])
+        for contours in (LARGEST, ALL):
+            told = counts.arrays["errors"][contours, :, 0].tolist()
+            assert told == [int(name == wanted) for name in ERRORS]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=9))
 def test_the_largest_contour_encloses_the_largest_area(sides: list[tuple[int, int]]) -> None:

@@ -58,6 +58,13 @@ def test_pxap_is_the_slow_reference_s(images: list[list[tuple[int, int]]], step:
         assert row["pxap"] == (pytest.approx(slow_pxap(own, step), abs=1e-9) if has_object else None)
 
 
+def test_the_highest_threshold_is_1() -> None:
+    """Of the pixels in the last step, those at 1.0 alone are found first."""
+    counts = PixelPrecision(1, grid(0.5))
+    counts.add([scored([(20, 1), (18, 0), (18, 0), (18, 1), (0, 0)])])
+    assert counts.report(["a"])["pxap"] == pytest.approx(1 * 0.5 + 2 / 4 * 0.5)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(pixel_pairs, min_size=2, max_size=5))
 def test_counts_of_two_parts_add_up(images: list[list[tuple[int, int]]]) -> None:

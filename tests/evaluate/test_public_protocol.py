@@ -191,6 +191,20 @@ def test_a_foreground_rule_is_scored_by_its_heat_map(tiny_bundle: Path, boxed: P
     assert asked["map"] == "signed"
 
 
+def test_of_equal_logits_the_lower_id_is_first(localizer: Localizer, boxed: Path) -> None:
+    """As the kernel takes the top class; labels are 0, 1, 2 in turn."""
+    run = localizer.network.run
+
+    def undecided(images: np.ndarray) -> dict[str, np.ndarray]:
+        given = run(images)
+        return {**given, "logits": np.zeros_like(given["logits"])}
+
+    equal = Localizer(localizer.bundle, network=undecided)
+    report = evaluate_protocol(equal, open_dataset(boxed, "test"), Protocol("maxboxacc")).to_json()
+    assert [row["top1_cls"] for row in report["per_class"]] == [1.0, 0.0, 0.0]
+    assert [row["top5_cls"] for row in report["per_class"]] == [1.0, 1.0, 1.0]
+
+
 class Ends(Exception):
     """What ends a run in the middle."""
 
