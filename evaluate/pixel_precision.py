@@ -6,11 +6,13 @@ Choe et al. (CVPR 2020), Sec. 4.2: a pixel is object where the score map reaches
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.errors import DataError
 from wgap.evaluate.counts import Counts, Scored
 from wgap.evaluate.intervals import REPLICATES, percentiles, poisson_weights
+from wgap.images import decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,10 +50,8 @@ def read_mask(masks: Masks, original: tuple[int, int], size: tuple[int, int]) ->
     return mask
 
 
-def _white(path: Any, original: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
+def _white(path: Path, original: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
     import cv2
-
-    from wgap.images import decode
 
     grey = cv2.cvtColor(decode(path), cv2.COLOR_RGB2GRAY)
     (height, width), (image_height, image_width) = grey.shape, original

@@ -32,11 +32,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Plot the choice of threshold for: worst, random, or an image's path.")
     ] = None,
     protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="maxboxacc, maxboxaccv2 or pxap, as the public wsolevaluation code has them; with --out "
-            "a run that was ended can be resumed."
-        ),
+        str | None, typer.Option(help="The public wsolevaluation code's maxboxacc, maxboxaccv2 or pxap instead.")
     ] = None,
     threshold_step: Annotated[float, typer.Option(help="Of --protocol: between thresholds.")] = 0.01,
     tune: Annotated[
