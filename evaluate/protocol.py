@@ -11,10 +11,10 @@ from wgap._native import LEVELS
 from wgap.bundle import Bundle
 from wgap.datasets import Dataset
 from wgap.datasets.dataset import composed
-from wgap.errors import DataError, ImageError
+from wgap.errors import DataError
+from wgap.evaluate.batches import Loaded, batches
 from wgap.evaluate.metrics import ImageScore, Summary
 from wgap.geometry import RIGHT, Box, best_iou, centred_box, scaled
-from wgap.images import decode, resize
 from wgap.rule import MAPS, Map, Rule
 from wgap.runtime.cuda.arrays import to_host
 from wgap.runtime.locator import Request
@@ -151,7 +151,7 @@ def evaluate_localizer(
         further: rules to measure besides the localizer's own.
         batch_size: images per forward pass.
         max_bad: how many unreadable images to skip, by name, before giving up.
-        progress: wraps the list of batches, for a progress bar.
+        progress: wraps the sequence of batches, for a progress bar.
 
     Raises:
         DataError: if class names differ, the set has no boxes, or more than ``max_bad`` images are unreadable.
@@ -159,44 +159,22 @@ def evaluate_localizer(
     """
     rules = (localizer.rule, *further)
     labels = class_ids(localizer.bundle, dataset)
-    truths = dataset.boxes()
-    items = list(zip(dataset.samples, truths, strict=True))
     skipped: list[tuple[str, str]] = []
     images: list[ImageResult] = []
-    for batch in progress([items[i : i + batch_size] for i in range(0, len(items), batch_size)]):
-        readable, pixels, sizes = [], [], []
-        for sample, truth in batch:
-            try:
-                picture, size = _load(sample.path, localizer.locator.size)
-            except ImageError as error:
-                skipped.append((str(sample.path), str(error)))
-                if len(skipped) > max_bad:
-                    raise DataError(
-                        f"{len(skipped)} unreadable images, at most {max_bad} allowed; the last: {error}"
-                    ) from error
-                continue
-            readable.append((sample.path, labels[sample.label], truth))
-            pixels.append(picture)
-            sizes.append(size)
-        if readable:
-            images += _score_batch(localizer, rules, readable, pixels, sizes)
+    for batch in batches(
+        dataset.samples, labels, dataset.boxes(), localizer.locator.size, batch_size, max_bad, skipped, progress
+    ):
+        if batch.pixels is not None:
+            images += _score_batch(localizer, rules, batch.images, batch.pixels)
     if not images:
         raise DataError(f"{dataset.root}: no image of split {dataset.split!r} could be read")
     return Evaluation(rules, tuple(images), tuple(skipped), localizer.max_boxes)
 
 
-def _load(path: Path, size: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
-    image = decode(path)
-    return resize(image, *size), (image.shape[0], image.shape[1])
-
-
 def _score_batch(
-    localizer: Localizer, rules: Sequence[Rule], readable: list[tuple[Path, int, list[Box]]], pixels: list[Any],
-    sizes: list[tuple[int, int]],
-) -> Iterator[ImageResult]:  # fmt: skip
-    import numpy as np
-
-    size, known = localizer.locator.size, [label for _, label, _ in readable]
+    localizer: Localizer, rules: Sequence[Rule], readable: Sequence[Loaded[list[Box]]], pixels: Any
+) -> Iterator[ImageResult]:
+    size, known = localizer.locator.size, [image.label for image in readable]
     wanted = [(rule, classes) for rule in rules for classes in (known, None)]
     found: list[list[BoxRecord]] = [[] for _ in wanted]
     kinds = dict.fromkeys(map(_swept, rules))
@@ -206,7 +184,7 @@ def _score_batch(
         return [row[0] for row in require_finite(localizer.locator.with_rule(rule).locate(outputs, request))]
 
     names = sorted({name for rule in rules for name in rule.outputs})
-    for rows, part in localizer.network.parts(np.stack(pixels)):
+    for rows, part in localizer.network.parts(pixels):
         with localizer.network.forward(part, outputs=names) as given:
             outputs = {**given, "picture": part}
             for records, (rule, classes) in zip(found, wanted, strict=True):
@@ -215,18 +193,18 @@ def _score_batch(
                 for records, (cut, rule) in zip(levels, _levels(kind, outputs), strict=True):
                     records.extend(locate(cut, rule, Request(known).rows(rows)))
     by_rule = list(zip(found[0::2], found[1::2], strict=True))
-    for i, (path, label, truth) in enumerate(readable):
-        truths = [scaled(box, sizes[i], size) for box in truth]
+    for i, image in enumerate(readable):
+        truths = [scaled(box, image.size, size) for box in image.truth]
         predicted = by_rule[0][1][i]
         yield ImageResult(
-            path=path,
-            label=label,
+            path=image.path,
+            label=image.label,
             predicted=predicted.class_id,
             score=predicted.score,
-            size=sizes[i],
-            truth=truth,
-            box=scaled(by_rule[0][0][i].box, size, sizes[i]),
-            scores=tuple(_score(label, gt[i], top1[i], truths, size) for gt, top1 in by_rule),
+            size=image.size,
+            truth=image.truth,
+            box=scaled(by_rule[0][0][i].box, size, image.size),
+            scores=tuple(_score(image.label, gt[i], top1[i], truths, size) for gt, top1 in by_rule),
             level_ious={
                 kind: tuple(best_iou(records[i].box, truths, size) for records in cuts) for kind, cuts in swept.items()
             },

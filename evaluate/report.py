@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from wgap.evaluate.protocol import Evaluation, ImageResult
 from wgap.runtime.localizer import Localizer
 from wgap.runtime.overlay import save_picture
 
-__all__ = ["write_report"]
+__all__ = ["write_protocol_report", "write_report"]
 
 SHOWN = 24
 """How many images each montage shows."""
@@ -50,6 +51,22 @@ def write_report(
         save_picture(folder / "spread.png", montage(localizer, spread))
         for number, image in enumerate(_chosen(report, plots, worst)):
             plot_levels(localizer, image, folder / f"levels-{number}-{image.path.stem}.png")
+
+
+def write_protocol_report(out: Path, report: dict[str, Any], force: bool = False) -> None:
+    """Write report.json and, of its table of classes, per_class.csv; whole or not at all.
+
+    Raises:
+        OutputExistsError: see :func:`wgap.atomic.require_new`.
+    """
+    require_new(out, force)
+    rows = report["per_class"]
+    with atomic_dir(out, overwrite=force) as folder:
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        with (folder / "per_class.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, rows[0].keys())
+            table.writeheader()
+            table.writerows(rows)
 
 
 def _record(image: ImageResult, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -196,6 +196,23 @@ def test_wsolevaluation_takes_names_from_a_class_list_and_images_from_their_fold
     assert val.samples[0].path.is_file()
 
 
+def test_masks_are_listed_as_openimages_are_and_opened_by_masks_alone(write: Write) -> None:
+    lists = {
+        "test/image_ids.txt": "test/a.jpg\ntest/b.jpg\n",
+        "test/class_labels.txt": "test/a.jpg,0\ntest/b.jpg,1\n",
+        "test/localization.txt": "test/b.jpg,m/b.png,\ntest/a.jpg,m/1.png,m/i.png\ntest/a.jpg,m/2.png,\n",
+    }
+    root = write({**lists, **dict.fromkeys(("m/b.png", "m/1.png", "m/2.png", "m/i.png"), "")})
+    first, second = open_dataset(root, "test").masks()
+    assert (first.objects, first.ignored) == ((root / "m/1.png", root / "m/2.png"), root / "m/i.png")
+    assert (second.objects, second.ignored) == ((root / "m/b.png",), None)
+    write(dict.fromkeys(("masks/m/b.png", "masks/m/1.png", "masks/m/2.png", "masks/m/i.png"), ""))
+    assert open_dataset(root, "test").masks()[1].objects == (root / "masks/m/b.png",)
+    assert open_dataset(root, "test").masks(root)[1].objects == (root / "m/b.png",)
+    (root / "test/localization.txt").write_text("not a list of masks")
+    assert len(open_dataset(root, "test")) == 2
+
+
 @pytest.mark.parametrize(
     ("files", "split", "box_files"),
     [

@@ -73,8 +73,11 @@ def test_every_verb_uses_the_device_s_kernel(engine_bundle: Path, shapes: Path) 
     assert len(ran("localize", engine_bundle, shapes, *on)) == 6
 
 
-def test_the_device_scores_as_the_cpu_does(engine_bundle: Path, shapes: Path) -> None:
-    one, other = (ran("evaluate", engine_bundle, shapes, "--backend", b) for b in ("tensorrt", "onnxruntime"))
+@pytest.mark.parametrize("protocol", [(), ("--protocol", "maxboxaccv2")], ids=["own", "maxboxaccv2"])
+def test_the_device_scores_as_the_cpu_does(engine_bundle: Path, shapes: Path, protocol: tuple[str, ...]) -> None:
+    one, other = (
+        ran("evaluate", engine_bundle, shapes, *protocol, "--backend", b) for b in ("tensorrt", "onnxruntime")
+    )
     assert one == other
 
 

@@ -6,10 +6,13 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from wgap.errors import DataError
 from wgap.geometry import Box
 from wgap.images import LeftOut
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """One image's true masks: image files, white where they are set.
+
+    Attributes:
+        objects: of each object of the image's class.
+        ignored: of what is to count neither as object nor as ground; None where everything counts.
+    """
+
+    objects: tuple[Path, ...]
+    ignored: Path | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """One split of a labelled image set.
 
@@ -35,8 +51,10 @@ class Dataset:
         split: the split it is.
         classes: class names; a label indexes them. The same list in every split of a set.
         samples: the images, in the order of the set's own lists (sorted by path where there is no list).
+        read_boxes: opens the box file.
         left_out: what the searched folders hold and the split does not, and why; layouts that list their images have
             none.
+        read_masks: opens the list of masks; None where the layout has none.
     """
 
     root: Path
@@ -46,6 +64,9 @@ class Dataset:
     samples: list[Sample]
     read_boxes: Callable[[Sequence[Sample]], list[list[Box]]] = field(repr=False, compare=False)
     left_out: list[LeftOut] = field(default_factory=list, repr=False, compare=False)
+    read_masks: Callable[[Sequence[Sample], Path | None], list[Masks]] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -62,6 +83,23 @@ class Dataset:
             DataError: if the set has no boxes, a box is malformed or empty, or an image of the split has none.
         """
         return self.read_boxes(self.samples)
+
+    def masks(self, folder: Path | None = None) -> list[Masks]:
+        """Ground-truth masks, one for each sample; like the boxes, nothing else opens their list.
+
+        Args:
+            folder: what the list's paths are relative to; None for the folder ``masks`` of the set, or that of its
+                images.
+
+        Raises:
+            DataError: if the layout has no masks, their list is malformed, an image has none or a file is missing.
+        """
+        if self.read_masks is None:
+            raise DataError(
+                f"{self.root}: the {self.layout} layout has boxes and no masks; masks are listed in the "
+                "localization.txt of the wsolevaluation layout, as for OpenImages"
+            )
+        return self.read_masks(self.samples, folder)
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -115,13 +153,13 @@ def listed(folder: Path, name: str) -> Path:
     return path
 
 
-def per_sample(samples: Sequence[Sample], boxes: dict[Path, list[Box]], source: Path) -> list[list[Box]]:
-    """Each sample's boxes; an image without any is an error, since it could not be scored."""
+def per_sample(samples: Sequence[Sample], boxes: dict[Path, list[T]], source: Path, what: str = "box") -> list[list[T]]:
+    """Each sample's boxes, or masks; an image without any is an error, since it could not be scored."""
     alike = {composed(str(path)): found for path, found in boxes.items()}
     found = [boxes.get(sample.path, alike.get(composed(str(sample.path)))) for sample in samples]
     missing = [sample.path for sample, known in zip(samples, found, strict=True) if known is None]
     if missing:
-        raise DataError(f"{source}: no box for {missing[0]} ({len(missing)} of {len(samples)} images have none)")
+        raise DataError(f"{source}: no {what} for {missing[0]} ({len(missing)} of {len(samples)} images have none)")
     return [known for known in found if known is not None]
 
 

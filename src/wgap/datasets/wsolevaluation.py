@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wgap.datasets.dataset import Dataset, Sample, bad_line, box_from_text, composed, indexed, lines, listed, per_sample
+from wgap.datasets.dataset import (
+    Dataset,
+    Masks,
+    Sample,
+    bad_line,
+    box_from_text,
+    composed,
+    indexed,
+    lines,
+    listed,
+    per_sample,
+)
 from wgap.errors import DataError
 from wgap.geometry import Box
 
@@ -76,8 +87,30 @@ def open_split(root: Path, split: str) -> Dataset:
         for number, line in lines(file):
             fields = line.rsplit(",", 4)
             if len(fields) != 5:
-                raise bad_line(file, number, "`<image id>,<x0>,<y0>,<x1>,<y1>` (masks are not read)", line)
+                expected = "`<image id>,<x0>,<y0>,<x1>,<y1>` (masks are scored by `wgap evaluate --protocol pxap`)"
+                raise bad_line(file, number, expected, line)
             found.setdefault(images / fields[0], []).append(box_from_text(file, number, fields[1:]))
         return per_sample(wanted, found, file)
 
-    return Dataset(root, "wsolevaluation", split, names, samples, read_boxes)
+    def read_masks(wanted: Sequence[Sample], folder: Path | None) -> list[Masks]:
+        file = metadata / "localization.txt"
+        inside = folder or (root / "masks" if (root / "masks").is_dir() else images)
+        listing: dict[Path, list[tuple[Path, Path | None]]] = {}
+        for number, line in lines(file):
+            fields = line.split(",")
+            if len(fields) != 3 or not all(fields[:2]):
+                raise bad_line(file, number, "`<image id>,<mask file>,<file of what is ignored, or nothing>`", line)
+            image, mask, ignored = fields
+            if ignored and images / image in listing:
+                raise bad_line(file, number, "a file of what is ignored beside the image's first mask alone", ignored)
+            lines_of = listing.setdefault(images / image, [])
+            lines_of.append((listed(inside, mask), listed(inside, ignored) if ignored else None))
+        found = [
+            Masks(tuple(mask for mask, _ in masks), masks[0][1]) for masks in per_sample(wanted, listing, file, "mask")
+        ]
+        files = (path for masks in found for path in (*masks.objects, masks.ignored) if path is not None)
+        if absent := next((path for path in files if not path.is_file()), None):
+            raise DataError(f"{absent}: expected a mask that {file} names, found nothing; --masks says where they lie")
+        return found
+
+    return Dataset(root, "wsolevaluation", split, names, samples, read_boxes, read_masks=read_masks)
