@@ -1,65 +1,200 @@
-"""``wgap bench``: how long one image takes, stage by stage."""
+"""``wgap bench``: how long images take, stage by stage, for several networks and settings interleaved in one run."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from wgap.cli.options import BundleFolder, open_localizer, show_progress, with_network, with_rule
-from wgap.errors import DataError
+from wgap.cli.options import device_of, open_localizer, rule_text, say, show_progress, warn, with_network, with_rule
+from wgap.errors import DataError, WgapError
+
+if TYPE_CHECKING:
+    from wgap.evaluate.latency import Cell, LeftOut, Report, Run
+
+KEPT = 4
+"""Batch sizes that one network keeps compiled; more get another."""
+
+PAUSE_S = 0.03
+"""Before each call where several networks are open: threads of the last one spin for a while."""
+
+T = TypeVar("T")
 
 
 @with_network
 @with_rule
 def bench(
     ctx: typer.Context,
-    bundle: BundleFolder,
+    bundle: Annotated[list[Path], typer.Argument(help="Bundle folders.")],
     image: Annotated[Path | None, typer.Option(help="Image file; default: a JPEG of a golden image.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
-    iterations: Annotated[int, typer.Option(help="Timed iterations per batch size.")] = 50,
-    warmup: Annotated[int, typer.Option(help="Untimed iterations before them.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    threads: Annotated[
+        str, typer.Option(help="CPU threads, separated by commas; all: every core for the network, one for the kernel.")
+    ] = "all",
+    iterations: Annotated[int, typer.Option(help="Timed rounds, in each of which every setting has its turn.")] = 50,
+    warmup: Annotated[
+        str, typer.Option(help="Untimed rounds before them; steady: until times no longer fall.")
+    ] = "steady",
+    pause: Annotated[
+        float | None, typer.Option(help="Milliseconds before each call; default: 30 where several networks are open.")
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the report with every sample to this JSON file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, without the samples.")] = False,
 ) -> None:
-    """Time decoding, resizing, forward pass, postprocessing and the whole of it for BUNDLE."""
+    """Time decoding, resizing, forward pass, postprocessing and the whole of it.
+
+    --backend, --precision, --rule, --batch and --threads take several values, separated by commas: all combinations
+    are timed in one run, in turns.
+    """
+    from wgap.atomic import atomic_file, require_place
+    from wgap.evaluate.latency import Report, encoded_image, environment, measure
+    from wgap.plain import to_plain
+
+    sizes = _list("batch", batch, _whole)
+    rounds = None if warmup == "steady" else _whole("warmup", warmup, "a whole number or steady")
+    if export is not None:
+        require_place(export.parent)
+    bar = show_progress()
+    with ExitStack() as opened:
+        combinations = list(_combinations(ctx.params, bundle, threads))
+        encoded, about = encoded_image(combinations[0]["bundle"], image)
+        runs, left_out = _open(combinations, sizes, encoded, opened)
+        networks = {id(run.localizer.network): run.localizer for run in runs}
+        pause_s = pause / 1e3 if pause is not None else PAUSE_S if len(networks) > 1 else 0.0
+        cells = measure(
+            runs, iterations=iterations, warmup=rounds, pause_s=pause_s, progress=lambda many: bar(many, "timing")
+        )
+        machine, versions = environment(list(networks.values()))
+    plan = {"iterations": iterations, "warmup": warmup if rounds is None else rounds, "pause_ms": 1e3 * pause_s}
+    report = Report(1, "wgap bench", about, plan, machine, versions, tuple(cells), tuple(left_out))
+    if export is not None:
+        with atomic_file(export) as temporary:
+            temporary.write_text(json.dumps(to_plain(report)) + "\n", encoding="utf-8")
+    if as_json:
+        short = replace(report, cells=tuple(replace(cell, samples={}) for cell in report.cells))
+        typer.echo(json.dumps(to_plain(short)))
+        return
+    _show(report)
+
+
+def _list(name: str, text: str, read: Callable[[str, str], T]) -> list[T]:
+    """Values of an option, separated by commas, each once."""
+    return list(dict.fromkeys(read(name, item.strip()) for item in text.split(",")))
+
+
+def _whole(name: str, text: str, expected: str = "whole numbers of 1 or more, separated by commas, such as 1,8") -> int:
+    least = 0 if name == "warmup" else 1
+    if not text.isdecimal() or not text.isascii() or int(text) < least:
+        raise DataError(f"--{name} expects {expected}; got {text!r}")
+    return int(text)
+
+
+def _text(name: str, text: str) -> str:
+    if not text:
+        raise DataError(f"--{name} expects names separated by commas; one of them is empty")
+    return text
+
+
+def _threads(name: str, text: str) -> int | None:
+    return None if text == "all" else _whole(name, text, "all, or whole numbers of 1 or more, separated by commas")
+
+
+def _combinations(options: Mapping[str, Any], bundles: Sequence[Path], threads: str) -> Iterator[dict[str, Any]]:
+    """The options of each network to open."""
+    from wgap.bundle import Bundle
+
+    given = rule_text(options)
+    rules = [None] if given is None else _list("rule", given, lambda _, text: text)
+    values = product(
+        [(str(path), Bundle.open(path)) for path in bundles],
+        _list("backend", options["backend"], _text), _list("precision", options["precision"], _text), rules,
+        _list("threads", threads, _threads),
+    )  # fmt: skip
+    for (path, bundle), backend, precision, rule, count in values:
+        own = {"bundle": bundle, "backend": backend, "precision": precision, "rule": rule, "threads": count}
+        yield {**options, "threshold": None, **own, "path": path}
+
+
+def _open(
+    combinations: Sequence[Mapping[str, Any]], sizes: Sequence[int], encoded: bytes, opened: ExitStack
+) -> tuple[list[Run], list[LeftOut]]:
+    """What is to be timed. Of several combinations those that cannot be opened are left out, with a warning."""
+    from wgap.evaluate.latency import LeftOut, Run, Settings
+
+    runs: list[Run] = []
+    left_out, errors = [], []
+    for options in combinations:
+        names = ("path", "backend", "precision", "rule", "threads")
+        asked = {"bundle" if name == "path" else name: options[name] for name in names if options[name] is not None}
+        try:
+            for start in range(0, len(sizes), KEPT):
+                began = perf_counter()
+                localizer = opened.enter_context(open_localizer(options))
+                took = 1e3 * (perf_counter() - began)
+                network, rule = localizer.network, localizer.rule
+                device = network.device if network.device is not None else device_of(options["device"])
+                base = Settings(
+                    options["path"], network.name, network.precision, str(rule), rule.map, 1, localizer.threads, device,
+                    options["hint"], options["streams"],
+                )  # fmt: skip
+                for size in sizes[start : start + KEPT]:
+                    runs.append(Run(localizer, replace(base, batch=size), encoded, took))
+        except WgapError as error:
+            if len(combinations) == 1:
+                raise
+            errors.append(error)
+            left_out.append(LeftOut(asked, str(error)))
+            warn(f"left out: {' '.join(str(value) for value in asked.values())}: {error}")
+    if not runs:
+        raise DataError(f"none of {len(combinations)} combinations can be opened; the first: {errors[0]}")
+    return runs, left_out
+
+
+def _show(report: Report) -> None:
+    """The report as a table, one row for each cell."""
     from rich.console import Console
     from rich.table import Table
 
-    from wgap.evaluate.latency import measure_latency
-
-    try:
-        batches = [int(size) for size in batch.split(",")]
-    except ValueError:
-        raise DataError(f"--batch expects whole numbers separated by commas, such as 1,8; got {batch!r}") from None
-    bar = show_progress()
-    report = measure_latency(
-        open_localizer(ctx.params), image, batches=batches, iterations=iterations, warmup=warmup,
-        progress=lambda rounds: bar(rounds, "timing"),
-    )  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps({"bundle": str(bundle), **asdict(report)}))
-        return
-    settings, machine = report.settings, report.machine
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    typer.echo(
-        f"{machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel_target']}\n{versions}\n"
-        f"{settings['backend']} {settings['precision']}, {_where(settings)}, "
-        f"{settings['warmup']} + {settings['iterations']} iterations, "
-        f"image {report.image['width']}x{report.image['height']} ({report.image['source']})"
+    machine, plan, image = report.machine, report.plan, report.image
+    say(
+        f"{machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel_target']}, "
+        f"load {machine['load_average']:.1f}\n"
+        + ", ".join(f"{name} {version}" for name, version in report.versions.items())
+        + f"\n{plan['iterations']} rounds after a warm-up of {max(cell.warmup for cell in report.cells)}, "
+        f"pause {plan['pause_ms']:g} ms, image {image['width']}x{image['height']} ({image['source']})\n"
+        "milliseconds for the batch: medians, of total with its 95 % interval"
     )
-    table = Table("batch", "stage", "p50 ms", "p90 ms", "p99 ms", "mean ms", "min ms")
-    for entry in report.batches:
-        for stage, t in entry.stages.items():
-            figures = (f"{v:.3f}" for v in (t.p50_ms, t.p90_ms, t.p99_ms, t.mean_ms, t.min_ms))
-            table.add_row(str(entry.batch), stage, *figures, end_section=stage == "total")
-    Console().print(table)
-    for entry in report.batches:
-        typer.echo(f"batch {entry.batch}: {entry.images_per_second:.1f} images/s")
+    stages = list(dict.fromkeys(stage for cell in report.cells for stage in cell.stages if stage != "total"))
+    table = Table("network", "batch", *stages, "total p50", "p90", "p99", "images/s")
+    several = len({cell.settings.bundle for cell in report.cells}) > 1
+    for cell in report.cells:
+        total = cell.stages["total"]
+        parts = (f"{cell.stages[stage].p50_ms:.3f}" if stage in cell.stages else "" for stage in stages)
+        low_high = total.p50_interval_ms
+        median = f"{total.p50_ms:.3f}" + (f" ({low_high[0]:.3f}-{low_high[1]:.3f})" if low_high else "")
+        row = (median, f"{total.p90_ms:.3f}", f"{total.p99_ms:.3f}", f"{cell.images_per_second:.1f}")
+        table.add_row(label(cell, several), str(cell.settings.batch), *parts, *row)
+    wide = Console()
+    (wide if wide.is_terminal else Console(width=180)).print(table)
+    for cell in report.cells:
+        if cell.steady is False:
+            warn(f"{label(cell, several)}, batch {cell.settings.batch}: not steady after {cell.warmup} warm-up rounds")
 
 
-def _where(settings: dict[str, Any]) -> str:
-    """What ran it: threads of the CPU, or a GPU."""
-    return f"threads {settings['threads'] or 'all'}" if settings["device"] is None else f"GPU {settings['device']}"
+def label(cell: Cell, several: bool) -> str:
+    """What a table calls a cell; with its bundle where there are several."""
+    settings = cell.settings
+    words = [Path(settings.bundle).name] if several else []
+    words += [settings.backend, settings.precision, settings.rule]
+    if settings.threads is not None:
+        words.append(f"{settings.threads} threads")
+    if settings.device is not None:
+        words.append(f"on {settings.device}")
+    return " ".join(words)
