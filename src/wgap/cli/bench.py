@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +18,7 @@ from wgap.cli.options import device_of, open_localizer, rule_text, say, show_pro
 from wgap.errors import DataError, WgapError
 
 if TYPE_CHECKING:
-    from wgap.evaluate.latency import Cell, LeftOut, Report, Run
+    from wgap.evaluate.latency import LeftOut, Report, Run, Settings
 
 KEPT = 4
 """Batch sizes that one network keeps compiled; more get another."""
@@ -32,7 +33,7 @@ T = TypeVar("T")
 @with_rule
 def bench(
     ctx: typer.Context,
-    bundle: Annotated[list[Path], typer.Argument(help="Bundle folders.")],
+    bundle: Annotated[list[Path] | None, typer.Argument(help="Bundle folders.")] = None,
     image: Annotated[Path | None, typer.Option(help="Image file; default: a JPEG of a golden image.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
     threads: Annotated[
@@ -46,6 +47,13 @@ def bench(
         float | None, typer.Option(help="Milliseconds before each call; default: 30 where several networks are open.")
     ] = None,
     export: Annotated[Path | None, typer.Option(help="Write the report with every sample to this JSON file.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="BEFORE.json AFTER.json",
+            help="Compare two exported reports; exit with 3 where something became slower or is missing.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, without the samples.")] = False,
 ) -> None:
     """Time decoding, resizing, forward pass, postprocessing and the whole of it.
@@ -57,6 +65,13 @@ def bench(
     from wgap.evaluate.latency import Report, encoded_image, environment, measure
     from wgap.plain import to_plain
 
+    if compare is not None:
+        if bundle:
+            raise DataError("--compare takes two reports and no bundle: wgap bench --compare BEFORE.json AFTER.json")
+        _compare(*compare, as_json)
+        return
+    if not bundle:
+        raise DataError("expected a bundle to time, or two reports: wgap bench --compare BEFORE.json AFTER.json")
     sizes = _list("batch", batch, _whole)
     rounds = None if warmup == "steady" else _whole("warmup", warmup, "a whole number or steady")
     if export is not None:
@@ -157,6 +172,40 @@ def _open(
     return runs, left_out
 
 
+def _compare(before: Path, after: Path, as_json: bool) -> None:
+    """Print what changed between two reports; exit with 3 where that is for the worse."""
+    from wgap.evaluate.comparison import LEAST_CHANGE, compare
+    from wgap.evaluate.latency import read_report
+    from wgap.plain import to_plain
+
+    found = compare(read_report(before), read_report(after))
+    if as_json:
+        typer.echo(json.dumps({"ok": found.ok, **to_plain(found)}))
+    else:
+        for text in found.notes:
+            say(f"differs: {text}")
+        several = len({change.settings.bundle for change in found.changes}) > 1
+        for change in found.changes:
+            low, high = change.interval
+            say(
+                f"{change.verdict:6}  {label(change.settings, several)}, batch {change.settings.batch}: "
+                f"{change.before_ms:.3f} -> {change.after_ms:.3f} ms, ratio {change.ratio:.3f} ({low:.3f}-{high:.3f}), "
+                f"p {change.p:.2g}"
+            )
+            if change.verdict != "same":
+                say("        " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in change.stages.items()))
+        for what, some in (("missing", found.missing), ("new", found.added)):
+            for settings in some:
+                say(f"{what:7} {label(settings, several)}, batch {settings.batch}")
+        counts = Counter(change.verdict for change in found.changes)
+        say(
+            f"{len(found.changes)} compared: {counts['slower']} slower, {counts['faster']} faster, {counts['same']} "
+            f"the same within noise and {LEAST_CHANGE:.0%}"
+        )
+    if not found.ok:
+        raise typer.Exit(3)
+
+
 def _show(report: Report) -> None:
     """The report as a table, one row for each cell."""
     from rich.console import Console
@@ -180,21 +229,25 @@ def _show(report: Report) -> None:
         low_high = total.p50_interval_ms
         median = f"{total.p50_ms:.3f}" + (f" ({low_high[0]:.3f}-{low_high[1]:.3f})" if low_high else "")
         row = (median, f"{total.p90_ms:.3f}", f"{total.p99_ms:.3f}", f"{cell.images_per_second:.1f}")
-        table.add_row(label(cell, several), str(cell.settings.batch), *parts, *row)
+        table.add_row(label(cell.settings, several), str(cell.settings.batch), *parts, *row)
     wide = Console()
     (wide if wide.is_terminal else Console(width=180)).print(table)
     for cell in report.cells:
         if cell.steady is False:
-            warn(f"{label(cell, several)}, batch {cell.settings.batch}: not steady after {cell.warmup} warm-up rounds")
+            what = f"{label(cell.settings, several)}, batch {cell.settings.batch}"
+            warn(f"{what}: not steady after {cell.warmup} warm-up rounds")
 
 
-def label(cell: Cell, several: bool) -> str:
-    """What a table calls a cell; with its bundle where there are several."""
-    settings = cell.settings
+def label(settings: Settings, several: bool) -> str:
+    """What a table calls a measurement; with its bundle where there are several."""
     words = [Path(settings.bundle).name] if several else []
     words += [settings.backend, settings.precision, settings.rule]
     if settings.threads is not None:
         words.append(f"{settings.threads} threads")
     if settings.device is not None:
         words.append(f"on {settings.device}")
+    if settings.load != "rounds":
+        words.append(f"{settings.callers} callers")
+    if settings.arrivals is not None:
+        words.append(f"{settings.arrivals:g}/s")
     return " ".join(words)
