@@ -46,6 +46,17 @@ def bench(
     pause: Annotated[
         float | None, typer.Option(help="Milliseconds before each call; default: 30 where several networks are open.")
     ] = None,
+    callers: Annotated[
+        str | None, typer.Option(help="Also so many callers at once (closed loop), separated by commas, such as 1,4.")
+    ] = None,
+    arrivals: Annotated[
+        str | None, typer.Option(help="Also so many images arriving per second (open loop), separated by commas.")
+    ] = None,
+    bound: Annotated[
+        float | None, typer.Option(help="Also the throughput at which --bound-percentile stays under so many ms.")
+    ] = None,
+    bound_percentile: Annotated[float, typer.Option(help="Percentile of the latencies that --bound is for.")] = 99,
+    duration: Annotated[float, typer.Option(help="Seconds of each load: of --callers, --arrivals, --bound.")] = 5,
     export: Annotated[Path | None, typer.Option(help="Write the report with every sample to this JSON file.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
@@ -63,6 +74,7 @@ def bench(
     """
     from wgap.atomic import atomic_file, require_place
     from wgap.evaluate.latency import Report, encoded_image, environment, measure
+    from wgap.evaluate.load import at_bound, measure_loads, require_loads
     from wgap.plain import to_plain
 
     if compare is not None:
@@ -74,6 +86,9 @@ def bench(
         raise DataError("expected a bundle to time, or two reports: wgap bench --compare BEFORE.json AFTER.json")
     sizes = _list("batch", batch, _whole)
     rounds = None if warmup == "steady" else _whole("warmup", warmup, "a whole number or steady")
+    counts = [1] if callers is None else _list("callers", callers, _whole)
+    rates = [] if arrivals is None else _list("arrivals", arrivals, _rate)
+    require_loads(duration, bound, bound_percentile)
     if export is not None:
         require_place(export.parent)
     bar = show_progress()
@@ -86,9 +101,19 @@ def bench(
         cells = measure(
             runs, iterations=iterations, warmup=rounds, pause_s=pause_s, progress=lambda many: bar(many, "timing")
         )
+        if callers is not None or rates:
+            closed = counts if callers is not None else []
+            cells += measure_loads(runs, closed, rates, max(counts), duration, lambda many: bar(many, "load"))
+        bounds = (
+            [] if bound is None else [at_bound(run, max(counts), bound, bound_percentile, duration) for run in runs]
+        )
         machine, versions = environment(list(networks.values()))
     plan = {"iterations": iterations, "warmup": warmup if rounds is None else rounds, "pause_ms": 1e3 * pause_s}
-    report = Report(1, "wgap bench", about, plan, machine, versions, tuple(cells), tuple(left_out))
+    if bounds or len(cells) > len(runs):
+        plan["seconds"] = duration
+    report = Report(
+        1, "wgap bench", about, plan, machine, versions, tuple(cells), tuple(left_out), tuple(to_plain(bounds))
+    )
     if export is not None:
         with atomic_file(export) as temporary:
             temporary.write_text(json.dumps(to_plain(report)) + "\n", encoding="utf-8")
@@ -109,6 +134,16 @@ def _whole(name: str, text: str, expected: str = "whole numbers of 1 or more, se
     if not text.isdecimal() or not text.isascii() or int(text) < least:
         raise DataError(f"--{name} expects {expected}; got {text!r}")
     return int(text)
+
+
+def _rate(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise DataError(f"--{name} expects images per second above 0, separated by commas, such as 5,20; got {text!r}")
+    return value
 
 
 def _text(name: str, text: str) -> str:
@@ -211,6 +246,9 @@ def _show(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from wgap.evaluate.latency import Settings
+    from wgap.plain import from_plain
+
     machine, plan, image = report.machine, report.plan, report.image
     say(
         f"{machine['cpu']}, {machine['cores']} cores, kernel {machine['kernel_target']}, "
@@ -232,9 +270,17 @@ def _show(report: Report) -> None:
         table.add_row(label(cell.settings, several), str(cell.settings.batch), *parts, *row)
     wide = Console()
     (wide if wide.is_terminal else Console(width=180)).print(table)
+    for one in report.at_bound:
+        settings = from_plain(Settings, one["settings"])
+        say(
+            f"{label(settings, several)}, batch {settings.batch}: {one['images_per_second']:.1f} images/s with "
+            f"{one['percentile']:g} % of the calls within {one['bound_ms']:g} ms"
+        )
     for cell in report.cells:
+        what = f"{label(cell.settings, several)}, batch {cell.settings.batch}"
+        if cell.unserved:
+            warn(f"{what}: {cell.unserved} calls were not served in time")
         if cell.steady is False:
-            what = f"{label(cell.settings, several)}, batch {cell.settings.batch}"
             warn(f"{what}: not steady after {cell.warmup} warm-up rounds")
 
 
