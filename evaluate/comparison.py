@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from wgap.errors import DataError
 from wgap.evaluate.latency import Cell, Report, Settings
@@ -116,11 +116,12 @@ def _samples(cell: Cell) -> tuple[float, ...]:
 
 
 def _notes(before: Report, after: Report) -> list[str]:
-    pairs = {
-        "program": (before.program, after.program),
-        **{name: (before.machine.get(name), after.machine.get(name)) for name in ("cpu", "cores", "kernel_target")},
-        **{name: (value, after.versions[name]) for name, value in before.versions.items() if name in after.versions},
-        **{f"image {name}": (before.image.get(name), after.image.get(name)) for name in ("bytes", "width", "height")},
-        **{name: (before.plan.get(name), after.plan.get(name)) for name in ("pause_ms", "seconds")},
-    }
-    return [f"{name}: {a}, then {b}" for name, (a, b) in pairs.items() if a != b]
+    def both(name: str, a: Mapping[str, Any], b: Mapping[str, Any], *keys: str) -> list[tuple[str, Any, Any]]:
+        return [(f"{name}{key}", a[key], b[key]) for key in keys or a if key in a and key in b]
+
+    pairs = [("program", before.program, after.program)]
+    pairs += both("", before.machine, after.machine, "cpu", "cores", "kernel_target")
+    pairs += both("", before.versions, after.versions)
+    pairs += both("image ", before.image, after.image, "bytes", "width", "height")
+    pairs += both("", before.plan, after.plan, "pause_ms", "seconds")
+    return [f"{name}: {a}, then {b}" for name, a, b in pairs if a != b]
