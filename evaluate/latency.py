@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ from wgap.runtime.postprocess import active_target
 
 if TYPE_CHECKING:
     from wgap.bundle import Bundle
+    from wgap.evaluate.meters import Meter
 
 __all__ = [
     "STAGES", "Cell", "LeftOut", "Report", "Run", "Settings", "cpu_model", "encoded_image", "environment", "measure",
@@ -181,17 +183,41 @@ class Run:
             locator=localizer.locator,
         )  # fmt: skip
         self.stages: tuple[str, ...] = STAGES
+        self.memory_mib: dict[str, float] = {}
+        self.meters: dict[str, Meter] = {}
+        self.joules: dict[str, float] = {}
 
     def call(self) -> None:
         """What a caller does: bytes in, boxes out."""
         for _ in self.localizer(self.encoded):
             pass
 
+    def whole(self) -> float:
+        """Milliseconds of a call, metered."""
+        with self.metered():
+            start = perf_counter_ns()
+            self.call()
+            end = perf_counter_ns()
+        return (end - start) / 1e6
+
+    @contextmanager
+    def metered(self) -> Iterator[None]:
+        """Add the energy that is used meanwhile to ``joules``."""
+        before = {name: meter.joules() for name, meter in self.meters.items()}
+        yield
+        for name, meter in self.meters.items():
+            self.joules[name] = self.joules.get(name, 0.0) + meter.joules() - before[name]
+
+    def joules_per_image(self, images: int) -> dict[str, float]:
+        """Of so many images since this was asked last."""
+        used, self.joules = self.joules, {}
+        return {name: joules / images for name, joules in used.items()}
+
     def once(self) -> tuple[float, ...]:
         """Milliseconds of each of ``stages``: the parts one by one, then a whole call."""
         import numpy as np
 
-        size, network, locator = self.localizer.bundle.manifest.model.input_size, *self._parts()
+        size, network = self.localizer.bundle.manifest.model.input_size, self.localizer.network
         start = perf_counter_ns()
         images = [decode(data) for data in self.encoded]
         decoded = perf_counter_ns()
@@ -202,16 +228,11 @@ class Run:
             began = perf_counter_ns()
             with network.forward(part, outputs=self.localizer.rule.outputs) as outputs:
                 forwarded = perf_counter_ns()
-                locator.locate({**outputs, "picture": part})
+                self.localizer.locator.locate({**outputs, "picture": part})
                 boxed = perf_counter_ns()
             forwarding, boxing = forwarding + forwarded - began, boxing + boxed - forwarded
-        start_again = perf_counter_ns()
-        self.call()
-        end = perf_counter_ns()
-        return tuple(ns / 1e6 for ns in (decoded - start, ready - decoded, forwarding, boxing, end - start_again))
-
-    def _parts(self) -> tuple[Any, Any]:
-        return self.localizer.network, self.localizer.locator
+        parts = tuple(ns / 1e6 for ns in (decoded - start, ready - decoded, forwarding, boxing))
+        return (*parts, self.whole())
 
 
 def measure(
@@ -244,6 +265,8 @@ def measure(
     while not _is_warm(warm, warmup, began):
         for index, times in _round(runs, len(warm[0]), pause_s):
             warm[index].append(times[-1])
+    for run in runs:
+        run.joules.clear()  # of the warm-up
     rows: list[list[tuple[float, ...]]] = [[] for _ in runs]
     for number in progress(range(iterations)):
         for index, times in _round(runs, number, pause_s):
@@ -254,7 +277,9 @@ def measure(
         stages = {stage: summary(values) for stage, values in samples.items()}
         per_second = 1000 * run.settings.batch / stages["total"].p50_ms
         is_steady = steady(before) if warmup is None else None
-        cells.append(Cell(run.settings, stages, per_second, samples, len(before), is_steady, run.open_ms))
+        joules = run.joules_per_image(iterations * run.settings.batch)
+        told = (len(before), is_steady, run.open_ms, run.memory_mib, joules)
+        cells.append(Cell(run.settings, stages, per_second, samples, *told))
     return cells
 
 

@@ -169,12 +169,16 @@ def measure_loads(
         open_ = replace(run.settings, load="open", callers=callers)
         planned += [(run, replace(open_, arrivals=rate)) for rate in arrivals]
     parts: list[list[Load]] = [[] for _ in planned]
+    joules: list[dict[str, float]] = [{} for _ in planned]
     for number in progress(range(SLICES)):
         for turn in range(len(planned)):
             index = (number + turn) % len(planned)
             run, settings = planned[index]
-            parts[index].append(_loaded(run, settings, seconds / SLICES, number))
-    return [_cell(run, settings, loads) for (run, settings), loads in zip(planned, parts, strict=True)]
+            with run.metered():
+                parts[index].append(_loaded(run, settings, seconds / SLICES, number))
+            for name, used in run.joules_per_image(1).items():
+                joules[index][name] = joules[index].get(name, 0.0) + used
+    return [_cell(*plan, loads, used) for plan, loads, used in zip(planned, parts, joules, strict=True)]
 
 
 def _loaded(run: Run, settings: Settings, seconds: float, seed: int = 0) -> Load:
@@ -184,13 +188,14 @@ def _loaded(run: Run, settings: Settings, seconds: float, seed: int = 0) -> Load
     return open_loop(run.call, settings.callers, arrivals, seconds)
 
 
-def _cell(run: Run, settings: Settings, loads: Sequence[Load]) -> Cell:
+def _cell(run: Run, settings: Settings, loads: Sequence[Load], joules: dict[str, float]) -> Cell:
     samples = tuple(ms for load in loads for ms in load.latencies_ms)
-    per_second = settings.batch * len(samples) / sum(load.seconds for load in loads)
-    unserved = sum(load.unserved for load in loads)
+    images = settings.batch * len(samples)
     return Cell(
-        settings, {"total": summary(samples)}, per_second, {"total": samples}, open_ms=run.open_ms, unserved=unserved
-    )
+        settings, {"total": summary(samples)}, images / sum(load.seconds for load in loads), {"total": samples},
+        open_ms=run.open_ms, memory_mib=run.memory_mib, unserved=sum(load.unserved for load in loads),
+        joules_per_image={name: used / images for name, used in joules.items()},
+    )  # fmt: skip
 
 
 def at_bound(

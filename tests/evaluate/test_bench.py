@@ -91,7 +91,7 @@ class Told(Run):
 
     def __init__(self, name: str, calls: list[str], times: Any) -> None:
         self.settings = Settings(name, "none", "fp32", "adaptive", "recombined", 1)
-        self.open_ms, self.stages = 0.0, ("total",)
+        self.open_ms, self.stages, self.memory_mib, self.joules = 0.0, ("total",), {}, {}
         self._calls, self._times = calls, iter(times)
 
     def once(self) -> tuple[float, ...]:

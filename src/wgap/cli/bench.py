@@ -19,6 +19,7 @@ from wgap.errors import DataError, WgapError
 
 if TYPE_CHECKING:
     from wgap.evaluate.latency import LeftOut, Report, Run, Settings
+    from wgap.runtime.localizer import Localizer
 
 KEPT = 4
 """Batch sizes that one network keeps compiled; more get another."""
@@ -57,6 +58,9 @@ def bench(
     ] = None,
     bound_percentile: Annotated[float, typer.Option(help="Percentile of the latencies that --bound is for.")] = 99,
     duration: Annotated[float, typer.Option(help="Seconds of each load: of --callers, --arrivals, --bound.")] = 5,
+    no_transfers: Annotated[
+        bool, typer.Option("--no-transfers", help="On a GPU: time from images that lie there already.")
+    ] = False,
     export: Annotated[Path | None, typer.Option(help="Write the report with every sample to this JSON file.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
@@ -75,6 +79,7 @@ def bench(
     from wgap.atomic import atomic_file, require_place
     from wgap.evaluate.latency import Report, encoded_image, environment, measure
     from wgap.evaluate.load import at_bound, measure_loads, require_loads
+    from wgap.evaluate.meters import cpu_mhz, meters, peak_rss_mib
     from wgap.plain import to_plain
 
     if compare is not None:
@@ -95,7 +100,12 @@ def bench(
     with ExitStack() as opened:
         combinations = list(_combinations(ctx.params, bundle, threads))
         encoded, about = encoded_image(combinations[0]["bundle"], image)
+        clocks = [cpu_mhz()]
         runs, left_out = _open(combinations, sizes, encoded, opened)
+        absent: dict[str, str] = {}
+        for run in runs:
+            run.meters, missing = meters(run.localizer.locator.device)
+            absent.update(missing)
         networks = {id(run.localizer.network): run.localizer for run in runs}
         pause_s = pause / 1e3 if pause is not None else PAUSE_S if len(networks) > 1 else 0.0
         cells = measure(
@@ -108,12 +118,15 @@ def bench(
             [] if bound is None else [at_bound(run, max(counts), bound, bound_percentile, duration) for run in runs]
         )
         machine, versions = environment(list(networks.values()))
+        machine["peak_rss_mib"] = peak_rss_mib()
+        machine |= _clocks([*clocks, cpu_mhz()], runs, absent)
     plan = {"iterations": iterations, "warmup": warmup if rounds is None else rounds, "pause_ms": 1e3 * pause_s}
     if bounds or len(cells) > len(runs):
         plan["seconds"] = duration
     report = Report(
-        1, "wgap bench", about, plan, machine, versions, tuple(cells), tuple(left_out), tuple(to_plain(bounds))
-    )
+        1, "wgap bench", about, plan, machine, versions, tuple(cells), tuple(left_out), tuple(to_plain(bounds)),
+        absent,
+    )  # fmt: skip
     if export is not None:
         with atomic_file(export) as temporary:
             temporary.write_text(json.dumps(to_plain(report)) + "\n", encoding="utf-8")
@@ -176,7 +189,8 @@ def _open(
     combinations: Sequence[Mapping[str, Any]], sizes: Sequence[int], encoded: bytes, opened: ExitStack
 ) -> tuple[list[Run], list[LeftOut]]:
     """What is to be timed. Of several combinations those that cannot be opened are left out, with a warning."""
-    from wgap.evaluate.latency import LeftOut, Run, Settings
+    from wgap.evaluate.latency import LeftOut, Settings
+    from wgap.evaluate.meters import rss_mib
 
     runs: list[Run] = []
     left_out, errors = [], []
@@ -185,7 +199,7 @@ def _open(
         asked = {"bundle" if name == "path" else name: options[name] for name in names if options[name] is not None}
         try:
             for start in range(0, len(sizes), KEPT):
-                began = perf_counter()
+                before, began = rss_mib(), perf_counter()
                 localizer = opened.enter_context(open_localizer(options))
                 took = 1e3 * (perf_counter() - began)
                 network, rule = localizer.network, localizer.rule
@@ -194,8 +208,16 @@ def _open(
                     options["path"], network.name, network.precision, str(rule), rule.map, 1, localizer.threads, device,
                     options["hint"], options["streams"],
                 )  # fmt: skip
+                made = []
                 for size in sizes[start : start + KEPT]:
-                    runs.append(Run(localizer, replace(base, batch=size), encoded, took))
+                    settings = replace(base, batch=size, transfers=not options["no_transfers"])
+                    made.append(_run(localizer, settings, encoded, took, opened))
+                    made[-1].call()
+                grown = rss_mib() - before
+                for run in made:
+                    gpu = {f"gpu {name}": size / 2**20 for name, size in localizer.memory().items()}
+                    run.memory_mib = {"opened": grown, **gpu}
+                runs += made
         except WgapError as error:
             if len(combinations) == 1:
                 raise
@@ -205,6 +227,31 @@ def _open(
     if not runs:
         raise DataError(f"none of {len(combinations)} combinations can be opened; the first: {errors[0]}")
     return runs, left_out
+
+
+def _run(localizer: Localizer, settings: Settings, encoded: bytes, open_ms: float, opened: ExitStack) -> Run:
+    """One batch size of a localizer, on a GPU with the GPU's own time."""
+    from wgap.evaluate.latency import Run
+
+    if localizer.network.context is None and settings.transfers:
+        return Run(localizer, settings, encoded, open_ms)
+    from wgap.evaluate.gpu_run import GpuRun
+
+    run = GpuRun(localizer, settings, encoded, open_ms)
+    opened.callback(run.close)
+    return run
+
+
+def _clocks(cpu: Sequence[float | None], runs: Sequence[Run], absent: dict[str, str]) -> dict[str, Any]:
+    """Clocks in MHz: of the processor before and after, of each GPU after. Enters in ``absent`` what is not told."""
+    found: dict[str, Any] = {"cpu_mhz": list(cpu)}
+    if None in cpu:
+        absent["clock of the processor"] = "/proc/cpuinfo does not tell it"
+        found = {}
+    gpus = {run.localizer.locator.device: run.meters["gpu"] for run in runs if "gpu" in run.meters}
+    if gpus:
+        found["gpu_mhz"] = {str(gpu): meter.mhz() for gpu, meter in gpus.items()}  # type: ignore[attr-defined]
+    return found
 
 
 def _compare(before: Path, after: Path, as_json: bool) -> None:
@@ -276,6 +323,8 @@ def _show(report: Report) -> None:
             f"{label(settings, several)}, batch {settings.batch}: {one['images_per_second']:.1f} images/s with "
             f"{one['percentile']:g} % of the calls within {one['bound_ms']:g} ms"
         )
+    for name, why in report.absent.items():
+        say(f"absent: {name}: {why}")
     for cell in report.cells:
         what = f"{label(cell.settings, several)}, batch {cell.settings.batch}"
         if cell.unserved:
