@@ -62,6 +62,7 @@ def bench(
         bool, typer.Option("--no-transfers", help="On a GPU: time from images that lie there already.")
     ] = False,
     export: Annotated[Path | None, typer.Option(help="Write the report with every sample to this JSON file.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Draw latency.svg and throughput.svg into this folder.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -77,9 +78,11 @@ def bench(
     are timed in one run, in turns.
     """
     from wgap.atomic import atomic_file, require_place
+    from wgap.evaluate.bench_figures import draw_latency, draw_throughput
     from wgap.evaluate.latency import Report, encoded_image, environment, measure
     from wgap.evaluate.load import at_bound, measure_loads, require_loads
     from wgap.evaluate.meters import cpu_mhz, meters, peak_rss_mib
+    from wgap.extras import require
     from wgap.plain import to_plain
 
     if compare is not None:
@@ -94,8 +97,11 @@ def bench(
     counts = [1] if callers is None else _list("callers", callers, _whole)
     rates = [] if arrivals is None else _list("arrivals", arrivals, _rate)
     require_loads(duration, bound, bound_percentile)
-    if export is not None:
-        require_place(export.parent)
+    for place in (figures, None if export is None else export.parent):
+        if place is not None:
+            require_place(place)
+    if figures is not None:
+        require("a figure", "matplotlib")
     bar = show_progress()
     with ExitStack() as opened:
         combinations = list(_combinations(ctx.params, bundle, threads))
@@ -130,6 +136,14 @@ def bench(
     if export is not None:
         with atomic_file(export) as temporary:
             temporary.write_text(json.dumps(to_plain(report)) + "\n", encoding="utf-8")
+    if figures is not None:
+        several = len(bundle) > 1
+
+        def name(settings: Settings) -> str:
+            return label(replace(settings, load="rounds", arrivals=None), several)
+
+        draw_latency(report, figures / "latency.svg", name)
+        draw_throughput(report, figures / "throughput.svg", name)
     if as_json:
         short = replace(report, cells=tuple(replace(cell, samples={}) for cell in report.cells))
         typer.echo(json.dumps(to_plain(short)))
