@@ -13,6 +13,9 @@ from wgap.figures import new_figure
 __all__ = ["draw_latency", "draw_throughput"]
 
 
+_MARKS = {"rounds": "o", "closed": "s", "open": "^"}
+
+
 def draw_latency(report: Report, path: Path, name: Callable[[Settings], str]) -> None:
     """Write the median of ``total`` over the batch size, a line for each network with the band of its intervals.
 
@@ -40,22 +43,26 @@ def draw_latency(report: Report, path: Path, name: Callable[[Settings], str]) ->
 
 
 def draw_throughput(report: Report, path: Path, name: Callable[[Settings], str]) -> None:
-    """Write images per second over the 90th percentile of ``total``, for every measurement; loads by their own marks.
+    """Write images per second over the 90th percentile of ``total``.
 
-    Arguments and errors as of :func:`draw_latency`.
+    A line goes through a network's batch sizes, and through the loads of one kind on one batch size; the number at its
+    end is the batch size. Arguments and errors as of :func:`draw_latency`.
     """
     figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
-    marks = {"rounds": "o", "closed": "s", "open": "^"}
-    for label, cells in _grouped(report.cells, name).items():
-        colour = None
-        for load, mark in marks.items():
-            some = [cell for cell in cells if cell.settings.load == load]
-            points = sorted((cell.stages["total"].p90_ms, cell.images_per_second) for cell in some)
-            if points:
-                told = label if load == "rounds" else f"{label}, {load} loop"
-                [line] = axes.plot(*zip(*points, strict=True), marker=mark, color=colour, label=told)
-                colour = line.get_color()
+    for number, (label, cells) in enumerate(_grouped(report.cells, name).items()):
+        lines: dict[tuple[str, int], list[Cell]] = {}
+        for cell in cells:
+            load, batch = cell.settings.load, cell.settings.batch
+            lines.setdefault((load, 0 if load == "rounds" else batch), []).append(cell)
+        told = set()
+        for (load, batch), some in lines.items():
+            ordered = sorted(some, key=lambda c: (c.settings.batch, c.settings.callers, c.settings.arrivals or 0))
+            points = [(cell.stages["total"].p90_ms, cell.images_per_second) for cell in ordered]
+            text = "_" if load in told else label if load == "rounds" else f"{label}, {load} loop"
+            told.add(load)
+            axes.plot(*zip(*points, strict=True), marker=_MARKS[load], color=f"C{number}", label=text)
+            axes.annotate(str(batch or ordered[-1].settings.batch), points[-1], (4, 4), textcoords="offset points")
     _finish(figure, axes, "ms per call: 90th percentile", "images per second", path)
 
 

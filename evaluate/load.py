@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, repeat, takewhile
 from typing import Any
 
 from wgap.errors import DataError
@@ -32,7 +32,7 @@ class Load:
     Attributes:
         latencies_ms: of each call, in the order in which they were answered; of an open loop from the call's arrival,
             so with the time it waited for a caller to be free.
-        seconds: from the start to the last answer.
+        seconds: from the start to the last answer; of an open loop at least those that were asked for.
         unserved: arrivals that were not begun when time was up.
     """
 
@@ -120,7 +120,8 @@ def _drive(
         raise errors[0]
     answers.sort()
     waiting = sum(1 for arrival in due if arrival is not None) if seconds < limit else 0
-    return Load(tuple(1e3 * took for _, took in answers), answers[-1][0] - start, waiting)
+    took = max(answers[-1][0] - start, seconds if seconds < limit else 0.0)
+    return Load(tuple(1e3 * latency for _, latency in answers), took, waiting)
 
 
 def arrival_times(per_second: float, seconds: float, seed: int = 0) -> list[float]:
@@ -128,13 +129,8 @@ def arrival_times(per_second: float, seconds: float, seed: int = 0) -> list[floa
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    gaps = chain([0.0], iter(lambda: float(rng.exponential(1 / per_second)), None))
-    times = []
-    for at in accumulate(gaps):
-        if at >= seconds:
-            break
-        times.append(at)
-    return times
+    gaps = iter(lambda: float(rng.exponential(1 / per_second)), None)
+    return list(takewhile(lambda at: at < seconds, accumulate(gaps))) or [0.0]
 
 
 def require_loads(seconds: float, bound_ms: float | None, percent: float) -> None:
