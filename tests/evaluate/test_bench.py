@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from tests.runtime.conftest import pictures  # noqa: F401  (a fixture)
 from typer.testing import CliRunner
 
 from wgap.cli import app
 from wgap.errors import DataError, WgapError
-from wgap.evaluate.latency import STAGES, Run, Settings, measure, read_report
+from wgap.evaluate.latency import STAGES, Report, Run, Settings, measure, read_report
+from wgap.plain import from_plain, read_json
 
 QUICK = ("--iterations", 3, "--warmup", 1)
 
@@ -169,3 +172,18 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -
         read_report(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarking.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="docs are not beside the tests (installed wheel)")
+def test_the_page_names_every_option_and_shows_a_report_that_is_one() -> None:
+    text = PAGE.read_text()
+    parameters = typer.main.get_command(app).commands["bench"].params
+    options = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
+    shared = {"--map", "--ungated", "--memory-limit", "--hint", "--streams", "--threshold"}  # of runtime.md
+    assert options - shared - {name for name in options if f"`{name}" in text or f" {name} " in text} == set()
+    [shown] = re.findall(r"```json\n(.*?)```", text, flags=re.S)
+    [cell] = from_plain(Report, read_json(shown)).cells
+    assert cell.images_per_second == pytest.approx(1000 * cell.settings.batch / cell.stages["total"].p50_ms, rel=1e-2)
