@@ -53,8 +53,8 @@ def draw_throughput(report: Report, path: Path, name: Callable[[Settings], str])
     for number, (label, cells) in enumerate(_grouped(report.cells, name).items()):
         lines: dict[tuple[str, int], list[Cell]] = {}
         for cell in cells:
-            load, batch = cell.settings.load, cell.settings.batch
-            lines.setdefault((load, 0 if load == "rounds" else batch), []).append(cell)
+            batch = 0 if cell.settings.load == "rounds" else cell.settings.batch
+            lines.setdefault((cell.settings.load, batch), []).append(cell)
         told = set()
         for (load, batch), some in lines.items():
             ordered = sorted(some, key=lambda c: (c.settings.batch, c.settings.callers, c.settings.arrivals or 0))

@@ -89,6 +89,18 @@ def test_every_combination_has_a_cell_and_an_export_has_its_samples(tiny_bundle:
         assert min(cell.samples["total"]) == short["stages"]["total"]["min_ms"]
 
 
+def test_no_network_is_given_more_batch_sizes_than_it_keeps_compiled(tiny_bundle: Path) -> None:
+    """Else it would be compiled anew in every round."""
+    pytest.importorskip("openvino")
+    from wgap.cli.bench import KEPT
+    from wgap.runtime.networks import openvino, tensorrt
+
+    assert min(openvino.KEPT, tensorrt.MOST_BATCHES) >= KEPT
+    few, many = (told(tiny_bundle, "--batch", ",".join(map(str, range(1, n + 1))), *QUICK) for n in (KEPT, KEPT + 1))
+    assert (len(few["cells"]), len(many["cells"])) == (KEPT, KEPT + 1)
+    assert (few["plan"]["pause_ms"], many["plan"]["pause_ms"]) == (0, 30), "a second network was opened"
+
+
 class Told(Run):
     """A run that says when it was called, and takes as long as it is told."""
 

@@ -192,9 +192,10 @@ int main(int count, char** given) {
                            ", \"precision\": " + quoted(options.precision.empty() ? "fp32" : options.precision) +
                            ", \"rule\": " + quoted(name_of(rule)) + ", \"map\": \"" + kMaps[rule.map] + "\"";
     if (options.threads > 0) settings += ", \"threads\": " + std::to_string(options.threads);
-    if (!options.device.empty()) {
-      const bool ordinal = options.device.find_first_not_of("0123456789") == std::string::npos;
-      settings += ", \"device\": " + (ordinal ? options.device : quoted(options.device));
+    const std::string device = options.device.empty() && name.rfind("tensorrt", 0) == 0 ? "0" : options.device;
+    if (!device.empty()) {
+      const bool ordinal = device.find_first_not_of("0123456789") == std::string::npos;
+      settings += ", \"device\": " + (ordinal ? device : quoted(device));
     }
     if (!options.hint.empty()) settings += ", \"hint\": " + quoted(options.hint);
     if (options.streams > 0) settings += ", \"streams\": " + std::to_string(options.streams);
