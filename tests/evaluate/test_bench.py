@@ -101,6 +101,13 @@ def test_no_network_is_given_more_batch_sizes_than_it_keeps_compiled(tiny_bundle
     assert (few["plan"]["pause_ms"], many["plan"]["pause_ms"]) == (0, 30), "a second network was opened"
 
 
+def test_what_comes_twice_under_other_names_is_timed_once(tiny_bundle: Path) -> None:
+    words = ["bench", str(tiny_bundle), str(tiny_bundle), "--backend", "onnxruntime,auto", "--batch", "1", "--json"]
+    done = CliRunner().invoke(app, [*words, *map(str, QUICK)], catch_exceptions=False)
+    assert [cell["settings"]["backend"] for cell in json.loads(done.stdout)["cells"]] == ["onnxruntime"]
+    assert "auto fp32, batch 1: the same as another one, timed once" in done.stderr
+
+
 class Told(Run):
     """A run that says when it was called, and takes as long as it is told."""
 
@@ -157,6 +164,7 @@ def test_what_cannot_be_opened_is_left_out_and_named_but_not_where_nothing_else_
         (("--iterations", "0"), "expected at least one iteration"),
         (("--pause", "-1"), "a pause of 0 or more, got 50, None and -0.001"),
         (("--pause", "nan"), "a pause of 0 or more"),
+        (("--export", "."), "--export expects a file, . is a folder"),
         (("--backend", "onnxruntime,"), "--backend expects names separated by commas; one of them is empty"),
         (("--backend", "tpu"), "unknown backend 'tpu'"),
         (("--rule", "otsu"), "rule: expected"),

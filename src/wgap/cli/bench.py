@@ -97,6 +97,8 @@ def bench(
     counts = [1] if callers is None else _list("callers", callers, _whole)
     rates = [] if arrivals is None else _list("arrivals", arrivals, _rate)
     require_loads(duration, bound, bound_percentile)
+    if export is not None and export.is_dir():
+        raise DataError(f"--export expects a file, {export} is a folder")
     for place in (figures, None if export is None else export.parent):
         if place is not None:
             require_place(place)
@@ -190,7 +192,7 @@ def _combinations(options: Mapping[str, Any], bundles: Sequence[Path], threads: 
     given = rule_text(options)
     rules = [None] if given is None else _list("rule", given, lambda _, text: text)
     values = product(
-        [(str(path), Bundle.open(path)) for path in bundles],
+        [(str(path), Bundle.open(path)) for path in dict.fromkeys(bundles)],
         _list("backend", options["backend"], _text), _list("precision", options["precision"], _text), rules,
         _list("threads", threads, _threads),
     )  # fmt: skip
@@ -225,6 +227,9 @@ def _open(
                 made = []
                 for size in sizes[start : start + KEPT]:
                     settings = replace(base, batch=size, transfers=not options["no_transfers"])
+                    if any(run.settings == settings for run in runs):
+                        warn(f"{' '.join(map(str, asked.values()))}, batch {size}: the same as another one, timed once")
+                        continue
                     made.append(_run(localizer, settings, encoded, took, opened))
                     made[-1].call()
                 grown = rss_mib() - before
