@@ -15,7 +15,7 @@ from wgap.cli import app
 from wgap.errors import DataError, WgapError
 from wgap.evaluate.comparison import compare
 from wgap.evaluate.latency import Cell, Report, Settings
-from wgap.evaluate.statistics import summary
+from wgap.evaluate.statistics import adjusted, difference, summary
 from wgap.plain import to_plain
 
 SETTINGS = Settings("/somewhere/bundle", "onnxruntime", "fp32", "adaptive", "recombined", 1)
@@ -57,6 +57,13 @@ def test_a_planted_regression_of_three_percent_is_found_in_its_place() -> None:
 def test_two_runs_of_the_same_thing_are_the_same() -> None:
     """Twenty repeats of four measurements: at most one alarm."""
     assert sum(not compare(report(seed), report(500 + seed)).ok for seed in range(20)) <= 1
+
+
+def test_probabilities_are_those_of_all_measurements_together() -> None:
+    a, b = report(0), report(1)
+    pairs = zip(a.cells, b.cells, strict=True)
+    alone = [difference(one.samples["total"], other.samples["total"]).p for one, other in pairs]
+    assert [change.p for change in compare(a, b).changes] == adjusted(alone) != alone
 
 
 def test_a_change_under_one_percent_is_none_however_sure() -> None:
