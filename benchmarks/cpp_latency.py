@@ -82,9 +82,10 @@ def main() -> None:
     memory: dict[str, list[float]] = {"C++": [], "Python": []}
     for _ in range(options.rounds):
         report = json.loads(ran(str(options.programs / "wgap-bench"), *asked, "--ungated", "--json")[0])
-        for name, times in report["stages"].items():
+        [cell] = report["cells"]
+        for name, times in cell["samples"].items():
             stages.setdefault(f"C++ {name}", []).extend(times)
-        overhead = [t - n for t, n in zip(report["stages"]["total"], report["stages"]["network"], strict=True)]
+        overhead = [t - n for t, n in zip(cell["samples"]["total"], cell["samples"]["network"], strict=True)]
         stages.setdefault("C++ total - network", []).extend(overhead)
         python = json.loads(ran(sys.executable, __file__, *asked, "--worker")[0])
         for name, times in python.items():

@@ -1,169 +1,340 @@
-"""How long one image takes, stage by stage, and the whole way through :class:`wgap.Localizer`."""
+"""How long one batch takes, stage by stage and as a whole, for several networks interleaved in one run.
+
+:class:`Report` is what ``wgap bench`` prints and exports, and ``wgap-bench`` of the C++ runtime too.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from wgap.bundle import Bundle
 from wgap.errors import BundleError, DataError
+from wgap.evaluate.statistics import Summary, steady, summary
 from wgap.images import decode, resize
+from wgap.plain import PlainError, from_plain, read_json
 from wgap.runtime.localizer import Localizer
-from wgap.runtime.network import Network
 from wgap.runtime.postprocess import active_target
 
-__all__ = ["STAGES", "BatchLatency", "LatencyReport", "StageLatency", "cpu_model", "measure_latency"]
+if TYPE_CHECKING:
+    from wgap.bundle import Bundle
+    from wgap.evaluate.meters import Meter
+
+__all__ = [
+    "STAGES", "Cell", "LeftOut", "Report", "Run", "Settings", "cpu_model", "encoded_image", "environment", "measure",
+    "read_report",
+]  # fmt: skip
 
 STAGES = ("decode", "resize", "forward", "postprocess", "total")
 """``total`` is a call of the localizer on encoded bytes, timed on its own; the others its parts, one by one."""
 
-
-@dataclass(frozen=True)
-class StageLatency:
-    """Milliseconds per batch of one stage: percentiles, mean and minimum over the timed iterations."""
-
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    mean_ms: float
-    min_ms: float
+MOST_WARMUP, MOST_WARMUP_S = 100, 60
+"""Where times do not become steady, warm-up ends after so many rounds or seconds, and the report says so."""
 
 
 @dataclass(frozen=True)
-class BatchLatency:
-    """One batch size: a latency for each of ``STAGES``, and images per second (batch over the median total)."""
-
-    batch: int
-    stages: dict[str, StageLatency]
-    images_per_second: float
-
-
-@dataclass(frozen=True)
-class LatencyReport:
-    """What ``wgap bench`` measured, with everything it depends on.
+class Settings:
+    """What was timed. Two cells with equal settings are the same measurement.
 
     Attributes:
-        image: what was decoded: source, encoded bytes, width, height.
-        settings: backend, precision, device, threads (None: the backend's choice, every core), rule, warm-up and timed
-            iterations.
-        machine: CPU model, cores this process may use, the instruction set the kernel picked.
-        versions: of wgap, Python and the libraries underneath.
-        batches: one entry per batch size.
+        bundle: its folder, as it was given.
+        backend: that ran it, such as ``onnxruntime``.
+        precision: of the model file.
+        rule: as on the command line.
+        map: of the rule.
+        batch: images per call.
+        threads: CPU threads; None: the backend's choice, every core.
+        device: a GPU's ordinal, or a device's name; None for the CPU.
+        hint: of OpenVINO.
+        streams: of OpenVINO.
+        load: ``rounds``: one call at a time, in turns with all other cells; ``closed``: ``callers`` that each call
+            again as soon as they have an answer; ``open``: calls arrive whether or not earlier ones were answered.
+        callers: threads that call.
+        arrivals: of an open loop: images per second that arrive.
+        transfers: whether images came from host memory; False: they lay on the GPU.
     """
 
-    image: dict[str, Any]
+    bundle: str
+    backend: str
+    precision: str
+    rule: str
+    map: str
+    batch: int
+    threads: int | None = None
+    device: int | str | None = None
+    hint: str | None = None
+    streams: int | None = None
+    load: Literal["rounds", "closed", "open"] = "rounds"
+    callers: int = 1
+    arrivals: float | None = None
+    transfers: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        settings: what was timed.
+        stages: milliseconds per batch, by stage; ``total`` always.
+        images_per_second: of rounds: batch over the median total; of a load: images over seconds.
+        samples: milliseconds in the order in which they were measured, by stage; empty unless exported.
+        warmup: untimed rounds before.
+        steady: whether times had stopped falling by then; None where the number of rounds was given.
+        open_ms: to open the bundle and its network.
+        memory_mib: ``opened``: by how much the process grew from before opening to after the first call; on a GPU what
+            the session holds there, by what holds it.
+        joules_per_image: that the processor's package (``cpu``) and the GPU (``gpu``) used in ``total``, where
+            readable.
+        unserved: calls of an open loop that were still waiting when time was up.
+    """
+
+    settings: Settings
+    stages: dict[str, Summary]
+    images_per_second: float
+    samples: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    warmup: int = 0
+    steady: bool | None = None
+    open_ms: float | None = None
+    memory_mib: dict[str, float] = field(default_factory=dict)
+    joules_per_image: dict[str, float] = field(default_factory=dict)
+    unserved: int = 0
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Settings that could not be opened, and why."""
+
     settings: dict[str, Any]
+    error: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, with everything it depends on.
+
+    Attributes:
+        schema: of this JSON: 1.
+        program: ``wgap bench`` or ``wgap-bench``.
+        image: what was decoded: source, encoded bytes, width, height.
+        plan: warm-up, timed rounds, pause between calls, seconds per load.
+        machine: CPU model, cores this process may use, the instruction set of the kernel, load average, clocks.
+        versions: of wgap and what is underneath.
+        cells: one for each combination of settings.
+        left_out: combinations that could not be opened.
+        at_bound: throughput at a latency bound, where one was asked for.
+        absent: what could not be read here, by name, and why.
+    """
+
+    schema: int
+    program: str
+    image: dict[str, Any]
+    plan: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, str]
-    batches: tuple[BatchLatency, ...]
+    cells: tuple[Cell, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    at_bound: tuple[dict[str, Any], ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
 
 
-def measure_latency(
-    localizer: Localizer,
-    image: Path | None = None,
-    *,
-    batches: Sequence[int] = (1, 8),
-    iterations: int = 50,
-    warmup: int = 5,
-    progress: Callable[[Iterable[int]], Iterable[int]] = lambda rounds: rounds,
-) -> LatencyReport:
-    """Time a localizer's stages on one image.
-
-    Each iteration times the parts (decode, resize, forward, postprocess) and then a whole call of the localizer, so
-    that drift of the machine meets all of them alike. Network and kernel are the localizer's own, on the CPU or on a
-    GPU; there, the outputs stay between the two. Reading the file is not timed.
-
-    Args:
-        localizer: what to time.
-        image: the image file; None takes a JPEG made from the bundle's first golden image.
-        batches: batch sizes, the same image repeated.
-        iterations: timed iterations per batch size.
-        warmup: untimed iterations before them.
-        progress: wraps the iterations of each batch size, for a progress bar.
+def read_report(path: Path) -> Report:
+    """A report that was exported.
 
     Raises:
-        ImageError: the image cannot be decoded.
-        BundleError: no image was given and the bundle has no golden one.
-        DataError: iterations, warm-up or a batch size are out of range.
+        DataError: it is no report, or one of another schema.
+        OSError: it cannot be read.
     """
-    if iterations < 1 or warmup < 0 or not batches or min(batches) < 1:
-        raise DataError(
-            "expected at least one iteration, a warm-up of 0 or more, and batch sizes of 1 or more, got "
-            f"{iterations}, {warmup} and {list(batches)}"
-        )
-    bundle, network = localizer.bundle, localizer.network
-    encoded, source = (_golden_jpeg(bundle), "golden image as JPEG") if image is None else _file(image)
-    height, width = decode(encoded, source).shape[:2]
-    results = []
-    for batch in batches:
-        sized = Localizer(bundle, batch_size=batch, rule=localizer.rule, network=network, locator=localizer.locator)
-        times = _times(sized, [encoded] * batch, progress(range(warmup + iterations)))
-        stages = {stage: _summary([row[n] for row in times[warmup:]]) for n, stage in enumerate(STAGES)}
-        results.append(BatchLatency(batch, stages, 1000 * batch / stages["total"].p50_ms))
-    gpu = localizer.locator.device
-    target = active_target() if gpu is None else f"CUDA on GPU {gpu}"
-    return LatencyReport(
-        image={"source": source, "bytes": len(encoded), "width": int(width), "height": int(height)},
-        settings={
-            "backend": network.name,
-            "precision": network.precision,
-            "device": network.device,
-            "threads": localizer.threads,
-            "rule": localizer.rule.to_json(),
-            "warmup": warmup,
-            "iterations": iterations,
-        },
-        machine={"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel_target": target},
-        versions=_versions(network),
-        batches=tuple(results),
-    )
+    try:
+        value = read_json(path.read_text(encoding="utf-8"))
+        found = value.get("schema") if isinstance(value, dict) else None
+        if found != 1:
+            raise DataError(
+                f"{path}: expected a report of wgap bench or wgap-bench with schema 1, got {found!r}; "
+                "write one with --export"
+            )
+        return from_plain(Report, value)
+    except (PlainError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: expected a report of wgap bench or wgap-bench; {error}") from None
 
 
-def _times(localizer: Localizer, encoded: list[bytes], rounds: Iterable[int]) -> list[tuple[int, ...]]:
-    """Nanoseconds per iteration, in the order of ``STAGES``."""
-    import numpy as np
+class Run:
+    """One localizer on one batch size, ready to be timed.
 
-    size = localizer.bundle.manifest.model.input_size
-    times: list[tuple[int, ...]] = []
-    for _ in rounds:
+    Args:
+        localizer: what to time; its network is shared with other batch sizes.
+        settings: of it.
+        encoded: an image file's bytes, repeated for the batch.
+        open_ms: how long the localizer took to open.
+    """
+
+    def __init__(self, localizer: Localizer, settings: Settings, encoded: bytes, open_ms: float | None = None) -> None:
+        self.settings, self.open_ms, self.encoded = settings, open_ms, [encoded] * settings.batch
+        self.localizer = Localizer(
+            localizer.bundle, batch_size=settings.batch, rule=localizer.rule, network=localizer.network,
+            locator=localizer.locator,
+        )  # fmt: skip
+        self.stages: tuple[str, ...] = STAGES
+        self.memory_mib: dict[str, float] = {}
+        self.meters: dict[str, Meter] = {}
+        self.joules: dict[str, float] = {}
+
+    def call(self) -> None:
+        """What a caller does: bytes in, boxes out."""
+        for _ in self.localizer(self.encoded):
+            pass
+
+    def whole(self) -> float:
+        """Milliseconds of a call, metered."""
+        with self.metered():
+            start = perf_counter_ns()
+            self.call()
+            end = perf_counter_ns()
+        return (end - start) / 1e6
+
+    @contextmanager
+    def metered(self) -> Iterator[None]:
+        """Add the energy that is used meanwhile to ``joules``."""
+        before = {name: meter.joules() for name, meter in self.meters.items()}
+        yield
+        for name, meter in self.meters.items():
+            self.joules[name] = self.joules.get(name, 0.0) + meter.joules() - before[name]
+
+    def joules_per_image(self, images: int) -> dict[str, float]:
+        """Of so many images since this was asked last."""
+        used, self.joules = self.joules, {}
+        return {name: joules / images for name, joules in used.items()}
+
+    def once(self) -> tuple[float, ...]:
+        """Milliseconds of each of ``stages``: the parts one by one, then a whole call."""
+        import numpy as np
+
+        size, network = self.localizer.bundle.manifest.model.input_size, self.localizer.network
         start = perf_counter_ns()
-        images = [decode(data) for data in encoded]
+        images = [decode(data) for data in self.encoded]
         decoded = perf_counter_ns()
         resized = np.stack([resize(pixels, *size) for pixels in images])
         ready = perf_counter_ns()
         forwarding = boxing = 0
-        for _, part in localizer.network.parts(resized):
+        for _, part in network.parts(resized):
             began = perf_counter_ns()
-            with localizer.network.forward(part, outputs=localizer.rule.outputs) as outputs:
+            with network.forward(part, outputs=self.localizer.rule.outputs) as outputs:
                 forwarded = perf_counter_ns()
-                localizer.locator.locate({**outputs, "picture": part})
+                self.localizer.locator.locate({**outputs, "picture": part})
                 boxed = perf_counter_ns()
             forwarding, boxing = forwarding + forwarded - began, boxing + boxed - forwarded
-        start_again = perf_counter_ns()
-        for _result in localizer(encoded):
-            pass
-        end = perf_counter_ns()
-        times.append((decoded - start, ready - decoded, forwarding, boxing, end - start_again))
-    return times
+        parts = tuple(ns / 1e6 for ns in (decoded - start, ready - decoded, forwarding, boxing))
+        return (*parts, self.whole())
 
 
-def _summary(nanoseconds: list[int]) -> StageLatency:
+def measure(
+    runs: Sequence[Run],
+    *,
+    iterations: int = 50,
+    warmup: int | None = None,
+    pause_s: float = 0.0,
+    progress: Callable[[Iterable[int]], Iterable[int]] = lambda rounds: rounds,
+) -> list[Cell]:
+    """Time every run once in each round, in an order that rotates, so that drift of the machine meets all alike.
+
+    Args:
+        runs: what to time.
+        iterations: timed rounds.
+        warmup: untimed rounds before them; None goes on until the times of every run are steady.
+        pause_s: before each call, so that the threads of the one before have stopped spinning.
+        progress: wraps the timed rounds, for a progress bar.
+
+    Raises:
+        DataError: iterations, warm-up or pause are out of range.
+    """
+    if iterations < 1 or (warmup is not None and warmup < 0) or not pause_s >= 0:
+        raise DataError(
+            "expected at least one iteration, and a warm-up and a pause of 0 or more, got "
+            f"{iterations}, {warmup} and {pause_s}"
+        )
+    warm: list[list[float]] = [[] for _ in runs]
+    began = time.monotonic()
+    while not _is_warm(warm, warmup, began):
+        for index, times in _round(runs, len(warm[0]), pause_s):
+            warm[index].append(times[-1])
+    for run in runs:
+        run.joules.clear()  # of the warm-up
+    rows: list[list[tuple[float, ...]]] = [[] for _ in runs]
+    for number in progress(range(iterations)):
+        for index, times in _round(runs, number, pause_s):
+            rows[index].append(times)
+    cells = []
+    for run, before, timed in zip(runs, warm, rows, strict=True):
+        samples = {stage: tuple(row[n] for row in timed) for n, stage in enumerate(run.stages)}
+        stages = {stage: summary(values) for stage, values in samples.items()}
+        per_second = 1000 * run.settings.batch / stages["total"].p50_ms
+        is_steady = steady(before) if warmup is None else None
+        joules = run.joules_per_image(iterations * run.settings.batch)
+        told = (len(before), is_steady, run.open_ms, run.memory_mib, joules)
+        cells.append(Cell(run.settings, stages, per_second, samples, *told))
+    return cells
+
+
+def _round(runs: Sequence[Run], number: int, pause_s: float) -> Iterable[tuple[int, tuple[float, ...]]]:
+    for turn in range(len(runs)):
+        index = (number + turn) % len(runs)
+        if pause_s:
+            time.sleep(pause_s)
+        yield index, runs[index].once()
+
+
+def _is_warm(warm: list[list[float]], rounds: int | None, began: float) -> bool:
+    if rounds is not None:
+        return len(warm[0]) >= rounds
+    over = len(warm[0]) >= MOST_WARMUP or time.monotonic() - began > MOST_WARMUP_S
+    return over or all(map(steady, warm))
+
+
+def encoded_image(bundle: Bundle, path: Path | None) -> tuple[bytes, dict[str, Any]]:
+    """An image file's bytes, or a JPEG of the bundle's first golden image, and what a report says of it.
+
+    Raises:
+        ImageError: the image cannot be decoded.
+        BundleError: no image was given and the bundle has no golden one.
+    """
+    if path is None:
+        encoded, source = _golden_jpeg(bundle), "golden image as JPEG"
+    else:
+        decode(path)  # says what is wrong with it, by name
+        encoded, source = path.read_bytes(), str(path)
+    height, width = decode(encoded, source).shape[:2]
+    return encoded, {"source": source, "bytes": len(encoded), "width": int(width), "height": int(height)}
+
+
+def environment(localizers: Sequence[Localizer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The machine, and the versions of wgap and of what is underneath."""
+    import cv2
     import numpy as np
 
-    ms = np.asarray(nanoseconds) / 1e6
-    p50, p90, p99 = (float(p) for p in np.percentile(ms, (50, 90, 99)))
-    return StageLatency(p50, p90, p99, float(ms.mean()), float(ms.min()))
-
-
-def _file(path: Path) -> tuple[bytes, str]:
-    decode(path)  # says what is wrong with it, by name
-    return path.read_bytes(), str(path)
+    gpus = sorted({one.locator.device for one in localizers if one.locator.device is not None})
+    targets = [active_target()] if any(one.locator.device is None for one in localizers) else []
+    machine = {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel_target": ", ".join(targets + [f"CUDA on GPU {gpu}" for gpu in gpus]),
+        "load_average": os.getloadavg()[0],
+    }
+    versions = {
+        "wgap": metadata.version("wgap"),
+        "python": platform.python_version(),
+        **{one.network.name: one.network.version for one in localizers},
+        "opencv": str(cv2.__version__),
+        "numpy": np.__version__,
+    }
+    return machine, versions
 
 
 def _golden_jpeg(bundle: Bundle) -> bytes:
@@ -184,16 +355,3 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _versions(network: Network) -> dict[str, str]:
-    import cv2
-    import numpy as np
-
-    return {
-        "wgap": metadata.version("wgap"),
-        "python": platform.python_version(),
-        network.name: network.version,
-        "opencv": str(cv2.__version__),
-        "numpy": np.__version__,
-    }

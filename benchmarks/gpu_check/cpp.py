@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -53,12 +52,12 @@ def cpp(arguments: argparse.Namespace) -> dict[str, Any]:
         bench = (programs / "wgap-bench", bundle, *photographs[:8], "--backend", backend, "--iterations", "500")
         try:
             found = _boxes(programs, bundle, photographs, backend)
-            stages = json.loads(_run(*bench, "--json"))["stages"]
+            [cell] = json.loads(_run(*bench, "--json"))["cells"]
         except AbsentError as error:
             absent[backend] = str(error)
             continue
         equal = sum(a == b for a, b in zip(expected, found, strict=True))
-        times = {f"{name} ms": statistics.median(stages[name]) for name in ("prepare", "network", "total")}
+        times = {f"{name} ms": cell["stages"][name]["p50_ms"] for name in ("prepare", "network", "total")}
         rows.append({"backend": backend, "pictures": len(found), "boxes equal to the CPU's": equal, **times})
     if not rows:
         raise AbsentError("; ".join(f"{name}: {reason}" for name, reason in absent.items()))

@@ -79,9 +79,8 @@ def test_calibrate_judges_and_enters_a_file_that_every_verb_then_runs(own: Path,
         ran = wgap(*verb, "--precision", "int8")
         assert ran.returncode == 0 or verb[0] == "check", ran.stderr  # a random network may disagree with itself
         assert "error" not in ran.stderr
-    assert json.loads(wgap("bench", own, "--batch", "1", "--iterations", "1", "--json", "--precision", "int8").stdout)[
-        "settings"
-    ]["precision"] == "int8"  # fmt: skip
+    timed = wgap("bench", own, "--batch", "1", "--iterations", "1", "--json", "--precision", "int8").stdout
+    assert json.loads(timed)["cells"][0]["settings"]["precision"] == "int8"
     assert "passed" in wgap("inspect", own).stdout
 
 

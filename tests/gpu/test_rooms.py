@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.gpu.conftest import EMULATED, enter_plan
+from tests.gpu.conftest import EMULATED, enter_plan, free_memory
 from typer.testing import CliRunner
 
 from wgap import Localizer, _native
 from wgap.bundle import MANIFEST, Bundle, describe_file
 from wgap.cli import app
+from wgap.evaluate import gpu_run
 from wgap.plain import to_plain
 from wgap.rule import Rule
 from wgap.runtime.cuda.postprocess import Launch
@@ -64,13 +65,39 @@ def test_every_verb_uses_the_device_s_kernel(engine_bundle: Path, shapes: Path) 
     [told] = ran("check", engine_bundle, "--images", shapes, *on)
     assert (told["ok"], told["images"]) == (True, 6)
     [told] = ran("bench", engine_bundle, "--batch", "1,6", "--iterations", 2, "--warmup", 1, *on)
-    assert (told["settings"]["backend"], told["settings"]["device"]) == ("tensorrt", 0)
-    assert told["settings"]["rule"] == Rule.parse("fixed:0.7").to_json()
+    cells = [cell["settings"] for cell in told["cells"]]
+    assert [(one["backend"], one["device"], one["rule"], one["batch"]) for one in cells] == [
+        ("tensorrt", 0, "fixed:0.7", batch) for batch in (1, 6)
+    ]
     assert told["machine"]["kernel_target"] == "CUDA on GPU 0"
-    assert [row["batch"] for row in told["batches"]] == [1, 6]
+    assert all(list(cell["stages"])[-3:] == ["postprocess", "gpu", "total"] for cell in told["cells"])
+    assert all({"gpu device", "gpu pinned", "gpu engine"} <= cell["memory_mib"].keys() for cell in told["cells"])
     [told] = ran("evaluate", engine_bundle, shapes, "--ablation", *on)
     assert (told["images"], len(told["ablation"])) == (6, 9)
     assert len(ran("localize", engine_bundle, shapes, *on)) == 6
+
+
+@pytest.mark.parametrize("transfers", [True, False])
+def test_bench_without_transfers_copies_no_image_to_the_device(
+    engine_bundle: Path, transfers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wgap.runtime.networks import tensorrt
+
+    called, events = [], []
+    call = tensorrt.call
+    monkeypatch.setattr(tensorrt, "call", lambda name, *rest: (called.append(name), call(name, *rest))[1])
+    monkeypatch.setattr(gpu_run, "call", lambda name, *rest: (events.append(name), call(name, *rest))[1])
+    words = ("bench", engine_bundle, "--backend", "tensorrt", "--batch", "2", "--iterations", 3, "--warmup", 0)
+    free = free_memory()
+    [told] = ran(*words, "--callers", 2, "--duration", 0.1, *(() if transfers else ("--no-transfers",)))
+    assert free_memory() == free
+    for cell in told["cells"]:
+        assert cell["settings"]["transfers"] is transfers
+    stages = ["decode", "resize", "forward", "postprocess", "gpu", "total"] if transfers else ["gpu", "total"]
+    assert list(told["cells"][0]["stages"]) == stages
+    assert ("cuMemcpyHtoDAsync" in called) is transfers
+    assert events.count("cuEventElapsedTime") == 3
+    assert events.count("cuEventDestroy") == events.count("cuEventCreate") == 2
 
 
 @pytest.mark.parametrize("protocol", [(), ("--protocol", "maxboxaccv2")], ids=["own", "maxboxaccv2"])

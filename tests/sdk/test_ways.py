@@ -15,6 +15,9 @@ import pytest
 from tests.sdk.conftest import IN_ONE_PIECE, ROOT, build_runtime, call, python, run
 
 import wgap
+from wgap.evaluate.comparison import compare
+from wgap.evaluate.latency import read_report
+from wgap.evaluate.statistics import summary
 
 HERE = Path(__file__).parent
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wconversion", "-Wshadow")
@@ -176,16 +179,50 @@ def test_an_output_that_no_rule_reads_is_passed_over(
     assert json.loads(python("selftest", pooled_bundle, "--json").stdout)["ok"] is True
 
 
-def test_bench_times_every_stage(installed: Path, library: Path, tiny_bundle: Path, pictures: Path) -> None:
-    asked = (tiny_bundle, pictures / "a" / "0.jpg", "--iterations", "7", "--warmup", "1")
-    done = run(installed / "bin" / "wgap-bench", *asked, "--json", WGAP_ONNXRUNTIME=str(library))
-    report = json.loads(done.stdout)
-    assert {name: len(times) for name, times in report["stages"].items()} == dict.fromkeys(
-        ("prepare", "network", "kernel", "total"), 7
+def test_bench_times_every_stage_and_its_report_is_compared_with_python_s(
+    installed: Path, library: Path, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    asked = (
+        tiny_bundle,
+        "--iterations",
+        "41",
+        "--warmup",
+        "1",
+        "--batch",
+        "1,3",
+        "--rule",
+        "fixed:0.5",
+        "--threads",
+        "1",
     )
-    for *parts, total in zip(*report["stages"].values(), strict=True):
-        assert 0 < sum(parts) <= total
-    assert "p50 ms" in run(installed / "bin" / "wgap-bench", *asked, WGAP_ONNXRUNTIME=str(library)).stdout
+    bench = installed / "bin" / "wgap-bench"
+    ours, theirs = tmp_path / 'ours \\ ".json', tmp_path / "theirs.json"
+    done = run(
+        bench, *asked, pictures / "a" / "0.jpg", pictures / "a" / "0.jpg", "--json", WGAP_ONNXRUNTIME=str(library)
+    )
+    ours.write_text(done.stdout)
+    report = read_report(ours)
+    assert [cell.settings.batch for cell in report.cells] == [1, 3]
+    for cell in report.cells:
+        assert list(cell.samples) == list(cell.stages) == ["prepare", "network", "kernel", "total"]
+        for *parts, total in zip(*cell.samples.values(), strict=True):
+            assert 0 < sum(parts) <= total + 1e-4
+        for name, told in cell.stages.items():
+            expected = summary(cell.samples[name])
+            for figure in ("samples", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "min_ms"):
+                assert getattr(told, figure) == pytest.approx(getattr(expected, figure), abs=1e-4)
+        assert cell.images_per_second == pytest.approx(
+            1000 * cell.settings.batch / cell.stages["total"].p50_ms, rel=1e-3
+        )
+    assert python("bench", *asked, "--image", pictures / "a" / "0.jpg", "--export", theirs).returncode == 0
+    found = compare(read_report(theirs), report)
+    assert ([change.settings.batch for change in found.changes], found.missing, found.added) == ([1, 3], (), ())
+    assert found.notes[0] == "program: wgap bench, then wgap-bench"
+    assert "p50 ms" in run(bench, *asked, pictures / "a" / "0.jpg", WGAP_ONNXRUNTIME=str(library)).stdout
+    for sizes in ("0", "1,", ",1", "one", "1,-2", "99999"):
+        done = run(bench, tiny_bundle, pictures / "a" / "0.jpg", "--batch", sizes)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "error: --batch expects whole numbers of 1 or more" in done.stderr
 
 
 @pytest.mark.parametrize("options", [("--rule", "adaptive"), (), ("--batch-size", "3", "--threads", "1")], ids=" ".join)

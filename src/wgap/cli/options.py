@@ -73,8 +73,9 @@ def _rule(
 
 
 def _with(group: Callable[..., None], verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with the options of a group before its last one; it reads them from its context."""
-    signature, more = (inspect.signature(f, eval_str=True).parameters for f in (verb, group))
+    """The verb with the options of a group before its last one, but for its own; it reads them from its context."""
+    signature, offered = (inspect.signature(f, eval_str=True).parameters for f in (verb, group))
+    more = {name: parameter for name, parameter in offered.items() if name not in signature}
 
     @functools.wraps(verb)
     def wrapped(**given: Any) -> None:
