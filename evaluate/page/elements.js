@@ -10,7 +10,7 @@ function filled(element, attributes, children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
-  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -30,6 +30,8 @@ function section(id, title, ...children) {
 }
 
 const percent = (share, digits = 1) => (share === null || share === undefined ? "" : `${(100 * share).toFixed(digits)} %`);
+// A name that may break where a reader would break it.
+const breakable = (text) => String(text).replace(/[_.\/-]/g, "$&\u200b");
 const fixed = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits));
 
 // A table whose columns sort. Columns: {name, of(row), show(value), number}; the cell shows what `show` makes of `of`.

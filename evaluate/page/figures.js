@@ -43,7 +43,7 @@ function tiles(rule) {
     tile("mean IoU", fixed(own.mean_iou), "of the label's box", other && `${REPORT.networks[1]}: ${fixed(other.mean_iou)}`),
     tile("images", String(REPORT.images), `${REPORT.pictures.length} shown`,
       REPORT.skipped.length > 0 && `${REPORT.skipped.length} unreadable`),
-    tile("kinds", percent(own.kinds[0] / REPORT.images), REPORT.kinds.slice(1).map((_, n) => `${own.kinds[n + 1]} ${kindName(n + 1)}`).join(", ")),
+    tile("wrong", String(REPORT.images - own.kinds[0]), REPORT.kinds.slice(1).map((_, n) => `${own.kinds[n + 1]} ${kindName(n + 1)}`).join(", ")),
   ];
 }
 
@@ -51,26 +51,25 @@ function classTable(rule) {
   const [own, other] = REPORT.figures.map((by) => by[rule].classes);
   const share = (name, key) => ({ name, of: (row) => row[key], show: (value) => percent(value), number: true });
   const columns = [
-    { name: "class", of: (row) => row.name },
+    { name: "class", of: (row) => row.name, show: breakable },
     { name: "images", of: (row) => row.images, number: true },
     share("Top-1 cls.", "top1_cls"), share("GT-known", "gt_known_loc"),
     ...(other ? [{ name: `GT-known ${REPORT.networks[1]}`, of: (row) => other[own.indexOf(row)].gt_known_loc, show: (v) => percent(v), number: true }] : []),
     share("Top-1 loc.", "top1_loc"),
     { name: "mean IoU", of: (row) => row.mean_iou, show: (value) => fixed(value), number: true },
     ...REPORT.kinds.slice(1).map((_, n) => ({ name: kindName(n + 1), of: (row) => row.kinds[n + 1], number: true })),
-    { name: "taken for", of: (row) => row.taken_for },
+    { name: "taken for", of: (row) => row.taken_for, show: (text) => breakable(text ?? "") },
   ];
   return table(columns, own);
 }
 
 function figureCharts(own) {
+  const adaptive = REPORT.figures[0][REPORT.rules.findIndex((one) => one.text === "adaptive" && one.map === "recombined")];
   const parts = own.reliability.parts.filter(Boolean);
   const dot = (what) => (part) => [part.score, part[what], `${part.images} images: score ${fixed(part.score)}, right ${fixed(part[what])}`];
   return [
-    own.levels
-      ? histogram("Chosen level", [{ name: "images", counts: own.levels, class: "a" }], 0, 1.05, "threshold",
-        "The adaptive rule's threshold, level / 20.")
-      : titled("Chosen level", el("p", { class: "note" }, "This rule chooses no level; the paper's adaptive rule does."), null),
+    histogram("Chosen level", [{ name: "images", counts: adaptive.levels, class: "a" }], 0, 1.05, "threshold",
+      "The threshold, level / 20, that the paper's adaptive rule chooses."),
     histogram("Separation of object and ground", REPORT.separation.map((one, n) => ({ name: `${one.map}${one.mean === null ? "" : `, mean ${fixed(one.mean, 2)}`}`,
       counts: one.counts, class: "ac"[n] })), REPORT.separation[0].low, REPORT.separation[0].high, "standard deviations",
       "Mean of the stored map within the true boxes less the mean outside, over their spread. It uses the true boxes."),

@@ -37,7 +37,7 @@ def rule_figures(rows: Sequence[Row], network: int, rule: int, classes: Sequence
         "degenerate": summary.degenerate,
         "interval": {name: wilson(round(share * len(rows)), len(rows)) for name, share in shares.items()},
         "kinds": [kinds[kind] for kind in range(len(KINDS))],
-        "levels": [levels[level] for level in range(LEVELS + 1)] if levels else None,
+        "levels": [levels[level] for level in range(LEVELS + 1)],
         "ious": histogram([one.score.gt_iou for one in found], BINS),
         "reliability": reliability(rows, network, rule),
         "classes": [

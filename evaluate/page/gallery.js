@@ -28,6 +28,7 @@ function frame(picture) {
     svg("svg", { viewBox: `0 0 ${picture.width} ${picture.height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
       picture.truth.map((box) => place(svg("rect", { class: "truth" }), box)), other, own));
   element.style.aspectRatio = `${picture.width} / ${picture.height}`;
+  element.style.width = `min(100%, var(--high) * ${picture.width / picture.height})`;
   return { element, update() {
     place(own, boxOf(picture)).setAttribute("class", state.cut === null ? "own" : "own cut");
     const shown = state.other && picture.found.length > 1 && state.cut === null;
@@ -52,22 +53,12 @@ function paint(canvas, picture) {
   context.putImageData(image, 0, 0);
 }
 
-function fitStage(stage, frameElement, picture) {  // a picture as large as its stage takes, in its own proportions
-  const share = picture.width / picture.height, box = stage.getBoundingClientRect();
-  const wide = box.width / box.height > share;
-  frameElement.style.height = wide ? "100%" : "auto";
-  frameElement.style.width = wide ? "auto" : "100%";
-}
-
 function card(picture) {
   const drawn = frame(picture), iou = el("span"), kind = el("span");
   const name = REPORT.classes[picture.label], taken = picture.predicted[0] !== picture.label && REPORT.classes[picture.predicted[0]];
-  const tall = picture.width / picture.height < 1.1;
-  drawn.element.style[tall ? "height" : "width"] = "100%";
-  drawn.element.querySelector("img").style[tall ? "height" : "width"] = "100%";
   const element = el("button", { class: "card", type: "button", title: picture.name, onclick: () => open(listed.indexOf(picture)) },
-    el("div", { class: "stage" }, drawn.element),
-    el("div", { class: "words" }, kind, el("b", null, name), el("br"), iou, taken && el("span", null, `taken for ${taken} `), percent(picture.scores[0], 0)));
+    el("div", { class: "stage" }, drawn.element, kind),
+    el("div", { class: "words" }, el("b", null, breakable(name)), el("br"), iou, taken && `taken for ${breakable(taken)} `, percent(picture.scores[0], 0)));
   return { element, picture, update() {
     drawn.update();
     kind.className = `kind ${REPORT.kinds[found(picture).kind]}`;
@@ -142,18 +133,16 @@ function open(number) {
   const dialog = document.getElementById("detail");
   if (number < 0 || number >= listed.length) return;
   opened = number;
-  const picture = listed[number], drawn = frame(picture), stage = el("div", { class: "stage" }, drawn.element);
+  const picture = listed[number], drawn = frame(picture), focused = document.activeElement?.title;
   const move = (by) => () => open((opened + by + listed.length) % listed.length);
-  drawn.element.querySelector("img").style.width = "100%";
-  drawn.element.querySelector("img").style.height = "100%";
   dialog.replaceChildren(
     el("div", { class: "top" },
-      el("div", null, el("h3", null, REPORT.classes[picture.label]), el("p", { class: "note" }, `${picture.name}, ${picture.width} x ${picture.height}`)),
+      el("div", null, el("h3", null, breakable(REPORT.classes[picture.label])), el("p", { class: "note" }, `${breakable(picture.name)}, ${picture.width} x ${picture.height}`)),
       el("div", { class: "buttons" },
         el("button", { type: "button", title: "The one before (left)", onclick: move(-1) }, "\u2190"),
         el("button", { type: "button", title: "The next (right)", onclick: move(1) }, "\u2192"),
         el("button", { type: "button", title: "Close (Esc)", onclick: () => dialog.close() }, "\u2715"))),
-    stage,
+    el("div", { class: "stage" }, drawn.element),
     el("p", null, `Taken for ${REPORT.networks.map((name, n) => `${REPORT.classes[picture.predicted[n]]} with ${percent(picture.scores[n])} (${name})`).join(", ")}. `,
       state.cut !== null && `Cut at ${state.cut.toFixed(2)}: IoU ${fixed(iouOf(picture), 2)}, approximate.`),
     table([
@@ -167,7 +156,7 @@ function open(number) {
       ] : []),
     ], REPORT.rules.map((one, n) => [one, n])));
   if (!dialog.open) dialog.showModal();
-  fitStage(stage, drawn.element, picture);
+  for (const button of dialog.querySelectorAll("button")) if (button.title && button.title === focused) button.focus();
   drawn.update();
 }
 
@@ -178,17 +167,15 @@ function pictureSection() {
     onchange: (event) => { state[key] = event.target.checked; draw(); } }), text);
   controls = {
     rules: REPORT.rules.map((one, n) => el("button", { type: "button", onclick: () => setRule(n) }, ruleName(one))),
-    slider: el("input", { type: "range", min: 0, max: 1, step: 0.01, id: "cut", "aria-label": "Threshold", oninput: (event) => setCut(+event.target.value) }),
+    slider: el("input", { type: "range", min: 0, max: 1, step: 0.01, id: "cut", oninput: (event) => setCut(+event.target.value) }),
     output: el("output", { for: "cut" }), live: el("p", { class: "live note", role: "status" }), cards: el("div", { class: "cards" }),
     more: el("button", { class: "more", type: "button", onclick: () => { state.count += PAGE; list(); } }),
-    empty: el("p", { class: "note" }, "No picture of this class and kind."), sweep: el("div", { class: "block" }),
+    empty: el("p", { class: "note" }, "No picture of this class and kind."), sweep: el("div", { class: "block sweep" }),
   };
   const orders = Object.entries(ORDERS).filter(([key]) => key !== "apart" || REPORT.comparison).map(([key, [text]]) => [key, text]);
   section("pictures", "Pictures",
     el("div", { class: "bar controls" },
       el("label", null, "rule", el("div", { class: "switch", role: "group", "aria-label": "Rule" }, controls.rules)),
-      el("label", { class: "cutter" }, "threshold, cut live from the stored maps", el("div", { class: "line" }, controls.slider, controls.output,
-        el("button", { type: "button", title: "Back to the rule's own boxes (0)", onclick: () => setCut(null) }, "as the rule"))),
       el("label", null, "class", pick("label", [["", "all"], ...REPORT.classes.map((name, n) => [n, name])])),
       el("label", null, "kind", pick("kind", [["", "all"], ...REPORT.kinds.map((_, n) => [n, kindName(n)])])),
       el("label", null, "order", pick("sort", orders)),
@@ -196,7 +183,11 @@ function pictureSection() {
     el("p", { class: "legend" }, el("span", null, el("i", { class: "truth" }), "true box"),
       el("span", null, el("i", { class: "own" }), `${REPORT.networks[0]}, the label's class`),
       REPORT.comparison && el("span", null, el("i", { class: "other" }), `${REPORT.networks[1]}, the same`)),
-    controls.live, controls.cards, controls.empty, controls.more, controls.sweep,
+    el("div", { class: "cutter" }, el("label", { for: "cut", class: "note" }, "threshold, cut live from the stored maps"),
+      el("div", { class: "line" }, controls.slider, controls.output,
+        el("button", { type: "button", title: "Back to the rule's own boxes (0)", onclick: () => setCut(null) }, "as the rule")),
+      controls.live),
+    controls.cards, controls.empty, controls.more, controls.sweep,
     el("p", { class: "keys note" }, [["r", "next rule"], ["[ ]", "cut lower, higher"], ["0", "as the rule"], ["m", "map"], ["i", "boxes of the other precision"],
       ["d", "dark or light"], ["\u2190 \u2192", "pictures, one opened"]].map(([key, text]) => el("span", null, el("kbd", null, key), ` ${text}`))));
 }
