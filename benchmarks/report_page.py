@@ -4,9 +4,9 @@
 
 A fresh headless Chromium opens it each time, the network blocked, and then again, as a browser does that runs already.
 *Script* is when the page's script has ended, from the beginning of the navigation; *frame* is when the first frame
-after that is done. *Moved* is from the slider's event until every box has its new place and layout is done, *drawn* until
-the first frame after it is done; medians over 50 places of the slider and each rule, then over the runs. *Close* is the
-mean IoU of the boxes that the page cuts at each rule's own threshold with the kernel's.
+after that is done. *Moved* is from the slider's event until every box has its new place and layout is done, *drawn*
+until the first frame after it is done; medians over 50 places of the slider and each rule, then over the runs. *Close*
+is the mean IoU of the boxes that the page cuts at each rule's own threshold with the kernel's.
 """
 
 from __future__ import annotations

@@ -52,13 +52,13 @@ def _class(name: str, rows: list[Row], network: int, rule: int, classes: Sequenc
     found = [row.found[network][rule] for row in rows]
     summary = Summary.of(one.score for one in found)
     taken = Counter(row.predicted[network] for row in rows if row.predicted[network] != row.label)
-    [(other, times)] = taken.most_common(1) or [(None, 0)]
+    most = next(iter(taken.most_common(1)), None)
     kinds = Counter(one.kind for one in found)
     return {
         "name": name, "images": len(rows), "top1_cls": summary.top1_cls, "gt_known_loc": summary.gt_known_loc,
         "top1_loc": summary.top1_loc, "mean_iou": summary.mean_iou,
         "kinds": [kinds[kind] for kind in range(len(KINDS))],
-        "taken_for": None if other is None else f"{classes[other]} ({times})",
+        "taken_for": None if most is None else f"{classes[most[0]]} ({most[1]})",
     }  # fmt: skip
 
 
@@ -79,7 +79,8 @@ def reliability(rows: Sequence[Row], network: int, rule: int) -> dict[str, Any]:
     parts: list[list[Row]] = [[] for _ in range(SCORE_BINS)]
     for row in rows:
         parts[min(SCORE_BINS - 1, int(row.scores[network] * SCORE_BINS))].append(row)
-    table, distance = [], 0.0
+    table: list[dict[str, float] | None] = []
+    distance = 0.0
     for part in parts:
         if not part:
             table.append(None)

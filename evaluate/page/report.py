@@ -139,7 +139,11 @@ def _picture(row: Row, maps: Sequence[Grid], root: Path) -> dict[str, Any]:
         "agreement": [round(iou(a.box, b.box), 4) for a, b in zip(*row.found, strict=True)]
         if len(row.found) > 1 else None,
         "maps": [
-            {"cells": base64.b64encode(one.cells).decode(), "low": round(one.low, 5), "high": round(one.high, 5)}
+            {
+                "cells": base64.b64encode(one.cells.tobytes()).decode(),
+                "low": round(one.low, 5),
+                "high": round(one.high, 5),
+            }
             for one in maps
         ],
         "thumb": "",
