@@ -19,7 +19,7 @@ function bundleSections() {
     el("div", { class: "block" }, el("h3", null, "Graph"), graph(model),
       table([
         { name: "file", of: (row) => row[0], code: true },
-        { name: "operators", of: (row) => Object.entries(row[1]).sort((a, b) => b[1] - a[1]).map(([name, n]) => `${name} ${n}`).join(", ") },
+        { name: "operators", of: (row) => Object.entries(row[1]).sort((a, b) => b[1] - a[1]).map(([name, n]) => `${name} ${n}`).join(", "), wide: 14 },
       ], Object.entries(operators))),
     el("div", { class: "block" }, el("h3", null, "Files"), table([
       { name: "file", of: (file) => file.path, code: true },
@@ -27,7 +27,7 @@ function bundleSections() {
       { name: "precision", of: (file) => file.precision },
       { name: "bytes", of: (file) => file.size, show: (size) => size.toLocaleString("en"), number: true },
       { name: "sha256", of: (file) => file.sha256, show: (hash) => el("span", { title: hash }, hash.slice(0, 12)), code: true },
-      { name: "made from", of: madeFrom },
+      { name: "made from", of: madeFrom, wide: 24 },
     ], files)),
     engineTable(files.filter((file) => file.role === "engine")));
 }

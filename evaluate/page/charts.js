@@ -17,7 +17,7 @@ function chart(label, parts, xTexts, yTexts, xTitle) {
 }
 
 // Histograms over the same parts, side by side. Series: {name, counts, class}.
-function histogram(title, series, low, high, xTitle, note) {
+function histogram(title, series, low, high, xTitle, note, marks) {
   const bins = series[0].counts.length, most = Math.max(1, ...series.flatMap((one) => one.counts));
   const wide = (WIDE - LEFT - RIGHT) / bins, each = (wide - 1) / series.length;
   const bars = series.map((one, s) => one.counts.map((count, n) => count > 0 && svg("rect", {
@@ -25,7 +25,8 @@ function histogram(title, series, low, high, xTitle, note) {
     height: HIGH - BOTTOM - downChart(count / most),
   }, svg("title", null, `${one.name}: ${count} of ${(low + (n * (high - low)) / bins).toFixed(2)} to ${
     (low + ((n + 1) * (high - low)) / bins).toFixed(2)}`))));
-  const texts = [0, 0.25, 0.5, 0.75, 1].map((share) => [share, String(+(low + share * (high - low)).toFixed(2))]);
+  const shown = marks ?? [0, 0.25, 0.5, 0.75, 1].map((share) => low + share * (high - low));
+  const texts = shown.map((value) => [(value - low) / (high - low), String(+value.toFixed(2))]);
   return titled(title, chart(title, bars, texts, [[0, "0"], [1, String(most)]], xTitle),
     series.length > 1 && names(series), note);
 }

@@ -34,13 +34,15 @@ const percent = (share, digits = 1) => (share === null || share === undefined ? 
 const breakable = (text) => String(text).replace(/[_.\/-]/g, "$&\u200b");
 const fixed = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits));
 
-// A table whose columns sort. Columns: {name, of(row), show(value), number}; the cell shows what `show` makes of `of`.
+// A table whose columns sort. Columns: {name, of(row), show(value), number, code, wide}; `show` makes a cell of `of`.
 function table(columns, rows, attributes) {
   const body = el("tbody");
   const fill = (list) => body.replaceChildren(...list.map((row) => el("tr", null, columns.map((column) => {
     const value = column.of(row);
-    const kind = [column.number ? "n" : "", column.code ? "code" : ""].join(" ").trim();
-    return el("td", kind ? { class: kind } : null, column.show ? column.show(value, row) : String(value ?? ""));
+    const kind = [column.number && "n", column.code && "code"].filter(Boolean).join(" ");
+    const cell = el("td", kind ? { class: kind } : null, column.show ? column.show(value, row) : String(value ?? ""));
+    if (column.wide) cell.style.minWidth = `${column.wide}em`;
+    return cell;
   }))));
   const heads = columns.map((column) => {
     const head = el("th", { scope: "col", class: column.number ? "n" : null });

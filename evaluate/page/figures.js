@@ -51,14 +51,14 @@ function classTable(rule) {
   const [own, other] = REPORT.figures.map((by) => by[rule].classes);
   const share = (name, key) => ({ name, of: (row) => row[key], show: (value) => percent(value), number: true });
   const columns = [
-    { name: "class", of: (row) => row.name, show: breakable },
+    { name: "class", of: (row) => row.name, show: breakable, wide: 9 },
     { name: "images", of: (row) => row.images, number: true },
     share("Top-1 cls.", "top1_cls"), share("GT-known", "gt_known_loc"),
     ...(other ? [{ name: `GT-known ${REPORT.networks[1]}`, of: (row) => other[own.indexOf(row)].gt_known_loc, show: (v) => percent(v), number: true }] : []),
     share("Top-1 loc.", "top1_loc"),
     { name: "mean IoU", of: (row) => row.mean_iou, show: (value) => fixed(value), number: true },
     ...REPORT.kinds.slice(1).map((_, n) => ({ name: kindName(n + 1), of: (row) => row.kinds[n + 1], number: true })),
-    { name: "taken for", of: (row) => row.taken_for, show: (text) => breakable(text ?? "") },
+    { name: "taken for", of: (row) => row.taken_for, show: (text) => breakable(text ?? ""), wide: 8 },
   ];
   return table(columns, own);
 }
@@ -69,7 +69,7 @@ function figureCharts(own) {
   const dot = (what) => (part) => [part.score, part[what], `${part.images} images: score ${fixed(part.score)}, right ${fixed(part[what])}`];
   return [
     histogram("Chosen level", [{ name: "images", counts: adaptive.levels, class: "a" }], 0, 1.05, "threshold",
-      "The threshold, level / 20, that the paper's adaptive rule chooses."),
+      "The threshold, level / 20, that the paper's adaptive rule chooses.", [0, 0.25, 0.5, 0.75, 1]),
     histogram("Separation of object and ground", REPORT.separation.map((one, n) => ({ name: `${one.map}${one.mean === null ? "" : `, mean ${fixed(one.mean, 2)}`}`,
       counts: one.counts, class: "ac"[n] })), REPORT.separation[0].low, REPORT.separation[0].high, "standard deviations",
       "Mean of the stored map within the true boxes less the mean outside, over their spread. It uses the true boxes."),
