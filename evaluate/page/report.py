@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,12 @@ _SIDES = (480, 400, 320, 256, 208, 160, 128, 96, 64)
 _QUALITY = 80
 
 
-def against_precision(bundle: Bundle, asked: str | None, precision: str) -> str | None:
+def against_precision(
+    bundle: Bundle, asked: str | None, precision: str, note: Callable[[str], None] = lambda text: None
+) -> str | None:
     """Which precision's boxes to compare: the asked one, else ``int8`` where the bundle has it; None for none.
+
+    ``note`` is told of an ``int8`` that is left out because it is stale.
 
     Raises:
         BundleError: the bundle has none of the asked precision (GateError where it is stale).
@@ -51,7 +55,8 @@ def against_precision(bundle: Bundle, asked: str | None, precision: str) -> str 
             return None
         try:
             bundle.model_file("int8", ungated=True)
-        except GateError:
+        except GateError as error:
+            note(f"int8 is not compared: {error}")
             return None
         return "int8"
     if asked == precision:

@@ -24,7 +24,7 @@ from wgap import Localizer
 from wgap.bundle import Bundle, describe_file, write_manifest
 from wgap.cli import app
 from wgap.datasets import open_dataset
-from wgap.errors import BundleError, DataError, OutputExistsError
+from wgap.errors import BundleError, DataError, GateError, OutputExistsError
 from wgap.evaluate.metrics import ImageScore
 from wgap.evaluate.page.observe import KINDS, Found, Grid, Row, Shown, _kind
 from wgap.geometry import iou
@@ -432,3 +432,38 @@ def test_an_unreadable_image_is_named_in_the_page(bundle: Path, images: Path, tm
     told = ask(out, """return document.querySelector("#provenance").textContent""")
     assert told["errors"] == []
     assert "4<i>&.png" in told["result"]
+
+
+def test_a_bundle_without_scores_or_another_precision(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
+    plain, out = shutil.copytree(images, tmp_path / "plain"), tmp_path / "report.html"
+    (plain / "classes.txt").write_text("disc\nring\ncross\n")
+    done = wgap("report", tiny_bundle, plain, "--out", out, "--iterations", 0)
+    assert done.exit_code == 0, done.output
+    report = data_of(out)["report"]
+    assert ([one["text"] for one in report["rules"]], report["networks"]) == (["adaptive"], ["fp32"])
+    assert [len(picture["maps"]) for picture in report["pictures"]] == [1] * 15
+    require_browser()
+    told = ask(
+        out,
+        SLIDE
+        + """press("r"); press("i"); press("m"); const moved = slide(0.5); press("0");
+        document.querySelector(".card").click();
+        return [moved, document.querySelectorAll("dialog tbody tr").length];""",
+    )
+    assert (told["errors"], told["violations"], told["result"][1]) == ([], [], 1)
+    for picture in report["pictures"]:
+        assert told["result"][0][picture["name"]] == pytest.approx(cut(picture, Rule(), 0.5, *report["grid"]), abs=0.16)
+
+
+def test_a_stale_int8_is_left_out_by_default_and_said(bundle: Path, images: Path, tmp_path: Path) -> None:
+    root, out = shutil.copytree(bundle, tmp_path / "stale"), tmp_path / "report.html"
+    manifest = Bundle.open(root).manifest
+    old = CalibrationRecord("1" * 64, "0" * 64, (), (), (), {})
+    files = tuple(replace(one, calibration=old) if one.precision == "int8" else one for one in manifest.files)
+    write_manifest(root, replace(manifest, files=files))
+    done = wgap("report", root, images, "--out", out, "--iterations", 0)
+    assert done.exit_code == 0, done.output
+    assert "int8 is not compared: " in done.stderr
+    assert data_of(out)["report"]["networks"] == ["fp32"]
+    done = wgap("report", root, images, "--out", out, "--force", "--against", "int8")
+    assert isinstance(done.exception, GateError)

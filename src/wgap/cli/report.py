@@ -39,7 +39,7 @@ def report(
 
     require_new_page(out, force)
     localizer = open_localizer(ctx.params)
-    other = against_precision(localizer.bundle, against, localizer.network.precision)
+    other = against_precision(localizer.bundle, against, localizer.network.precision, note)
     compared = None if other is None else open_localizer({**ctx.params, "precision": other, "ungated": True})
     bar = show_progress(transient=False)
     page, figures = report_page(
