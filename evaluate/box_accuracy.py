@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from wgap.evaluate.score_maps import ContourBoxes
 
-__all__ = ["ERRORS", "IOUS", "BoxAccuracy"]
+__all__ = ["ERRORS", "IOUS", "BoxAccuracy", "judged"]
 
 IOUS = (30, 50, 70)
 """Per cent from which a box is right."""
@@ -71,7 +71,7 @@ class BoxAccuracy(Counts):
         for image in images:
             truths = whole_boxes(image.truth, image.size, image.scores.shape, str(image.path))
             found = contour_boxes(image.scores, self.thresholds)
-            iou, kinds = _judged(found, truths)
+            iou, kinds = judged(found, truths)
             right = (iou[:, None] >= np.array(IOUS)[:, None] / 100)[..., found.cut]
             top = np.array([image.rank < k for k in TOPS])
             kinds = kinds if top[0] else np.full_like(kinds, ERRORS.index("wrong_class"))
@@ -154,7 +154,7 @@ def _row(name: str, images: int, right: NDArray[Any], top: NDArray[Any], located
     }  # fmt: skip
 
 
-def _judged(found: ContourBoxes, truths: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def judged(found: ContourBoxes, truths: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Best IoU with a true box, and kind of error if it is too low, [contours, C]."""
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""ONNX files by their wire format, as far as it takes to know that a file is all there is to it.
+"""ONNX files by their wire format, as far as it takes to know that a file is all there is to it, and what it computes.
 
 The runtime has no onnx package. What it has to know before ONNX Runtime or TensorRT see a file is whether some tensor
 says that its values lie in another file: nobody has hashed that one, and its path may lead anywhere.
@@ -7,10 +7,11 @@ says that its values lie in another file: nobody has hashed that one, and its pa
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from wgap.errors import BundleError
 
-__all__ = ["require_self_contained"]
+__all__ = ["Node", "graph_nodes", "require_self_contained"]
 
 _INSIDE = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -25,6 +26,66 @@ _INSIDE = {
 
 _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
 _DEEPEST = 64
+
+
+class Node(NamedTuple):
+    """One operation of a graph: type, name, the tensors it reads and makes, the shape of its largest constant."""
+
+    operator: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight: tuple[int, ...]
+
+
+def graph_nodes(content: bytes, where: Path | str) -> list[Node]:
+    """The nodes of an ONNX file's main graph, in its order; constants are left out of their inputs.
+
+    Raises:
+        BundleError: the bytes are no such file.
+    """
+    data = memoryview(content)
+    try:
+        [graph] = [place for number, wire, *place in _fields(data, 0, len(data)) if (number, wire) == (7, 2)]
+        messages = [(number, first, last) for number, wire, first, last in _fields(data, *graph) if wire == 2]
+        shapes = dict(_constant(data, first, last) for number, first, last in messages if number == 5)
+        nodes = [_node(data, first, last, shapes) for number, first, last in messages if number == 1]
+    except (ValueError, IndexError) as error:
+        raise BundleError(f"{where} is not an ONNX file ({error}); copy the bundle again or export it again") from error
+    return nodes
+
+
+def _constant(data: memoryview, start: int, end: int) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of a tensor."""
+    name, shape = "", []
+    for number, wire, first, last in _fields(data, start, end):
+        if (number, wire) == (_NAME, 2):
+            name = _text(data, first, last)
+        elif (number, wire) == (1, 0):
+            shape.append(first)
+        elif (number, wire) == (1, 2):
+            at = first
+            while at < last:
+                extent, at = _number(data, at, last)
+                shape.append(extent)
+    return name, tuple(shape)
+
+
+def _node(data: memoryview, start: int, end: int, shapes: dict[str, tuple[int, ...]]) -> Node:
+    texts: dict[int, list[str]] = {1: [], 2: [], 3: [], 4: []}
+    for number, wire, first, last in _fields(data, start, end):
+        if wire == 2 and number in texts:
+            texts[number].append(_text(data, first, last))
+    weights = [shapes[name] for name in texts[1] if name in shapes]
+    inputs = tuple(name for name in texts[1] if name and name not in shapes)
+    return Node(
+        "".join(texts[4]), "".join(texts[3]), inputs, tuple(filter(None, texts[2])),
+        max(weights, key=lambda shape: (len(shape), shape), default=()),
+    )  # fmt: skip
+
+
+def _text(data: memoryview, first: int, last: int) -> str:
+    return bytes(data[first:last]).decode("utf-8", "replace")
 
 
 def require_self_contained(content: bytes, where: Path | str) -> None:
@@ -48,7 +109,7 @@ def require_self_contained(content: bytes, where: Path | str) -> None:
                 if kind == "tensor":
                     elsewhere |= number == _EXTERNAL_DATA or (number == _DATA_LOCATION and (wire, first) != (0, 0))
                     if (number, wire) == (_NAME, 2):
-                        name = bytes(data[first:last]).decode("utf-8", "replace")
+                        name = _text(data, first, last)
                 elif wire == 2 and number in _INSIDE[kind]:
                     todo.append((_INSIDE[kind][number], first, last, depth + 1))
             if elsewhere:

@@ -78,6 +78,7 @@ def test_output_that_takes_nothing_is_one_line(images: Path, tmp_path: Path) -> 
     "verb",
     [
         "localize BUNDLE DAMAGED --out PLACE", "evaluate BUNDLE DAMAGED --out PLACE",
+        "report BUNDLE DAMAGED --out PLACE", "inspect BUNDLE --html PLACE",
         "calibrate BUNDLE --images DAMAGED --report PLACE", "sensitivity BUNDLE --images DAMAGED --out PLACE",
         "foreground BUNDLE --images DAMAGED --report PLACE", "export DAMAGED --out PLACE --force",
         "train SET --init DAMAGED --out PLACE", "demo --out PLACE --force",

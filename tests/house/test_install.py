@@ -43,6 +43,7 @@ def test_every_room_is_installed() -> None:
         "cli",
         "datasets",
         "evaluate",
+        "evaluate.page",
         "export",
         "runtime",
         "runtime.cuda",
@@ -50,6 +51,13 @@ def test_every_room_is_installed() -> None:
         "train",
     }
     assert {f"wgap.{room}" for room in rooms} <= set(MODULES)
+
+
+def test_pages_are_installed_with_their_style_and_script() -> None:
+    from wgap.evaluate.page.html import page_html
+
+    page = page_html("a title", {"bundle": {}})
+    assert all(part in page for part in ("<title>a title</title>", "--ground:", "begin();", '{"bundle":{}}'))
 
 
 @pytest.mark.parametrize("name", MODULES)

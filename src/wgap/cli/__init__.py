@@ -22,6 +22,7 @@ from wgap.cli.foreground import foreground
 from wgap.cli.inspect import inspect
 from wgap.cli.localize import localize
 from wgap.cli.options import say
+from wgap.cli.report import report
 from wgap.cli.selftest import selftest
 from wgap.cli.sensitivity import sensitivity
 from wgap.cli.train import train
@@ -36,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo, train, export, foreground, calibrate, gate, sensitivity, build, check, selftest, localize, evaluate, bench,
-    inspect,
+    demo, train, export, foreground, calibrate, gate, sensitivity, build, check, selftest, localize, evaluate, report,
+    bench, inspect,
 ):  # fmt: skip
     app.command()(verb)
 

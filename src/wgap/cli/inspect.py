@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,10 @@ def inspect(
     memory: Annotated[
         bool, typer.Option("--memory", help="Localize one image on --backend and show what the session holds.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page, one HTML file: graph, precisions, gate, files, engines.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier page of --html.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest as JSON, and which engines are stale.")
     ] = False,
@@ -32,10 +37,13 @@ def inspect(
     from rich.table import Table
 
     from wgap.bundle import Bundle
+    from wgap.evaluate.page.html import page_html, require_new_page, write_page
     from wgap.runtime.engine import engines, stale
 
     if not memory and (given := changed_network_options(ctx.params)):
         raise DataError(f"{given[0]} says on what --memory measures; add --memory, or leave it out")
+    if html is not None:
+        require_new_page(html, force)
     opened = Bundle.open(bundle, verify=False)
     held = _memory(opened, ctx.params) if memory else None
     if as_json:
@@ -61,6 +69,11 @@ def inspect(
         if held is not None:
             typer.echo("\n".join(f"{name}: {size} bytes" for name, size in held.items()) or "nothing on a GPU")
     opened.verify()
+    if html is not None:
+        from wgap.evaluate.page.bundle import bundle_data
+
+        data = bundle_data(opened)
+        write_page(html, page_html(f"wgap bundle: {data['name']}", {"bundle": data}))
     if not as_json:
         typer.echo("every file is as the manifest says")
 
