@@ -172,7 +172,11 @@ def foreground_bundle(
         bundle,
         [
             NewFile(
-                graph.SerializeToString(deterministic=True), "model.onnx", "onnx", "fp32", {"training": source.training}
+                graph.SerializeToString(deterministic=True),
+                "model.onnx",
+                "onnx",
+                "fp32",
+                {"training": source.training, "import_": source.import_},
             ),
             NewFile(save(fit.tensors()), "foreground.safetensors", "foreground", "fp32", {"foreground": record}),
             *goldens,

@@ -232,27 +232,54 @@ def _write_classifier(loaded: LoadedModel, path: Path) -> None:
 
 def _write_golden(loaded: LoadedModel, rule: Rule, folder: Path) -> list[Path]:
     import torch
+
+    from wgap.train.views import normalise
+
+    images = golden_images(GOLDEN_IMAGES, loaded.model.input_size)
+    with torch.no_grad():
+        x = normalise(torch.from_numpy(images), preprocessing_named(loaded.preprocessing))
+        logits, features = loaded.model.eval()(x)
+    weight = loaded.model.classifier.weight.detach().float()
+    return write_golden(folder, images, logits.numpy(), features.numpy(), weight.numpy(), rule)
+
+
+def write_golden(
+    folder: Path,
+    images: NDArray[np.uint8],
+    logits: NDArray[Any],
+    features: NDArray[Any],
+    weight: NDArray[Any],
+    rule: Rule,
+) -> list[Path]:
+    """Write ``golden/case-N.safetensors``: each picture's outputs, and the reference's box of them.
+
+    Args:
+        folder: of the bundle.
+        images: uint8 [M, H, W, 3].
+        logits: float32 [M, K].
+        features: float32 [M, C, h, w].
+        weight: float32 [K, C], the classifier's.
+        rule: the bundle's own.
+    """
+    import torch
     from safetensors.torch import save_file
 
     from wgap.train.reference import ReferenceBox, box_from_features
-    from wgap.train.views import normalise
 
-    side = loaded.model.input_size
-    weight = loaded.model.classifier.weight.detach().float()
-    images = torch.from_numpy(golden_images(GOLDEN_IMAGES, side))
-    with torch.no_grad():
-        logits, features = loaded.model.eval()(normalise(images, preprocessing_named(loaded.preprocessing)))
+    height, width = images.shape[1:3]
     # The last case is a network that saw nothing: flat maps are degenerate, whatever the weights.
-    logits = torch.cat([logits, logits[:1]])
-    features = torch.cat([features, torch.zeros_like(features[:1])])
+    every_logits = torch.from_numpy(logits[[*range(len(images)), 0]])
+    every_features = torch.cat([torch.from_numpy(features), torch.zeros(1, *features.shape[1:])])
     (folder / "golden").mkdir()
     paths = []
-    for case in range(GOLDEN_IMAGES + 1):
-        class_id = int(logits[case].argmax())
-        found: ReferenceBox = box_from_features(features[case], weight[class_id], (side, side), rule.map, rule.eta)
+    for case, (own, maps) in enumerate(zip(every_logits, every_features, strict=True)):
+        class_id = int(own.argmax())
+        found: ReferenceBox = box_from_features(
+            maps, torch.from_numpy(weight[class_id]), (height, width), rule.map, rule.eta
+        )
         tensors = {
-            "logits": logits[case],
-            "features": features[case],
+            "logits": own,
+            "features": maps,
             "map": found.map,
             "level": torch.tensor([found.level], dtype=torch.int32),
             "box": torch.tensor(found.box, dtype=torch.int32),
@@ -260,8 +287,8 @@ def _write_golden(loaded: LoadedModel, rule: Rule, folder: Path) -> list[Path]:
             "threshold": torch.tensor([found.threshold], dtype=torch.float64),
             "degenerate": torch.tensor([found.degenerate], dtype=torch.uint8),
         }
-        if case < GOLDEN_IMAGES:
-            tensors["image"] = images[case]
+        if case < len(images):
+            tensors["image"] = torch.from_numpy(images[case])
         paths.append(folder / "golden" / f"case-{case}.safetensors")
         metadata = {"rule": json.dumps(rule.to_json())}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, paths[-1], metadata)

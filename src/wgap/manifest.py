@@ -20,8 +20,8 @@ from wgap.rule import Rule
 
 __all__ = [
     "HEAD", "MANIFEST", "OWN_VERDICT", "SCHEMA", "Architecture", "BundleFile", "CalibrationRecord", "EngineRecord",
-    "ForegroundRecord", "GateRecord", "ImageHashes", "Manifest", "ModelInfo", "Profile", "Tensor", "TrainingRecord",
-    "require_signature",
+    "ForegroundRecord", "GateRecord", "ImageHashes", "ImportRecord", "Manifest", "ModelInfo", "Profile", "Tensor",
+    "TrainingRecord", "require_signature",
 ]  # fmt: skip
 
 MANIFEST = "wgap.json"
@@ -203,6 +203,34 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
+class ImportRecord:
+    """What a graph was imported from, and the proof that it is linear in its pooled features.
+
+    Attributes:
+        source_sha256: of the model's file.
+        external_sha256: of the files in which its values lay.
+        logits: tensor of the source.
+        features: tensor of the source.
+        nodes: of the source: ``classifier`` and, where it was found, ``pooling``.
+        pooling: ``gap`` or ``wgap``.
+        figures: ``linearity`` and ``parity``, relative to the largest logit, ``features_min``, ``features_max``, and
+            the number of ``pictures`` on which they were measured.
+        opset: of the graph.
+        tools: name to version.
+    """
+
+    source_sha256: str
+    external_sha256: tuple[str, ...]
+    logits: str
+    features: str
+    nodes: dict[str, str]
+    pooling: Literal["gap", "wgap"]
+    figures: dict[str, Any]
+    opset: int
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """How a lower-precision file was made.
 
@@ -344,6 +372,7 @@ class BundleFile:
         gates: the verdicts of backends that compute otherwise, by name: ``openvino``; see :meth:`verdict`.
         engine: of an engine.
         foreground: of a foreground head.
+        import_: ``import`` in the manifest: of a graph that ``wgap import`` wrote.
     """
 
     path: str
@@ -357,6 +386,7 @@ class BundleFile:
     engine: EngineRecord | None = None
     foreground: ForegroundRecord | None = None
     gates: dict[str, GateRecord] | None = None
+    import_: ImportRecord | None = None
 
     def verdict(self, backend: str) -> GateRecord | None:
         """The verdict that a backend goes by; None where there is none."""

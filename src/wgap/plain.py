@@ -73,12 +73,15 @@ def _depth(text: str) -> int:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses as objects without the fields that are None, tuples as lists; a type's own ``to_json`` first."""
+    """Dataclasses as objects without the fields that are None, tuples as lists; a type's own ``to_json`` first.
+
+    A field ``import_`` is the key ``import``, which Python keeps for itself.
+    """
     if hasattr(value, "to_json"):
         return value.to_json()
     if dataclasses.is_dataclass(value):
         fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: to_plain(item) for name, item in fields if item is not None}
+        return {name.removesuffix("_"): to_plain(item) for name, item in fields if item is not None}
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -134,14 +137,15 @@ def _read(kind: Any, value: object, path: str) -> Any:
 def _read_fields(kind: Any, value: object, path: str) -> Any:
     given = value if isinstance(value, dict) else _refuse(path, "an object", value)
     below = f"{path}." if path else ""
-    hints, fields = _hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    hints, fields = _hints(kind), {f.name.removesuffix("_"): f for f in dataclasses.fields(kind)}
     if unknown := sorted(given.keys() - fields.keys()):
         raise PlainError(f"{below}{ascii(unknown[0][:60])[1:-1]}: no such field; expected some of {', '.join(fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in given:
             raise PlainError(f"{below}{name}: missing")
-    return kind(**{name: _read(hints[name], item, below + name) for name, item in given.items()})
+    own = {name: fields[name].name for name in given}
+    return kind(**{own[name]: _read(hints[own[name]], item, below + name) for name, item in given.items()})
 
 
 _hints = functools.cache(get_type_hints)

@@ -44,6 +44,15 @@ struct Schema {
                                       {"std", list(kNumber, 3)}});
   const Type kImages = list(object({{"name", kText}, {"sha256", kText}, {"pixels_sha256", kText}}));
   const Type kTraining = object({{"checkpoint_sha256", kText}, {"tools", kTools}, optional("opset", nullable(kWhole))});
+  const Type kImport = object({{"source_sha256", kText},
+                               {"external_sha256", kTexts},
+                               {"logits", kText},
+                               {"features", kText},
+                               {"nodes", kTools},
+                               {"pooling", word({"gap", "wgap"})},
+                               {"figures", kFree},
+                               {"opset", kWhole},
+                               {"tools", kTools}});
   const Type kCalibration = object({{"float32_sha256", kText},
                                     {"images_sha256", kText},
                                     {"images", kImages},
@@ -93,7 +102,8 @@ struct Schema {
                              optional("gate", nullable(kGate)),
                              optional("engine", nullable(kEngine)),
                              optional("foreground", nullable(kForeground)),
-                             optional("gates", nullable(table(kGate)))});
+                             optional("gates", nullable(table(kGate))),
+                             optional("import", nullable(kImport))});
   const Type kWhole2 = object({{"model", kModel},
                                {"preprocessing", kPreprocessing},
                                {"rule", kRule},

@@ -19,6 +19,7 @@ from wgap.cli.demo import demo
 from wgap.cli.evaluate import evaluate
 from wgap.cli.export import export
 from wgap.cli.foreground import foreground
+from wgap.cli.import_ import import_
 from wgap.cli.inspect import inspect
 from wgap.cli.localize import localize
 from wgap.cli.options import say
@@ -37,10 +38,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    demo, train, export, foreground, calibrate, gate, sensitivity, build, check, selftest, localize, evaluate, report,
-    bench, inspect,
+    demo, train, export, import_, foreground, calibrate, gate, sensitivity, build, check, selftest, localize, evaluate,
+    report, bench, inspect,
 ):  # fmt: skip
-    app.command()(verb)
+    app.command(verb.__name__.removesuffix("_"))(verb)
 
 
 def _version(value: bool) -> None:

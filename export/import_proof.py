@@ -1,0 +1,148 @@
+"""The proof that an imported graph is linear in its pooled features, and says what the model itself says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wgap.errors import CheckFailedError, CheckpointError
+from wgap.export.import_graph import OPSET, NetworkInput, first_line, load
+from wgap.export.linear_head import LinearHead
+from wgap.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["LINEARITY", "PARITY", "Proof", "prove"]
+
+LINEARITY = 1e-4
+"""Between ``W . pool(features) + b`` and the logits, relative to the largest."""
+
+PARITY = {"float32": 1e-4, "float16": 2e-2}
+"""Between the bundle's logits and the model's own, relative to the largest, by the model's precision."""
+
+_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was measured, which pooling it is, and the bundle's logits [M, K] and features [M, C, h, w]."""
+
+    figures: dict[str, Any]
+    pooling: Literal["gap", "wgap"]
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+def prove(
+    path: Path, graph: Path, given: NetworkInput, head: LinearHead, steps: Preprocessing, pictures: NDArray[np.uint8],
+    half: bool,
+) -> Proof:  # fmt: skip
+    """Run both graphs on the pictures: the bundle's in batches, the model's own one by one.
+
+    Raises:
+        CheckFailedError: with the figures that are too large.
+    """
+    import numpy as np
+
+    from wgap.runtime.networks.onnxruntime import open_session
+
+    session = open_session(graph, None)
+    parts = [
+        _run(session, ["logits", "features"], {"image": pictures[at : at + _BATCH]}, given)
+        for at in range(0, len(pictures), _BATCH)
+    ]
+    logits, features = (np.concatenate(values) for values in zip(*parts, strict=True))
+    own = _own_logits(path, given, head, steps, pictures)
+    for name, value in (("logits", logits), ("features", features), ("the model's own logits", own)):
+        if not np.isfinite(value).all():
+            raise CheckFailedError(f"{path}: {name} hold NaN or infinity; no bundle was written")
+    known: dict[Literal["gap", "wgap"], Any] = (
+        {"gap": _gap} if "pooling" in head.nodes else {"gap": _gap, "wgap": _wgap}
+    )
+    weight, bias = head.weight.astype(np.float64), head.bias.astype(np.float64)
+    linearity = {name: _worst(pool(features) @ weight.T + bias, logits) for name, pool in known.items()}
+    pooling = min(linearity, key=lambda name: linearity[name])
+    precision = "float16" if half else "float32"
+    parity = _worst(logits, own)
+    figures = {
+        "pictures": len(pictures), "linearity": linearity[pooling], "parity": parity,
+        "features_min": float(features.min()), "features_max": float(features.max()),
+    }  # fmt: skip
+    through = f"{head.nodes['classifier']} on {head.nodes.get('pooling', 'the given features')}"
+    if not linearity[pooling] <= LINEARITY:
+        raise CheckFailedError(
+            f"{path}: W . pool({head.features}) + b of {through} differs from the logits {head.logits} by "
+            f"{linearity[pooling]:.1e} of their maximum, expected at most {LINEARITY:.0e}; no bundle was written"
+        )
+    if not parity <= PARITY[precision]:
+        fixed = (
+            ""
+            if given.batch is None
+            else f". The model is fixed to a batch of {given.batch}: export it with a free one"
+        )
+        raise CheckFailedError(
+            f"{path}: the bundle's logits differ from the model's own by {parity:.1e} of their maximum, expected at "
+            f"most {PARITY[precision]:.0e} for {precision}; no bundle was written{fixed}"
+        )
+    return Proof(figures, pooling, logits, features)
+
+
+def _run(session: Any, names: list[str], feeds: dict[str, Any], given: NetworkInput) -> Any:
+    try:
+        return session.run(names, feeds)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "onnxruntime":
+            raise
+        fixed = f"; the model is fixed to a batch of {given.batch}: export it with a free one" if given.batch else ""
+        raise CheckFailedError(f"ONNX Runtime cannot run the graph{fixed} ({first_line(error)})") from error
+
+
+def _own_logits(path: Path, given: NetworkInput, head: LinearHead, steps: Preprocessing, pictures: Any) -> Any:
+    """The unchanged model's logits, fed the ordinary way: normalised floats, one picture at a time."""
+    import numpy as np
+    from onnx import TensorProto, helper
+
+    from wgap.runtime.networks.onnxruntime import open_session
+
+    model = load(path)
+    if not any(head.logits in node.output for node in model.graph.node):
+        raise CheckpointError(f"{path}: raising its opset renamed {head.logits}; export it at opset {OPSET} or higher")
+    if head.logits not in {value.name for value in model.graph.output}:
+        model.graph.output.append(helper.make_empty_tensor_value_info(head.logits))
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    kind = np.float16 if kinds[given.name] == TensorProto.FLOAT16 else np.float32
+    content = model.SerializeToString()
+    del model
+    session, rows = open_session(path, None, content=content), []
+    mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
+    for picture in pictures:
+        pixels = picture[..., ::-1] if steps.channel_order == "bgr" else picture
+        x = (pixels.astype(np.float32) * np.float32(steps.scale) - mean) / std
+        batch = np.stack([x if given.nhwc else x.transpose(2, 0, 1)] * (given.batch or 1)).astype(kind)
+        [found] = _run(session, [head.logits], {given.name: batch}, given)
+        rows.append(found[:1].astype(np.float32).reshape(1, -1))
+    return np.concatenate(rows)
+
+
+def _gap(features: NDArray[np.float32]) -> Any:
+    return features.mean(axis=(2, 3), dtype="float64")
+
+
+def _wgap(features: NDArray[np.float32]) -> Any:
+    """Weighted by the softmax over positions, divided by their number."""
+    import numpy as np
+
+    flat = features.reshape(*features.shape[:2], -1).astype(np.float64)
+    weights = np.exp(flat - flat.max(axis=2, keepdims=True))
+    return (flat * weights / weights.sum(axis=2, keepdims=True)).mean(axis=2)
+
+
+def _worst(got: Any, expected: Any) -> float:
+    import numpy as np
+
+    if got.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-30))
