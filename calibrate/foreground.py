@@ -139,6 +139,8 @@ def foreground_bundle(
     )  # fmt: skip
     _require_structure(chosen, images)
     source = bundle.model_file("fp32")
+    if source.import_ is not None:
+        source.import_.require_rule(rule)
     model = without_head(onnx.load_from_string(bundle.content(source)))
     fine = fine_tensor(model, bundle.manifest.model.feature_shape)
     warnings = list(chosen.warnings)

@@ -35,6 +35,11 @@ class Proof:
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
 
+    @property
+    def features_min(self) -> float:
+        """The smallest of the features."""
+        return float(self.features.min())
+
 
 def prove(
     path: Path, graph: Path, given: NetworkInput, head: LinearHead, steps: Preprocessing, pictures: NDArray[np.uint8],
@@ -67,10 +72,7 @@ def prove(
     pooling = min(linearity, key=lambda name: linearity[name])
     precision = "float16" if half else "float32"
     parity = _worst(logits, own)
-    figures = {
-        "pictures": len(pictures), "linearity": linearity[pooling], "parity": parity,
-        "features_min": float(features.min()), "features_max": float(features.max()),
-    }  # fmt: skip
+    figures = {"pictures": len(pictures), "linearity": linearity[pooling], "parity": parity}
     through = f"{head.nodes['classifier']} on {head.nodes.get('pooling', 'the given features')}"
     if not linearity[pooling] <= LINEARITY:
         raise CheckFailedError(

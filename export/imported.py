@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wgap import __version__
 from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, sha256_of, write_manifest
-from wgap.errors import CheckpointError, RuleError
+from wgap.errors import CheckpointError
 from wgap.export.import_graph import external_files, onnx_errors, plain_model, wrapped_model
 from wgap.export.import_proof import prove
 from wgap.export.linear_head import LinearHead, linear_head
@@ -64,7 +64,7 @@ def bundle_from_onnx(
     Raises:
         CheckpointError: the file is no ONNX classifier of that kind; the node that does not fit is named.
         CheckFailedError: linearity or parity was not met; the figures are named, and no bundle is left.
-        RuleError: ``rule`` needs features of 0 or more, and the network has negative ones.
+        BundleError: ``rule`` needs features of 0 or more, and the network has negative ones; or it reads scores.
         OutputExistsError: ``out`` exists and ``force`` is false, or is not a bundle.
     """
     require("importing", "torch", "onnx", "onnxruntime")
@@ -89,7 +89,19 @@ def bundle_from_onnx(
         del graph, wrapped
         pictures = _pictures(images, given.size)
         proof = prove(path, folder / "model.onnx", given, head, steps, pictures, half)
-        chosen = _rule_for(rule, proof.figures["features_min"])
+        chosen = rule or (Rule() if proof.features_min >= 0 else _SIGNED)
+        record = ImportRecord(
+            source_sha256=sha256_of(path), external_sha256=tuple(map(sha256_of, external_files(path))),
+            logits=_text(head.logits), features=_text(head.features), nodes=head.nodes, pooling=proof.pooling,
+            features_min=proof.features_min, figures=proof.figures, opset=opset, tools={
+                "wgap": __version__, "python": platform.python_version(), "onnx": onnx.__version__,
+                "onnxruntime": onnxruntime.__version__,
+            },
+        )  # fmt: skip
+        architecture = Architecture("imported", {"file": _text(path.name), "pooling": proof.pooling})
+        info = ModelInfo.of(architecture, names, given.size, head.shape)
+        info.require_outputs(chosen)
+        record.require_rule(chosen)
         _write_classifier(head, folder / "classifier.safetensors")
         cases = write_golden(
             folder,
@@ -99,21 +111,11 @@ def bundle_from_onnx(
             head.weight,
             chosen,
         )
-        record = ImportRecord(
-            source_sha256=sha256_of(path), external_sha256=tuple(map(sha256_of, external_files(path))),
-            logits=_text(head.logits), features=_text(head.features), nodes=head.nodes, pooling=proof.pooling,
-            figures=proof.figures, opset=opset, tools={
-                "wgap": __version__, "python": platform.python_version(), "onnx": onnx.__version__,
-                "onnxruntime": onnxruntime.__version__,
-            },
-        )  # fmt: skip
         files = [
             describe_file(folder, folder / "model.onnx", "onnx", "fp32", import_=record),
             describe_file(folder, folder / "classifier.safetensors", "classifier", "fp32"),
             *(describe_file(folder, case, "golden") for case in cases),
         ]
-        architecture = Architecture("imported", {"file": _text(path.name), "pooling": proof.pooling})
-        info = ModelInfo.of(architecture, names, given.size, head.shape)
         write_manifest(folder, Manifest(info, steps, chosen, tuple(files), __version__))
     return Bundle.open(out)
 
@@ -144,18 +146,6 @@ def read_preprocessing(given: str) -> Preprocessing:
 def _text(name: str) -> str:
     """A name as a manifest can hold it."""
     return ascii(name)[1:-1]
-
-
-def _rule_for(rule: Rule | None, least: float) -> Rule:
-    """The rule that was asked for, or the default, if it can be used on features of that minimum."""
-    if least >= 0:
-        return rule or Rule()
-    if rule is not None and (rule.kind, rule.map) != ("fixed", "signed"):
-        raise RuleError(
-            f"the rule {rule} on the {rule.map} map needs features of 0 or more, this network's go down to {least:.3g}"
-            "; take --rule fixed:ETA --map signed, and run `wgap foreground` on the bundle"
-        )
-    return rule or _SIGNED
 
 
 def _pictures(images: Path | str | None, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -132,7 +132,7 @@ class Localizer:
         if locator is not None and rule is None and map is None:
             rule = locator.rule
         self.rule = chosen_rule(self.bundle, rule, map)
-        model.require_outputs(self.rule)
+        self.bundle.manifest.require_rule(self.rule)
         if locator is not None and locator.rule != self.rule:
             raise DataError(
                 f"the locator's rule is {locator.rule} on the {locator.rule.map} map, and {self.rule} on the "

@@ -159,7 +159,7 @@ def open_locator(
         MissingDependencyError: if the CUDA bindings are not installed.
     """
     weight, size, rule = bundle.classifier()[0], bundle.manifest.model.input_size, rule or bundle.manifest.rule
-    bundle.manifest.model.require_outputs(rule)
+    bundle.manifest.require_rule(rule)
     if device is None:
         return CpuLocator(Classifier(weight), size, rule, threads or 1)
     from wgap.runtime.cuda.postprocess import CudaLocator, CudaPostprocess

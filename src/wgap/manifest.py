@@ -213,8 +213,9 @@ class ImportRecord:
         features: tensor of the source.
         nodes: of the source: ``classifier`` and, where it was found, ``pooling``.
         pooling: ``gap`` or ``wgap``.
-        figures: ``linearity`` and ``parity``, relative to the largest logit, ``features_min``, ``features_max``, and
-            the number of ``pictures`` on which they were measured.
+        features_min: the smallest feature that was measured; below 0, few rules have a meaning.
+        figures: ``linearity`` and ``parity``, relative to the largest logit, and the number of ``pictures`` on which
+            all was measured.
         opset: of the graph.
         tools: name to version.
     """
@@ -225,9 +226,23 @@ class ImportRecord:
     features: str
     nodes: dict[str, str]
     pooling: Literal["gap", "wgap"]
+    features_min: float
     figures: dict[str, Any]
     opset: int
     tools: dict[str, str]
+
+    def require_rule(self, rule: Rule) -> None:
+        """Refuse a rule that needs features of 0 or more, where there are others.
+
+        Raises:
+            BundleError: with the smallest one, and what to take.
+        """
+        if self.features_min < 0 and (rule.kind == "adaptive" or rule.map in ("recombined", "positive")):
+            raise BundleError(
+                f"the rule {rule} on the {rule.map} map needs features of 0 or more, this network's go down to "
+                f"{self.features_min:.3g}; take the rule fixed:ETA on the signed map, or foreground after "
+                "`wgap foreground`"
+            )
 
 
 @dataclass(frozen=True)
@@ -402,6 +417,17 @@ class Manifest:
     rule: Rule
     files: tuple[BundleFile, ...]
     wgap_version: str
+
+    def require_rule(self, rule: Rule) -> None:
+        """Refuse a rule that the bundle's network cannot serve.
+
+        Raises:
+            BundleError: see :meth:`ModelInfo.require_outputs` and :meth:`ImportRecord.require_rule`.
+        """
+        self.model.require_outputs(rule)
+        for entry in self.files:
+            if entry.import_ is not None:
+                entry.import_.require_rule(rule)
 
     def to_json(self) -> str:
         """The manifest as it stands on disk, stable for equal content."""

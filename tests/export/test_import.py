@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from wgap import Localizer
 from wgap.bundle import Bundle, sha256_of
 from wgap.cli import app
-from wgap.errors import CheckFailedError, CheckpointError, OutputExistsError, RuleError
+from wgap.errors import BundleError, CheckFailedError, CheckpointError, OutputExistsError
 from wgap.export.imported import bundle_from_onnx, read_preprocessing
 from wgap.rule import Rule
 from wgap.runtime.selftest import selftest
@@ -215,7 +215,7 @@ def test_every_form_becomes_a_bundle_that_says_what_the_model_says(form: str, tm
     assert made.source_sha256 == sha256_of(path)
     assert made.figures["linearity"] <= 1e-4
     assert made.figures["parity"] <= 1e-4
-    assert made.figures["features_min"] == 0
+    assert made.features_min == 0
     assert made.nodes["pooling"].split(" ")[-1] in ("(GlobalAveragePool)", "(ReduceMean)", "(AveragePool)")
     assert selftest(Localizer(bundle.root)).ok
     transposes = [n for n in onnx.load(str(bundle.path("onnx"))).graph.node if n.op_type == "Transpose"]
@@ -442,11 +442,15 @@ def test_negative_features_are_measured_and_the_paper_s_rule_is_refused(tmp_path
     assert bundle.manifest.rule == Rule.parse("fixed:0.2", "signed")
     made = bundle.file("onnx").import_
     assert made is not None
-    assert made.figures["features_min"] < 0
+    assert made.features_min < 0
     assert selftest(Localizer(bundle.root)).ok
     for rule in (Rule(), Rule.parse("fixed:0.5", "recombined"), Rule.parse("fixed:0.5", "positive")):
-        with pytest.raises(RuleError, match=rf"{rule.map} map needs features of 0 or more, .* down to -\d"):
+        with pytest.raises(BundleError, match=rf"{rule.map} map needs features of 0 or more, .* down to -\d"):
             imported(path, rule=rule, force=True)
+        with pytest.raises(BundleError, match=rf"{rule.map} map needs features of 0 or more, .* down to -\d"):
+            Localizer(bundle.root, rule=rule)
+    with pytest.raises(BundleError, match="reads the output foreground"):
+        imported(path, rule=Rule("foreground"), force=True)
     chosen = Rule.parse("fixed:0.5", "signed")
     assert imported(path, rule=chosen, force=True).manifest.rule == chosen
 

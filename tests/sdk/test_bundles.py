@@ -21,6 +21,10 @@ from wgap.bundle import Bundle
 from wgap.errors import WgapError
 from wgap.rule import Rule
 
+IMPORT = {
+    "source_sha256": "0" * 64, "external_sha256": [], "logits": "l", "features": "f", "nodes": {"classifier": "Gemm"},
+    "pooling": "gap", "features_min": 0, "figures": {}, "opset": 17, "tools": {},
+}  # fmt: skip
 OLD = Path(__file__).parents[1] / "house" / "schema1" / "bundle"
 Change = Callable[[Path], None]
 
@@ -245,6 +249,22 @@ CORPUS: dict[str, tuple[Change, str]] = {
     ),
     "features of fewer channels": (put("model", "outputs", 1, "shape", 1, value=1), "BundleError"),
     "an opset that is not there": (put("files", 0, "training", "opset", value=None), "ok"),
+    "an import": (put("files", 0, "import", value=IMPORT), "ok"),
+    "an import that is not there": (put("files", 0, "import", value=None), "ok"),
+    "an import with a key more": (put("files", 0, "import", value={**IMPORT, "by": "me"}), "ManifestError"),
+    "an import of another pooling": (put("files", 0, "import", value={**IMPORT, "pooling": "max"}), "ManifestError"),
+    "an import of negative features": (
+        put("files", 0, "import", value={**IMPORT, "features_min": -0.5}), "BundleError"
+    ),
+    "an import of negative features under a rule for them": (
+        in_manifest(
+            lambda raw: (
+                raw["files"][0].update({"import": {**IMPORT, "features_min": -0.5}}),
+                raw.update(rule={"kind": "fixed", "map": "signed", "eta": 0.2}),
+            )
+        ),
+        "ok",
+    ),
     "an opset as a word": (put("files", 0, "training", "opset", value="20"), "ManifestError"),
     "a rule of another name": (put("rule", "kind", value="otsu"), "ManifestError"),
     "a rule with its number": (put("rule", value={"kind": "fixed:0.2", "map": "signed"}), "ManifestError"),

@@ -187,13 +187,21 @@ const File& Bundle::model_file(const std::string& precision, bool ungated, const
   return *found;
 }
 
-void Bundle::require_outputs(const wgap_rule& rule) const {
+void Bundle::require_rule(const wgap_rule& rule) const {
   if (on_scores(rule) && manifest_.tensor("foreground") == nullptr)
     fail(WGAP_BUNDLE_ERROR,
          "the rule %s reads the output foreground, which this bundle has not; add it with `wgap foreground BUNDLE "
          "--images "
          "DATA`, or take the rule adaptive or fixed:ETA",
          rule_text(rule).c_str());
+  const bool whole =
+      rule.kind == WGAP_RULE_ADAPTIVE || rule.map == WGAP_MAP_RECOMBINED || rule.map == WGAP_MAP_POSITIVE;
+  for (const File& file : manifest_.files)
+    if (whole && file.features_min.value_or(0.0) < 0.0)
+      fail(WGAP_BUNDLE_ERROR,
+           "the rule %s on the %s map needs features of 0 or more, this network's go down to %.3g; take the rule "
+           "fixed:ETA on the signed map, or foreground after `wgap foreground`",
+           rule_text(rule).c_str(), map_text(rule), *file.features_min);
 }
 
 std::vector<float> Bundle::classifier() const {

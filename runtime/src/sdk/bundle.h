@@ -34,8 +34,8 @@ class Bundle {
   // float32 [classes][channels].
   std::vector<float> classifier() const;
 
-  // Throws where the rule reads an output that the bundle has not.
-  void require_outputs(const wgap_rule& rule) const;
+  // Throws where the rule reads an output that the bundle has not, or needs features of 0 or more and there are others.
+  void require_rule(const wgap_rule& rule) const;
 
  private:
   std::string root_;

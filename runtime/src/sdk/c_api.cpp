@@ -178,7 +178,7 @@ wgap_status wgap_bundle_engine(const wgap_bundle* bundle, const wgap_engine_host
     const wgap_rule own =
         rule != nullptr ? adopted("wgap_rule", rule, sizeof(wgap_rule), wgap_rule{}) : of.manifest().rule;
     wgap::sdk::require_rule(own);
-    of.require_outputs(own);
+    of.require_rule(own);
     const wgap::sdk::File& file = wgap::sdk::engine_file(of, here, given(precision, "fp32"), own);
     const std::string bytes = wgap::sdk::preflight(of, file, here, asked.batch, ungated != 0, own);
     char* const name = path != nullptr ? copied(file.path) : nullptr;

@@ -60,7 +60,7 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
   const Manifest& manifest = bundle_->manifest();
   const auto classes = static_cast<int>(manifest.classes.size());
   rule_ = chosen_rule(manifest.rule, options.rule, options.map);
-  bundle_->require_outputs(rule_);
+  bundle_->require_rule(rule_);
   in_range("top_k", options.top_k, 1, classes);
   in_range("max_boxes", options.max_boxes, 1, WGAP_MOST_BOXES);
   in_range("batch_size", options.batch_size, 1, 4096);

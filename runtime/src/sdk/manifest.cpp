@@ -50,6 +50,7 @@ struct Schema {
                                {"features", kText},
                                {"nodes", kTools},
                                {"pooling", word({"gap", "wgap"})},
+                               {"features_min", kNumber},
                                {"figures", kFree},
                                {"opset", kWhole},
                                {"tools", kTools}});
@@ -242,6 +243,7 @@ void read_schema2(const Json& raw, Manifest* made) {
       for (const auto& [backend, gate] : gates->items())
         file.gates.insert_or_assign(backend, gate_of(gate, rule_of(gate["rule"])));
     if (const Json* const from = record_of(entry, "calibration")) file.made_from = (*from)["float32_sha256"];
+    if (const Json* const from = record_of(entry, "import")) file.features_min = (*from)["features_min"];
     const std::string path = text("files[%zu]", made->files.size());
     if (const Json* const engine = record_of(entry, "engine"))
       file.engine = engine_of(*engine, path);

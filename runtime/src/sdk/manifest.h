@@ -41,6 +41,7 @@ struct File {
   std::optional<Engine> engine = {};
   std::optional<std::string> made_from;  // of a lower-precision file: sha256 of the float32 one
   std::map<std::string, Gate> gates = {};
+  std::optional<double> features_min = {};  // of an imported graph: measured; below 0, few rules have a meaning
 
   // The verdict that a backend goes by, its own where it rounds otherwise than ONNX Runtime; null where there is none.
   const Gate* verdict(const std::string& backend) const;

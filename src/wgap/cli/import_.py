@@ -60,8 +60,8 @@ def import_(
         f"W . pool(features) + b differs from the logits by {made.figures['linearity']:.1e} of their maximum, the "
         f"logits from the model's own by {made.figures['parity']:.1e}, on {made.figures['pictures']} pictures"
     )
-    if made.figures["features_min"] < 0:
+    if made.features_min < 0:
         typer.echo(
-            f"features go down to {made.figures['features_min']:.3g}: the rule is {own} on the {own.map} map; for "
+            f"features go down to {made.features_min:.3g}: the rule is {own} on the {own.map} map; for "
             "better boxes run `wgap foreground` on the bundle"
         )
