@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, sha256_of, write_manifest
 from wgap.errors import CheckpointError
 from wgap.export.import_graph import external_files, onnx_errors, plain_model, wrapped_model
+from wgap.export.import_module import write_module
 from wgap.export.import_proof import prove
 from wgap.export.linear_head import LinearHead, linear_head
 from wgap.export.onnx import GOLDEN_IMAGES, golden_images, read_classes, write_golden
@@ -31,6 +34,7 @@ __all__ = ["bundle_from_onnx", "read_preprocessing"]
 
 _SIGNED = Rule.parse("fixed:0.2", "signed")
 _MOST_IMAGES = 32
+_MODULE = re.compile(r"[\w.]+:\w+")
 
 
 def bundle_from_onnx(
@@ -49,7 +53,8 @@ def bundle_from_onnx(
     """Import an ONNX classifier whose logits are linear in its pooled features.
 
     Args:
-        model: ``.onnx`` file, float32 or float16, with its values inside or in files beside it.
+        model: ``.onnx`` file, float32 or float16, with its values inside or in files beside it; or
+            ``package.module:factory`` of a PyTorch module, which is exported first.
         out: the bundle folder to make; it appears whole or not at all.
         classes: text file with one class name per line, in the order of the logits.
         preprocessing: name, or ``.json`` file, of what the model expects of its pixels; see :func:`read_preprocessing`.
@@ -74,7 +79,10 @@ def bundle_from_onnx(
     path, out = Path(model), Path(out)
     require_new(out, force, MANIFEST, "bundle")
     names, steps = read_classes(Path(classes)), read_preprocessing(preprocessing)
-    with atomic_dir(out, force, one_writer) as folder:
+    with tempfile.TemporaryDirectory(prefix="wgap-import-") as exported, atomic_dir(out, force, one_writer) as folder:
+        if _MODULE.fullmatch(str(model)):
+            path = Path(exported) / f"{str(model).partition(':')[2]}.onnx"
+            write_module(str(model), input_size, path)
         with onnx_errors(path):
             graph, given, half = plain_model(path, input_size)
             head = linear_head(graph, logits, features)
@@ -98,7 +106,7 @@ def bundle_from_onnx(
                 "onnxruntime": onnxruntime.__version__,
             },
         )  # fmt: skip
-        architecture = Architecture("imported", {"file": _text(path.name), "pooling": proof.pooling})
+        architecture = Architecture("imported", {"source": _text(Path(model).name), "pooling": proof.pooling})
         info = ModelInfo.of(architecture, names, given.size, head.shape)
         info.require_outputs(chosen)
         record.require_rule(chosen)

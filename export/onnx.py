@@ -128,9 +128,6 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
     Channel order, scale, mean and standard deviation are nodes of the graph, so that no caller can get them wrong.
     The file is checked by onnx's checker with shape inference.
     """
-    import logging
-    import warnings
-
     import onnx
     import torch
 
@@ -146,18 +143,40 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
             return logits, features
 
     steps = preprocessing_named(loaded.preprocessing)
-    deployed = Deployed().eval()
     side = loaded.model.input_size
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    proto = model_from_module(Deployed(), example, "image", ["logits", "features"])
+    proto.doc_string = "WGAP: image bytes to logits and feature maps"
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def model_from_module(module: Any, example: Any, image: str, outputs: list[str] | None = None) -> Any:
+    """An ONNX model of a PyTorch module in evaluation mode, without traces of the machine that exported it.
+
+    Args:
+        module: of one input, whose first extent is the batch.
+        example: such an input; the batch is free, the other extents are fixed.
+        image: name of the input in the graph.
+        outputs: their names; None leaves them to the exporter.
+
+    Raises:
+        CheckFailedError: PyTorch's exporter returned no graph.
+    """
+    import logging
+    import warnings
+
+    import torch
+
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            deployed,
+            module.eval(),
             (example,),
-            input_names=["image"],
-            output_names=["logits", "features"],
-            dynamic_shapes={"image": {0: torch.export.Dim("N", min=1, max=65535)}},
+            input_names=[image],
+            output_names=outputs,
+            dynamic_shapes=({0: torch.export.Dim("N", min=1, max=65535)},),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -166,15 +185,13 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
     if program is None:
         raise CheckFailedError("PyTorch's exporter returned no graph")
     proto = program.model_proto
-    proto.doc_string = "WGAP: image bytes to logits and feature maps"
     for node in proto.graph.node:  # exporter traces carry source paths of the exporting machine
         del node.metadata_props[:]
         node.doc_string = ""
     del proto.graph.metadata_props[:]
     for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
         del value.metadata_props[:]
-    onnx.checker.check_model(proto, full_check=True)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return proto
 
 
 def state_from_onnx(path: Path) -> dict[str, NDArray[Any]]:

@@ -524,6 +524,35 @@ def test_every_later_verb_takes_an_imported_bundle(exported: Path, tmp_path: Pat
     wgap("inspect", bundle)
 
 
+def test_a_module_is_exported_and_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "somebody.py").write_text(
+        "import torch\n"
+        "from tests.export.test_import import Small\n"
+        "def small():\n    torch.manual_seed(3)\n    return Small().eval()\n"
+        "def broken():\n    raise OSError('no weights')\n"
+        "def number():\n    return 7\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    classes, steps = files(tmp_path)
+    given: dict[str, Any] = {"out": tmp_path / "b", "classes": classes, "preprocessing": str(steps), "input_size": SIDE}
+    bundle = bundle_from_onnx("somebody:small", **given)
+    torch.manual_seed(3)
+    x = (noise()[..., ::-1].astype(np.float64) * 0.02 - [1.0, 2.0, 3.0]) / [1.5, 2.5, 0.5]
+    with torch.no_grad():
+        own = Small().eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).astype(np.float32))).numpy()
+    require_equal(bundle, own)
+    assert bundle.manifest.model.architecture.parameters["source"] == "somebody:small"
+    for name, change, message in (
+        ("somebody:small", {"input_size": None}, "say which with --input-size"),
+        ("nobody.at:all", {}, r"nobody.at:all: expected an importable .*ModuleNotFoundError"),
+        ("somebody:none", {}, "AttributeError"),
+        ("somebody:broken", {}, "OSError: no weights"),
+        ("somebody:number", {}, "expected a torch.nn.Module, got int"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            bundle_from_onnx(name, **{**given, **change}, force=True)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

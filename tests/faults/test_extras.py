@@ -43,6 +43,10 @@ main()
         (["torch"], ["train", "DATA", "--out", "OUT"], "training needs torch"),
         (["torch"], ["demo", "--out", "OUT"], "the demo needs torch"),
         (["torch"], ["export", "x.safetensors", "--out", "OUT"], "torch, which is not installed"),
+        (
+            ["onnx"], ["import", "x.onnx", "--classes", "c", "--preprocessing", "torchvision-rgb", "--out", "OUT"],
+            "importing needs onnx, which is not installed",
+        ),
         (["onnxruntime"], ["localize", "BUNDLE", "DATA"], "ONNX Runtime, which is not installed"),
         (["onnxruntime"], ["selftest", "BUNDLE"], "ONNX Runtime, which is not installed"),
         (["openvino"], ["localize", "BUNDLE", "DATA", "--backend", "openvino"], "OpenVINO, which is not installed"),

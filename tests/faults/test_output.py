@@ -81,12 +81,15 @@ def test_output_that_takes_nothing_is_one_line(images: Path, tmp_path: Path) -> 
         "report BUNDLE DAMAGED --out PLACE", "inspect BUNDLE --html PLACE",
         "calibrate BUNDLE --images DAMAGED --report PLACE", "sensitivity BUNDLE --images DAMAGED --out PLACE",
         "foreground BUNDLE --images DAMAGED --report PLACE", "export DAMAGED --out PLACE --force",
+        "import DAMAGED --classes DAMAGED --preprocessing DAMAGED --out PLACE --force",
         "train SET --init DAMAGED --out PLACE", "demo --out PLACE --force",
     ],
 )  # fmt: skip
 def test_a_place_that_takes_nothing_is_refused_before_the_work(verb: str, place: str, tmp_path: Path) -> None:
     """The network and the pictures are damaged: whichever were opened first would be what the error is about."""
-    training = ("torch", "lightning_fabric", "onnxscript") if verb.startswith(("export", "train", "demo")) else ()
+    training = (
+        ("torch", "lightning_fabric", "onnxscript") if verb.startswith(("export", "import", "train", "demo")) else ()
+    )
     for module in ("onnx", "matplotlib", *training):
         pytest.importorskip(module)
     bundle, damaged, one = tmp_path / "bundle", tmp_path / "damaged.png", tmp_path / "set" / "train" / "one"

@@ -1,4 +1,4 @@
-"""``wgap import``: somebody else's ONNX classifier becomes a bundle."""
+"""``wgap import``: somebody else's classifier, in ONNX or PyTorch, becomes a bundle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 
 
 def import_(
-    model: Annotated[Path, typer.Argument(help=".onnx file of a classifier.")],
+    model: Annotated[
+        str, typer.Argument(help=".onnx file of a classifier, or package.module:factory of a PyTorch module.")
+    ],
     classes: Annotated[Path, typer.Option(help="Text file, one class name per line, in the order of the logits.")],
     preprocessing: Annotated[
         str,

@@ -1,0 +1,46 @@
+"""``package.module:factory``: a PyTorch classifier becomes an ONNX file, which is imported as any other."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from wgap.errors import CheckpointError
+from wgap.export.import_graph import first_line
+from wgap.export.onnx import model_from_module
+from wgap.extras import require
+
+__all__ = ["write_module"]
+
+
+def write_module(name: str, input_size: int | None, path: Path) -> None:
+    """Export what a factory returns: a module that takes float32 [N, 3, H, W].
+
+    Args:
+        name: ``package.module:factory``, found as Python finds modules; the factory takes no arguments.
+        input_size: H and W.
+        path: of the ONNX file.
+
+    Raises:
+        CheckpointError: there is no such factory, it fails or returns no module, or PyTorch cannot export that.
+    """
+    require("importing a PyTorch module", "torch", "onnx", "onnxscript")
+    import torch
+
+    if input_size is None:
+        raise CheckpointError(f"{name}: a module does not say its input's size; say which with --input-size")
+    where, _, factory = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(where), factory)()
+    except Exception as error:  # somebody else's code
+        raise CheckpointError(
+            f"{name}: expected an importable package.module:factory without arguments "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if not isinstance(made, torch.nn.Module):
+        raise CheckpointError(f"{name}: expected a torch.nn.Module, got {type(made).__name__}")
+    try:
+        proto = model_from_module(made.float(), torch.zeros(2, 3, input_size, input_size), "x")
+    except Exception as error:  # the exporter's own, of many kinds
+        raise CheckpointError(f"{name}: PyTorch cannot export it ({first_line(error)})") from error
+    path.write_bytes(proto.SerializeToString(deterministic=True))
