@@ -177,7 +177,10 @@ def model_from_bundle(bundle: Bundle) -> Any:
 
     info = bundle.manifest.model
     if info.architecture.name != "vgg16":
-        raise BundleError(f"{bundle.root} holds a {info.architecture.name}; PyTorch's reference here is a vgg16")
+        raise BundleError(
+            f"{bundle.root} holds a network called {info.architecture.name}; PyTorch's reference here is a vgg16. What "
+            "`wgap import` measured against the source is in the manifest's import record"
+        )
     path = bundle.path("onnx", "fp32")
     state = {name: torch.from_numpy(array.copy()) for name, array in state_from_onnx(path).items()}
     try:

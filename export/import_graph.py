@@ -31,6 +31,7 @@ OPSET = 13
 _OWN = "input/"
 """What the names of the nodes in front of the network begin with."""
 
+_LARGE = 1 << 12
 _RESERVED = ("image", "logits", "features", "foreground")
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger")
 
@@ -121,7 +122,22 @@ def plain_model(path: Path, input_size: int | None) -> tuple[Any, NetworkInput, 
     half = _to_float32(model)
     _sort(model.graph)
     given = _free_input(model, input_size)
-    return onnx.shape_inference.infer_shapes(model, data_prop=True), given, half
+    return _inferred(model), given, half
+
+
+def _inferred(model: Any) -> Any:
+    """The model with the shapes of all its tensors; large weights take no part, since onnx would copy them thrice."""
+    import onnx
+
+    large = {tensor.name: tensor.raw_data for tensor in model.graph.initializer if len(tensor.raw_data) > _LARGE}
+    for tensor in model.graph.initializer:
+        if tensor.name in large:
+            tensor.ClearField("raw_data")
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    for tensor in inferred.graph.initializer:
+        if tensor.name in large:
+            tensor.raw_data = large.pop(tensor.name)
+    return inferred
 
 
 def _sort(graph: Any) -> None:
@@ -216,9 +232,11 @@ def _free_input(model: Any, input_size: int | None) -> NetworkInput:
 
 
 def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Preprocessing) -> Any:
-    """The bundle's graph: ``image`` uint8 [N, H, W, 3] RGB in, ``logits`` and ``features`` float32 out."""
+    """The bundle's graph: ``image`` uint8 [N, H, W, 3] RGB in, ``logits`` and ``features`` float32 out.
+
+    The given model is used up, so that its values are not held twice.
+    """
     import numpy as np
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
     from onnx.utils import Extractor
 
@@ -227,7 +245,8 @@ def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Prep
 
     kept = Extractor(model)
     kept.value_infos |= {name: output(name, None) for name in (head.logits, head.features)}
-    model = kept.extract_model([given.name], [head.logits, head.features])
+    whole, model = model, kept.extract_model([given.name], [head.logits, head.features])
+    whole.Clear()
     graph, names = model.graph, _names(model.graph, head)
     for value in graph.initializer:
         value.name = names.get(value.name, value.name)
@@ -271,7 +290,6 @@ def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Prep
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *given.size, 3]))
     graph.output.extend([output("logits", ["N", len(head.weight)]), output("features", ["N", *head.shape])])
     graph.name, model.producer_name, model.doc_string = "wgap", "wgap", "WGAP: image bytes to logits and feature maps"
-    onnx.checker.check_model(model, full_check=True)
     return model
 
 

@@ -54,13 +54,13 @@ def prove(
 
     from wgap.runtime.networks.onnxruntime import open_session
 
+    own = _own_logits(path, given, head, steps, pictures)  # one session at a time, for the memory
     session = open_session(graph, None)
     parts = [
         _run(session, ["logits", "features"], {"image": pictures[at : at + _BATCH]}, given)
         for at in range(0, len(pictures), _BATCH)
     ]
     logits, features = (np.concatenate(values) for values in zip(*parts, strict=True))
-    own = _own_logits(path, given, head, steps, pictures)
     for name, value in (("logits", logits), ("features", features), ("the model's own logits", own)):
         if not np.isfinite(value).all():
             raise CheckFailedError(f"{path}: {name} hold NaN or infinity; no bundle was written")
@@ -119,6 +119,7 @@ def _own_logits(path: Path, given: NetworkInput, head: LinearHead, steps: Prepro
     content = model.SerializeToString()
     del model
     session, rows = open_session(path, None, content=content), []
+    del content
     mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
     for picture in pictures:
         pixels = picture[..., ::-1] if steps.channel_order == "bgr" else picture

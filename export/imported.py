@@ -92,9 +92,10 @@ def bundle_from_onnx(
             )
         with onnx_errors(path):
             wrapped = wrapped_model(graph, given, head, steps)
-        opset = next(entry.version for entry in wrapped.opset_import if entry.domain in ("", "ai.onnx"))
-        (folder / "model.onnx").write_bytes(wrapped.SerializeToString(deterministic=True))
-        del graph, wrapped
+            opset = next(entry.version for entry in wrapped.opset_import if entry.domain in ("", "ai.onnx"))
+            (folder / "model.onnx").write_bytes(wrapped.SerializeToString(deterministic=True))
+            del graph, wrapped
+            onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
         pictures = _pictures(images, given.size)
         proof = prove(path, folder / "model.onnx", given, head, steps, pictures, half)
         chosen = rule or (Rule() if proof.features_min >= 0 else _SIGNED)

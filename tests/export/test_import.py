@@ -435,6 +435,19 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
         imported(path, features="t3")
 
 
+@pytest.mark.parametrize("batch", ["N", 2])
+def test_pictures_that_change_each_other_s_logits_are_refused(batch: Any, tmp_path: Path) -> None:
+    maker = Maker(batch=batch, opset=18)
+    x = maker.features()
+    mean = maker.add("ReduceMean", x, maker.constant(np.array([0])), keepdims=1)
+    x = maker.add("Add", x, mean)
+    path = maker.save(tmp_path / "m.onnx", classified(maker, maker.add("Flatten", pooled(maker, x)), "gemm"))
+    fixed = "fixed to a batch of 2" if batch == 2 else "no bundle was written$"
+    with pytest.raises(CheckFailedError, match=rf"differ from the model's own by .* expected at most 1e-04 .*{fixed}"):
+        imported(path)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_negative_features_are_measured_and_the_paper_s_rule_is_refused(tmp_path: Path) -> None:
     maker = Maker(activation="Elu")
     path = maker.save(tmp_path / "m.onnx", plain(maker))
