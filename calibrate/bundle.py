@@ -181,7 +181,8 @@ def gate_bundle(
     judges = _read(bundle, images, "gate", split, count, max_bad, progress)
     run = GateRun(bundle, judges, limits, progress, rule, backend)
     verdict = run.judge(path, precision, made.images)
-    return _calibrated(enter(bundle, Candidate(path, precision, made), verdict), entry.sha256, verdict)
+    entered = enter(bundle, Candidate(path, precision, made), verdict, [entry.sha256])
+    return _calibrated(entered, entry.sha256, verdict)
 
 
 def measure_layers(

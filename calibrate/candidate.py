@@ -258,7 +258,7 @@ class GateRun:
         return replace(found, record=record)
 
 
-def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundle:
+def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None, made_from: Collection[str] = ()) -> Bundle:
     """Put a file into the bundle: usable if a verdict passed (or all are still to come), else below ``rejected/``.
 
     Verdicts of other backends on the very file stay. A rejected file never replaces a usable one; a usable one removes
@@ -289,15 +289,15 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None) -> Bundl
         path = f"{'rejected/' if role == 'rejected' else ''}model.{candidate.precision}.onnx"
         records = {"calibration": candidate.record, "gate": gate, "gates": gates or None}
         file = NewFile(content, path, role, candidate.precision, records)
-        return [file], lambda entry: _superseded(entry, candidate, role)
+        return [file], lambda entry: _superseded(entry, candidate.precision, digest, role)
 
-    return change_files(bundle, change, [candidate.record.float32_sha256])
+    return change_files(bundle, change, [candidate.record.float32_sha256, *made_from])
 
 
-def _superseded(entry: BundleFile, candidate: Candidate, role: str) -> bool:
-    """Whether entering the candidate under this role removes that entry."""
-    if entry.precision != candidate.precision or entry.role not in ("onnx", "rejected"):
+def _superseded(entry: BundleFile, precision: str, digest: str, role: str) -> bool:
+    """Whether entering the file of that digest under this role removes that entry."""
+    if entry.precision != precision or entry.role not in ("onnx", "rejected"):
         return False
     if role in ("onnx", entry.role):
         return True
-    return entry.sha256 == sha256_of(candidate.path)
+    return entry.sha256 == digest

@@ -115,7 +115,8 @@ def change_files(
         _remove_residue(root, listed)
         wanted = {new.path for new in files}
         kept = [e for e in manifest.files if _MARK.sub("", e.path) not in wanted and not superseded(e)]
-        entered, written = [], []
+        entered: list[BundleFile] = []
+        written: list[Path] = []
         try:
             for new in files:
                 target, digest = confined(root, new.path), hashlib.sha256(new.content).hexdigest()
@@ -130,9 +131,12 @@ def change_files(
             manifest = replace(manifest, files=_sorted([*entered, *kept]), **changes)
             write_manifest(root, manifest)
         except BaseException:
-            for target in written:
-                target.unlink(missing_ok=True)
-            _remove_empty(root)
+            with suppress(BundleError, OSError):  # the manifest's rename may have happened: what it lists stays
+                named_there = {entry.path for entry in Bundle.open(root, verify=False).manifest.files}
+                for target in written:
+                    if target.relative_to(root).as_posix() not in named_there:
+                        target.unlink(missing_ok=True)
+                _remove_empty(root)
             raise
         with suppress(OSError):  # the bundle is whole; names that could not be tidied are tidied by the next writer
             named = [replace(entry, path=new.path) for entry, new in zip(entered, files, strict=True)]

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,10 +26,12 @@ from tests.faults.manifests import attack
 from tests.faults.writers import Writer, together, writers
 
 from wgap import Localizer, atomic
-from wgap.bundle import MANIFEST, Bundle, describe_file, write_manifest
+from wgap.bundle import MANIFEST, Bundle, describe_file, sha256_of, write_manifest
+from wgap.calibrate.candidate import Candidate, enter
 from wgap.calibrate.images import ImageSet, image_set
 from wgap.errors import BundleError, HashMismatchError, ManifestError, WgapError
-from wgap.extend import LOCK, enter_file, one_writer
+from wgap.extend import LOCK, change_files, enter_file, one_writer
+from wgap.manifest import CalibrationRecord, GateRecord
 
 OLD = Path(__file__).parents[1] / "house" / "schema1" / "bundle"
 
@@ -133,6 +137,50 @@ def test_a_file_keeps_its_name_when_another_takes_its_place(own: Path) -> None:
         assert (own / "notes.txt").read_bytes() == content
         assert Bundle.open(own).manifest == bundle.manifest
     assert sorted(path.name for path in own.glob("*notes*")) == ["notes.txt"]
+
+
+def test_an_interruption_behind_the_rename_leaves_the_bundle_whole(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(root: Path, manifest: Any) -> None:
+        write_manifest(root, manifest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wgap.extend.write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        enter_file(Bundle.open(own), b"new", "notes.txt", "notes", "", lambda _: False)
+    assert Bundle.open(own).file("notes", "").path.startswith("notes")
+
+
+def test_a_file_that_is_refused_late_removes_no_usable_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was judged where another process has since put a model that passed."""
+    bundle = Bundle.open(own)
+    float32 = bundle.model_file("fp32").sha256
+    made = CalibrationRecord(float32, "0" * 64, (), (), (), {})
+
+    def candidate(name: str) -> Candidate:
+        (own.parent / name).write_bytes(name.encode())
+        return Candidate(own.parent / name, "int8", made)
+
+    old = enter(bundle, candidate("old"), None).file("onnx", "int8")
+    figures: Any = ({}, {}, None)
+    record = GateRecord(False, ("no",), bundle.manifest.rule, old.sha256, float32, "onnxruntime 1", *figures)
+
+    def late(*rest: Any) -> Bundle:
+        monkeypatch.undo()
+        enter(bundle, candidate("better"), None)
+        return change_files(*rest)
+
+    monkeypatch.setattr("wgap.calibrate.candidate.change_files", late)
+    refused: Any = SimpleNamespace(record=record)
+    with pytest.raises(BundleError, match="was replaced by another process"):
+        enter(bundle, Candidate(own / old.path, "int8", made), refused, [old.sha256])
+    assert (own / "model.int8.onnx").read_bytes() == b"better"
+    monkeypatch.setattr("wgap.calibrate.candidate.change_files", late)
+    (own.parent / "old").write_bytes(b"old")
+    again = enter(
+        bundle, Candidate(own.parent / "old", "int8", made), refused
+    )  # a file of its own: beside the usable one
+    assert again.file("onnx", "int8").sha256 == sha256_of(own.parent / "better")
+    assert again.file("rejected", "int8").sha256 == old.sha256
 
 
 def test_what_a_killed_writer_left_is_cleared_by_the_next(own: Path) -> None:

@@ -28,6 +28,9 @@ void results_say_what_they_hold(const char* bundle) {
   EXPECT(wgap::Localizer::open(bundle, options).error().status == WGAP_BACKEND_ERROR);
   options.network = std::make_shared<FakeNetwork>(Sizes(bundle));
   EXPECT(wgap::Localizer::open(bundle, options).error().status == WGAP_DATA_ERROR);
+  options.backend.clear(), options.streams = 2;
+  EXPECT(wgap::Localizer::open(bundle, options).error().text.find("hint and streams are of the bundle's own network") !=
+         std::string::npos);
   EXPECT(options.network.use_count() == 1);  // nothing of it is kept
 }
 

@@ -131,6 +131,14 @@ int main(int, char** arguments) {
     std::puts(report);  // of its kernel: the network is another than the bundle's
     wgap_free(report);
   }
+  {  // one slot is enough for it
+    options.slots = 1;
+    const auto localizer = wgap::Localizer::open(bundle, options);
+    char* report = nullptr;
+    wgap_localizer_selftest(localizer->handle(), &report, nullptr);
+    EXPECT(report != nullptr);
+    wgap_free(report);
+  }
   // Nothing is left on the device, and batches that came again were graphs, with the kernel in them.
   if (emulated()) {
     EXPECT(count_of("wgap_emulated_graphs") == 0 && count_of("wgap_emulated_owners") == 0);

@@ -182,6 +182,37 @@ int main(int count, char** arguments) {
       EXPECT(error.text[0] != 0 || status == 0);
   }
   wgap_localizer_close(localizer);
+
+  // A network with a kernel of its own behind it, which writes nothing or nonsense.
+  network.locate = [](void*, const wgap_locate_request* asked, wgap_error*) {
+    const std::int64_t rows = asked->count * (asked->class_ids != nullptr ? 1 : asked->top_k) * asked->max_boxes;
+    for (std::int64_t i = 0; i < rows && !rarely(); ++i) {
+      asked->records[i].boxes = rarely() ? number() : 1;
+      asked->records[i].class_id = rarely() ? number() : 0;
+      asked->records[i].status = rarely() ? number() % 20 : 0;
+    }
+    return WGAP_OK;
+  };
+  usual.top_k = 2, usual.max_boxes = 3;
+  EXPECT(wgap_localizer_open(bundle, &usual, &localizer, nullptr) == WGAP_OK);
+  int located = 0, refused = 0;
+  for (int call = 0; call < 2000; ++call) {
+    wgap_image image = WGAP_IMAGE_INIT;
+    image.height = image.width = 64, image.channels = 3, image.data = rgb.data(), image.row_bytes = 192;
+    image.bytes = rgb.size();
+    wgap_picture picture = WGAP_PICTURE_INIT;
+    picture.pixels = &image;
+    wgap_results* results = nullptr;
+    if (wgap_localizer_run(localizer, &picture, 1, nullptr, &results, nullptr) != WGAP_OK) {
+      ++refused;
+      continue;
+    }
+    EXPECT(std::strlen(wgap_results_json(results, 0)) > 10);
+    located += wgap_results_status(results, 0) == WGAP_OK;
+    wgap_results_destroy(results);
+  }
+  EXPECT(located > 100 && refused > 100);
+  wgap_localizer_close(localizer);
   std::printf("%d calls, %d of them fine\n", calls, fine);
   EXPECT(fine > calls / 10 && fine < calls);
   std::puts("passed");

@@ -151,6 +151,30 @@ def test_a_slot_that_cannot_be_made_leaves_nothing_and_the_second_gpu_is_the_sec
     assert (done.returncode, done.stdout) == (0, "passed\n"), done.stderr
 
 
+@on_the_emulator
+def test_auto_takes_an_engine_that_fits_and_passes_over_one_that_does_not(
+    built: Path, own: Path, tmp_path: Path, library: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "it.png"), np.zeros((20, 30, 3), np.uint8))
+    asked = (built / "wgap-localize", with_plan(own), tmp_path / "it.png", "--backend", "auto")
+    there = {"WGAP_ONNXRUNTIME": str(library)}
+    assert run(*asked, **there).stderr == "auto: tensorrt 10.14.1.48\n"
+    for options, environment in (((), {"LD_LIBRARY_PATH": "/nowhere"}), (("--threads", "1"), {})):
+        done = run(*asked, *options, **there, **environment)
+        assert (done.returncode, done.stderr.partition(" 1.")[0]) == (0, "auto: onnxruntime")
+    for options, environment, message in (
+        (("--device", "7"), {}, "no GPU '7' on this machine"),
+        ((), {"WGAP_TENSORRT": str(built / "libnvinfer-11.so")}, "this module was built for TensorRT 10"),
+    ):
+        done = run(*asked, *options, **there, **environment)
+        assert done.returncode == 1
+        assert message in done.stderr
+    raw = json.loads((own / "wgap.json").read_text())
+    raw["files"][-1]["engine"]["architecture"] = "9.0"
+    (own / "wgap.json").write_text(json.dumps(raw))
+    assert run(*asked, **there).stderr.startswith("auto: onnxruntime 1.")
+
+
 @pytest.fixture
 def on_cuda(built: Path, library: Path) -> dict[str, str]:
     """The environment in which ONNX Runtime has a CUDA provider."""

@@ -321,7 +321,7 @@ typedef struct wgap_device_pictures {
 
 #define WGAP_DEVICE_PICTURES_INIT {(uint32_t)sizeof(wgap_device_pictures), 0, NULL, 0, NULL, NULL}
 
-/* As wgap_localizer_run, of a backend on a GPU; nothing but records comes to the host. Boxes are in pixels of these
+/* As wgap_localizer_run, of a backend on a GPU; nothing but records and heat maps comes to the host. Boxes are in pixels of these
  * pictures. WGAP_DATA_ERROR where the backend takes none on a device. */
 WGAP_RUNTIME_API wgap_status wgap_localizer_run_device(wgap_localizer* localizer, const wgap_device_pictures* pictures,
                                                        const wgap_run_options* options, wgap_results** results,

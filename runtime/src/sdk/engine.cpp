@@ -155,6 +155,10 @@ const File& engine_file(const Bundle& bundle, const Host& host, const std::strin
   return *best;
 }
 
+bool engine_fits(const Bundle& bundle, const File& file, const Host& host, const wgap_rule& rule) {
+  return mismatches(bundle, file, host, 0, rule).empty();
+}
+
 std::string preflight(const Bundle& bundle, const File& file, const Host& host, std::int64_t batch, bool ungated,
                       const wgap_rule& rule) {
   const std::string where = bundle.path(file), build = command(bundle, host, file.precision);

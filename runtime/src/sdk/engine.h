@@ -22,6 +22,9 @@ std::string this_platform();
 // the fewest outputs.
 const File& engine_file(const Bundle& bundle, const Host& host, const std::string& precision, const wgap_rule& rule);
 
+// Whether the manifest says that it fits; the plan itself is not read.
+bool engine_fits(const Bundle& bundle, const File& engine, const Host& host, const wgap_rule& rule);
+
 // The plan, the very bytes that were checked. batch: images per call, 0 leaves the profile out. Throws Failure with
 // WGAP_ENGINE_MISMATCH_ERROR and a table of everything that differs.
 std::string preflight(const Bundle& bundle, const File& engine, const Host& host, std::int64_t batch, bool ungated,

@@ -75,10 +75,12 @@ Localizer::Localizer(const char* path, const wgap_localizer_options& options)
   const std::vector<float> weight = bundle_->classifier();
   if (options.network != nullptr) {
     if (options.backend != nullptr || options.precision != nullptr || options.library != nullptr ||
-        options.ungated != 0)
-      fail(WGAP_DATA_ERROR,
-           "backend, precision, library and ungated choose the bundle's own network; leave them out with a network of "
-           "your own");
+        options.ungated != 0 || options.device != nullptr || options.slots != 0 || options.memory_limit != 0 ||
+        options.hint != nullptr || options.streams != 0)
+      fail(
+          WGAP_DATA_ERROR,
+          "backend, precision, library, ungated, device, slots, memory_limit, hint and streams are of the bundle's own "
+          "network; leave them out with a network of your own");
   } else {
     const auto given = [](const char* text, const char* usual) { return std::string(text != nullptr ? text : usual); };
     network_.emplace(open_network(*bundle_, rule_, weight,
@@ -215,9 +217,18 @@ void Localizer::make_room(Slot* slot, std::int64_t count, const Asked& asked) co
 void Localizer::locate_there(Slot* slot, const Batch& batch, std::int64_t count, const Asked& asked,
                              const wgap_outputs* outputs) const {
   make_room(slot, count, asked);
+  std::fill(slot->records.begin(), slot->records.end(), wgap_record{});
   network_->locate({sizeof(wgap_locate_request), batch.on_device, batch.images, count, batch.stream, &asked.rule,
                     slot->class_ids.empty() ? nullptr : slot->class_ids.data(), asked.top_k, asked.max_boxes, outputs,
                     slot->records.data(), asked.heatmaps ? slot->heatmaps.data() : nullptr});
+  const auto classes = static_cast<std::int32_t>(bundle_->manifest().classes.size());
+  for (std::size_t row = 0; row < slot->records.size(); row += static_cast<std::size_t>(asked.max_boxes)) {
+    const wgap_record& record = slot->records[row];
+    if (record.status == WGAP_OK &&
+        (record.boxes < 1 || record.boxes > asked.max_boxes || record.class_id < 0 || record.class_id >= classes))
+      fail(WGAP_FEATURE_ERROR, "%s gave a record of class %d with %d boxes; expected 0..%d and 1..%d",
+           network_->told().c_str(), record.class_id, record.boxes, classes - 1, asked.max_boxes);
+  }
 }
 
 // The kernel on a batch's outputs, for the slot's class ids if it has any. Records whose outputs are not finite say so.

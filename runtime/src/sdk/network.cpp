@@ -116,7 +116,7 @@ std::vector<std::string> on_cpu(const std::string& precision) {
 }
 
 // Whether one of the bundle's engines fits this GPU.
-bool engine_fits(const Bundle& bundle, const wgap_rule& rule, NetworkOptions options, const std::string& backend) {
+bool has_engine(const Bundle& bundle, const wgap_rule& rule, NetworkOptions options, const std::string& backend) {
   const std::vector<File>& files = bundle.manifest().files;
   if (options.threads != 0 || options.hint != nullptr || options.streams != 0) return false;  // options of the CPU
   if (std::none_of(files.begin(), files.end(), [&](const File& file) {
@@ -124,19 +124,13 @@ bool engine_fits(const Bundle& bundle, const wgap_rule& rule, NetworkOptions opt
       }))
     return false;
   options.backend = backend;
-  Host host;
   try {
-    host = host_of(module_of(backend), options);
-  } catch (const Failure&) {  // no module, no library or no GPU
+    const Host host = host_of(module_of(backend), options);
+    return engine_fits(bundle, engine_file(bundle, host, options.precision, rule), host, rule);
+  } catch (const Failure& failure) {  // no module or library, no driver or GPU
+    if (failure.status() != WGAP_MISSING_DEPENDENCY_ERROR && failure.text().rfind("no NVIDIA ", 0) != 0) throw;
     return false;
   }
-  try {
-    preflight(bundle, engine_file(bundle, host, options.precision, rule), host, 0, true, rule);
-  } catch (const Failure& failure) {
-    if (failure.status() == WGAP_ENGINE_ERROR || failure.status() == WGAP_ENGINE_MISMATCH_ERROR) return false;
-    throw;
-  }
-  return true;
 }
 
 // The first backend that can run the model at that precision: an engine on a GPU, else the first on the CPU. One is
@@ -144,7 +138,7 @@ bool engine_fits(const Bundle& bundle, const wgap_rule& rule, NetworkOptions opt
 Network open_best(const Bundle& bundle, const wgap_rule& rule, const std::vector<float>& classifier,
                   NetworkOptions options) {
   std::vector<std::string> backends = on_cpu(options.precision);
-  if (engine_fits(bundle, rule, options, "tensorrt")) backends.insert(backends.begin(), "tensorrt");
+  if (has_engine(bundle, rule, options, "tensorrt")) backends.insert(backends.begin(), "tensorrt");
   for (const std::string& backend : backends) {
     options.backend = backend;
     try {

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <optional>
+#include <utility>
 
 #include "json.h"
 #include "localizer.h"
@@ -207,8 +209,9 @@ std::string Localizer::selftest(bool* passed) {
 
     std::uint32_t bits = WGAP_LOGITS | static_cast<std::uint32_t>(WGAP_FEATURES);
     if (manifest.tensor("foreground") != nullptr) bits |= WGAP_FOREGROUND;
-    const Network::Pass pass(*network_, image.data(), 1, bits);
-    wgap_outputs got = pass.outputs();
+    const bool lower = tolerance > kExactFeatures;
+    std::optional<Network::Pass> pass(std::in_place, *network_, image.data(), 1, bits);
+    wgap_outputs got = pass->outputs();
     for (const Output& output : outputs) {
       const OutputPlace place = place_of(&got, output.name);
       const bool is_read = output.name != std::string("features") || rule.map != WGAP_MAP_NONE;
@@ -222,12 +225,13 @@ std::string Localizer::selftest(bool* passed) {
                      std::max(static_cast<double>(largest), 1e-30),
                  tolerance);
     }
-    const bool lower = tolerance > kExactFeatures;
     if (lower) slot->class_ids.assign(1, class_id);
-    if (there)
+    if (there) {
+      pass.reset();  // it holds one of the network's slots, of which there may be no other
       locate_there(slot.get(), batch, 1, {rule, 1, 1, false}, nullptr);
-    else
+    } else {
       locate_outputs(slot.get(), got, image.data(), 1, {rule, 1, 1, false});
+    }
     const wgap_record& end = slot->records[0];
     if (end.status != WGAP_OK)
       fail(WGAP_FEATURE_ERROR, "golden case %zu: %s", number, wgap_status_string(static_cast<wgap_status>(end.status)));

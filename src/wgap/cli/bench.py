@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -107,9 +108,11 @@ def bench(
     bar = show_progress()
     with ExitStack() as opened:
         combinations = list(_combinations(ctx.params, bundle, threads))
-        encoded, about = encoded_image(combinations[0]["bundle"], image)
+        picture = cache(lambda: encoded_image(combinations[0]["bundle"], image))
+        if image is not None:
+            picture()
         clocks = [cpu_mhz()]
-        runs, left_out = _open(combinations, sizes, encoded, opened)
+        runs, left_out = _open(combinations, sizes, lambda: picture()[0], opened)
         absent: dict[str, str] = {}
         for run in runs:
             run.meters, missing = meters(run.localizer.locator.device)
@@ -132,7 +135,7 @@ def bench(
     if bounds or len(cells) > len(runs):
         plan["seconds"] = duration
     report = Report(
-        1, "wgap bench", about, plan, machine, versions, tuple(cells), tuple(left_out), tuple(to_plain(bounds)),
+        1, "wgap bench", picture()[1], plan, machine, versions, tuple(cells), tuple(left_out), tuple(to_plain(bounds)),
         absent,
     )  # fmt: skip
     if export is not None:
@@ -202,7 +205,7 @@ def _combinations(options: Mapping[str, Any], bundles: Sequence[Path], threads: 
 
 
 def _open(
-    combinations: Sequence[Mapping[str, Any]], sizes: Sequence[int], encoded: bytes, opened: ExitStack
+    combinations: Sequence[Mapping[str, Any]], sizes: Sequence[int], picture: Callable[[], bytes], opened: ExitStack
 ) -> tuple[list[Run], list[LeftOut]]:
     """What is to be timed. Of several combinations those that cannot be opened are left out, with a warning."""
     from wgap.evaluate.latency import LeftOut, Settings
@@ -230,7 +233,7 @@ def _open(
                     if any(run.settings == settings for run in runs):
                         warn(f"{' '.join(map(str, asked.values()))}, batch {size}: the same as another one, timed once")
                         continue
-                    made.append(_run(localizer, settings, encoded, took, opened))
+                    made.append(_run(localizer, settings, picture(), took, opened))
                     made[-1].call()
                 grown = rss_mib() - before
                 for run in made:

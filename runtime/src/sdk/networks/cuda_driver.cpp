@@ -64,7 +64,8 @@ CudaDriver::Gpu CudaDriver::gpu(const char* device) const {
     check(cuDeviceGetAttribute(&minor, kMinor, handle), "cuDeviceGetAttribute");
     std::string uuid = "GPU-";
     for (int i = 0; i < 16; ++i) uuid += (i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "") + text("%02x", bytes[i]);
-    if (asked == std::to_string(ordinal) || asked == uuid)
+    const bool same = asked == uuid || (asked.rfind("MIG-", 0) == 0 && asked.substr(4) == uuid.substr(4));
+    if (asked == std::to_string(ordinal) || same)
       return {ordinal, uuid, std::to_string(major) + "." + std::to_string(minor)};
     have += (have.empty() ? "" : ", ") + text("%d (%s)", ordinal, uuid.c_str());
   }

@@ -24,6 +24,7 @@ using CudaHandle = void*;
   each(cuDevicePrimaryCtxRelease, (int))                                              \
   each(cuCtxPushCurrent, (CudaHandle))                                                \
   each(cuCtxPopCurrent, (CudaHandle*))                                                \
+  each(cuCtxSynchronize, ())                                                          \
   each(cuStreamCreate, (CudaHandle*, unsigned))                                       \
   each(cuStreamDestroy, (CudaHandle))                                                 \
   each(cuStreamSynchronize, (CudaHandle))                                             \

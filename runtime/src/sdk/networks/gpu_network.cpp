@@ -229,7 +229,7 @@ class GpuNetwork::Slot {
     if (whole) {
       try {
         enqueue(stream_.handle);
-      } catch (const Failure&) {
+      } catch (...) {
         whole = false;
       }
       whole = driver_.cuStreamEndCapture(stream_.handle, &graph) == 0 && whole;  // it must be ended whatever happened
@@ -258,8 +258,13 @@ void GpuNetwork::close() {
   kernel_.reset();
 }
 
+void GpuNetwork::abandon() {
+  for (std::unique_ptr<Slot>& slot : slots_) static_cast<void>(slot.release());
+  static_cast<void>(kernel_.release());
+}
+
 GpuNetwork::~GpuNetwork() {
-  in_context([this] { close(); });
+  if (!in_context([this] { close(); })) abandon();
 }
 
 void GpuNetwork::add(const wgap_tensor& tensor) {

@@ -48,14 +48,18 @@ class GpuNetwork {
   // title: of the library, for messages. graphs: whether executions may be captured.
   GpuNetwork(const wgap_network_request& request, const char* title, bool graphs);
   void close();  // in the destructor of what derives, before what executions stand on goes
+  // For a destructor: false where the driver is gone, at the program's end; what lies on the GPU is then left alone.
   template <class Work>
-  void in_context(Work work) const {  // of a destructor: the driver may be gone at the program's end
+  bool in_context(Work work) const {
     try {
       const CudaContext::Use use(context_);
       work();
+      return true;
     } catch (const Failure&) {
+      return false;
     }
   }
+  void abandon();
 
   // An input or output that the network has, in the manifest's order; the image comes first among tensors_.
   void add(const wgap_tensor& tensor);

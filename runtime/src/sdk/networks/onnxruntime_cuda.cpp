@@ -31,19 +31,23 @@ void on_cuda(const OnnxSession& onnx, OrtSessionOptions* options, int ordinal, s
 class Session : public GpuNetwork {
  public:
   explicit Session(const wgap_network_request& request)
-      : GpuNetwork(request, "ONNX Runtime", false),  // its work is on a stream of its own, which no capture sees
-        onnx_(request, "onnxruntime_cuda", [&](const OnnxSession& onnx, OrtSessionOptions* options) {
-          on_cuda(onnx, options, ordinal_, request.memory_limit > 0 ? request.memory_limit : kMemoryLimit);
-        }) {
+      : GpuNetwork(request, "ONNX Runtime", false) {  // its work is on a stream of its own, which no capture sees
+    const CudaContext::Use use(context_);             // it leaves the thread on its own GPU
+    onnx_.emplace(request, "onnxruntime_cuda", [&](const OnnxSession& onnx, OrtSessionOptions* options) {
+      on_cuda(onnx, options, ordinal_, request.memory_limit > 0 ? request.memory_limit : kMemoryLimit);
+    });
     for (std::int32_t i = 0; i < request.tensor_count; ++i) add(request.tensors[i]);
-    onnx_.check(onnx_.api.CreateMemoryInfo("Cuda", OrtDeviceAllocator, ordinal_, OrtMemTypeDefault, &memory_));
+    onnx_->check(onnx_->api.CreateMemoryInfo("Cuda", OrtDeviceAllocator, ordinal_, OrtMemTypeDefault, &memory_));
   }
   ~Session() override {
-    in_context([this] { close(); });
-    onnx_.api.ReleaseMemoryInfo(memory_);
+    onnx_->api.ReleaseMemoryInfo(memory_);
+    in_context([this] {
+      close();
+      onnx_.reset();
+    });
   }
 
-  const char* version() const { return onnx_.version(); }
+  const char* version() const { return onnx_->version(); }
 
  private:
   struct Binding : Execution {
@@ -53,8 +57,8 @@ class Session : public GpuNetwork {
     OrtIoBinding* binding = nullptr;
     std::vector<OrtValue*> values;
 
-    Binding(const Session& of, std::int64_t images) : session(of), api(of.onnx_.api), count(images) {
-      session.onnx_.check(api.CreateIoBinding(session.onnx_.get(), &binding));
+    Binding(const Session& of, std::int64_t images) : session(of), api(of.onnx_->api), count(images) {
+      session.onnx_->check(api.CreateIoBinding(session.onnx_->get(), &binding));
     }
     ~Binding() override {
       api.ReleaseIoBinding(binding);
@@ -64,22 +68,27 @@ class Session : public GpuNetwork {
       std::vector<std::int64_t> shape = tensor.extents;
       shape[0] = count;
       OrtValue* value = nullptr;
-      session.onnx_.check(api.CreateTensorWithDataAsOrtValue(
+      session.onnx_->check(api.CreateTensorWithDataAsOrtValue(
           session.memory_, reinterpret_cast<void*>(at), tensor.bytes * static_cast<std::size_t>(count), shape.data(),
           shape.size(), tensor.is_image ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
           &value));
       values.push_back(value);
-      session.onnx_.check(tensor.is_image ? api.BindInput(binding, tensor.name.c_str(), value)
-                                          : api.BindOutput(binding, tensor.name.c_str(), value));
+      session.onnx_->check(tensor.is_image ? api.BindInput(binding, tensor.name.c_str(), value)
+                                           : api.BindOutput(binding, tensor.name.c_str(), value));
     }
     void enqueue(CudaHandle stream) override {
       session.driver_.check(session.driver_.cuStreamSynchronize(stream), "cuStreamSynchronize");
-      session.onnx_.check_run(api.RunWithBinding(session.onnx_.get(), nullptr, binding), count);
-      session.onnx_.check(api.SynchronizeBoundOutputs(binding));
+      try {
+        session.onnx_->check_run(api.RunWithBinding(session.onnx_->get(), nullptr, binding), count);
+        session.onnx_->check(api.SynchronizeBoundOutputs(binding));
+      } catch (...) {  // what it began on its own stream may still write into buffers that the next call takes
+        session.driver_.cuCtxSynchronize();
+        throw;
+      }
     }
   };
 
-  const OnnxSession onnx_;
+  std::optional<const OnnxSession> onnx_;
   OrtMemoryInfo* memory_ = nullptr;
 
   std::unique_ptr<Execution> execution(std::int64_t count, std::uint32_t wanted, const Addresses& at) override {

@@ -27,6 +27,7 @@ namespace {
 
 using wgap::sdk::fail;
 using wgap::sdk::guarded;
+using wgap::sdk::opened;
 using wgap::sdk::text;
 
 constexpr wgap::sdk::LibrarySearch kSearch = {"openvino",         "OpenVINO",      "WGAP_OPENVINO",
@@ -73,7 +74,7 @@ constexpr wgap::sdk::LibrarySearch kSearch = {"openvino",         "OpenVINO",   
 struct Library {
 #define WGAP_DECLARE(name) decltype(::name)* name = nullptr;
   WGAP_OPENVINO_FUNCTIONS(WGAP_DECLARE)
-  std::string version;
+  std::string version, build;
 
   explicit Library(const char* option) {
     const wgap::sdk::LoadedLibrary file = wgap::sdk::load_library(kSearch, option);
@@ -85,7 +86,7 @@ struct Library {
     WGAP_OPENVINO_FUNCTIONS(WGAP_FIND)
     ov_version_t told = {};
     check(ov_get_openvino_version(&told));
-    version = told.buildNumber;
+    version = build = told.buildNumber;
     version = version.substr(0, version.find('-'));
     ov_version_free(&told);
     const std::string expected = text("%d.%d.", OPENVINO_VERSION_MAJOR, OPENVINO_VERSION_MINOR);
@@ -94,9 +95,13 @@ struct Library {
            file.path.c_str(), version.c_str(), OPENVINO_VERSION_MAJOR, OPENVINO_VERSION_MINOR);
   }
   void check(ov_status_e status) const {
-    if (status == OK) return;
+    if (status != OK) fail(WGAP_BACKEND_ERROR, "OpenVINO %s: %s", version.c_str(), reason().c_str());
+  }
+  std::string reason() const {  // what it said last
     const char* const said = ov_get_last_err_msg();
-    fail(WGAP_BACKEND_ERROR, "OpenVINO %s: %s", version.c_str(), said != nullptr && *said != 0 ? said : "failed");
+    const std::string copy = said != nullptr && *said != 0 ? said : "failed";
+    ov_free(said);
+    return copy.substr(0, 600);
   }
 };
 
@@ -201,11 +206,11 @@ class Model {
       if (status != OK)
         fail(WGAP_BACKEND_ERROR,
              "OpenVINO %s refuses %s: %s. If the file is damaged, copy the bundle again or export it again",
-             ov_.version.c_str(), request.path, std::string(ov_.ov_get_last_err_msg()).substr(0, 600).c_str());
+             ov_.version.c_str(), request.path, ov_.reason().c_str());
       for (std::int32_t i = 0; i < request.tensor_count; ++i) compare(request.tensors[i], request.path);
       wgap::sdk::Sha256 sum;
       sum.add(request.content, request.content_bytes);
-      made_of_ = sum.hexadecimal() + ov_.version + plugin_ + property("FULL_DEVICE_NAME") + able_;
+      made_of_ = sum.hexadecimal() + ov_.build + plugin_ + property("FULL_DEVICE_NAME") + able_;
       for (const auto& [name, value] : properties_) made_of_ += "," + name + "=" + value;
       where_ = request.path;
       Lease first(*this, 1);  // the usual batch: what can fail does so now
@@ -372,9 +377,9 @@ class Model {
   void compile(std::int64_t count, Compiled* made) const {
     const std::string path = plugin_ == "CPU" ? cache_.path(made_of_ + ",batch=" + std::to_string(count)) : "";
     if (!path.empty()) made->kept = Cache::read(path);
-    if (!made->kept.empty()) {
-      check(ov_.ov_core_import_model(core_, made->kept.data(), made->kept.size(), plugin_.c_str(), &made->model));
-    } else {
+    if (made->kept.empty() ||
+        ov_.ov_core_import_model(core_, made->kept.data(), made->kept.size(), plugin_.c_str(), &made->model) != OK) {
+      made->model = nullptr, made->kept.clear();
       const std::int64_t extents[] = {count, image_[1], image_[2], image_[3]};
       ov_partial_shape_t shape = {};
       check(ov_.ov_partial_shape_create_static(4, extents, &shape));
@@ -433,7 +438,7 @@ class Model {
 extern "C" __attribute__((visibility("default"))) wgap_status wgap_network_open(const wgap_network_request* request,
                                                                                 wgap_network* network,
                                                                                 wgap_error* error) {
-  return guarded(error, [&] {
+  return opened(request, error, [&] {
     auto model = std::make_unique<Model>(*request);
     network->version = model->version();
     network->name = "openvino";

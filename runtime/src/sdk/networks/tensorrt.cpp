@@ -71,6 +71,12 @@ class Log : public nvinfer1::ILogger {
   std::string said_;
 };
 
+// Never destroyed: the library keeps the first that it is given for what belongs to no session.
+Log& log_of_library() {
+  static Log& log = *new Log;
+  return log;
+}
+
 class Session : public GpuNetwork {
  public:
   explicit Session(const wgap_network_request& request)
@@ -87,11 +93,14 @@ class Session : public GpuNetwork {
     for (std::int32_t i = 0; i < request.tensor_count; ++i) compare(request.tensors[i], request.path);
   }
   ~Session() override {
-    in_context([this] {
+    const bool gone = !in_context([this] {
       close();
       engine_.reset();
       runtime_.reset();
     });
+    if (!gone) return;
+    abandon();
+    static_cast<void>(engine_.release()), static_cast<void>(runtime_.release());
   }
 
   const char* version() const { return library_.version.c_str(); }
@@ -108,7 +117,7 @@ class Session : public GpuNetwork {
   };
 
   const Library library_;
-  Log log_;
+  Log& log_ = log_of_library();
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
 
