@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -71,9 +72,10 @@ class OpenVinoNetwork(Network):
         self._library, self._path, self._model, self._content = openvino, path, model, content
         self.precision, self.version = options.precision, str(openvino.get_version()).partition("-")[0]
         self.outputs = tuple(tensor.name for tensor in model.outputs)
-        self._core = openvino.Core()
-        self.plugin = self._plugin(options.device)
-        self.properties = self._properties(options)
+        with _signal_stack_kept():
+            self._core = openvino.Core()
+            self.plugin = self._plugin(options.device)
+            self.properties = self._properties(options)
         whole = content()
         self._digest, self._graph = hashlib.sha256(whole).hexdigest(), None
         self._compiled: OrderedDict[int, _Compiled] = OrderedDict()
@@ -161,7 +163,8 @@ class OpenVinoNetwork(Network):
         """The model compiled for batches of that size."""
         with self._lock:
             if count not in self._compiled:
-                self._compiled[count] = _Compiled(self._compile(count, content))
+                with _signal_stack_kept():
+                    self._compiled[count] = _Compiled(self._compile(count, content))
                 if len(self._compiled) > KEPT:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(count)
@@ -212,6 +215,24 @@ class OpenVinoNetwork(Network):
             f"OpenVINO {self.version} refuses {self._path}: {str(error).strip()}. If the file is damaged, copy the "
             "bundle again or export it again"
         )
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Leave the thread its alternate signal stack: OpenVINO sets one to ask for AMX and frees it.
+
+    Python's handlers run there, so that the next signal, Ctrl-C or a child's end, would end the process.
+    """
+    libc, kept = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(kept))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(kept), None)
 
 
 class _Compiled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -299,3 +300,23 @@ def test_bfloat16_needs_a_processor_that_computes_in_it(
     monkeypatch.setattr(openvino.Core, "get_property", without)
     with pytest.raises(BackendError, match=r"CPU \(.*\) does not compute in bfloat16, and OpenVINO would take float32"):
         opened(root, precision="bf16", ungated=True)
+
+
+def test_the_thread_keeps_its_signal_stack(tiny_bundle: Path) -> None:
+    """OpenVINO leaves one that is freed, on which the next signal that has a handler would end the process."""
+    program = f"""
+import ctypes
+import numpy as np
+from wgap import Localizer
+from wgap.runtime.networks.openvino import _SignalStack
+def stack():
+    found = _SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found.address, found.flags, found.size
+before = stack()
+localizer = Localizer({str(tiny_bundle)!r}, "openvino")
+localizer.network.run(np.zeros((3, *localizer.bundle.manifest.model.input_size, 3), np.uint8))
+print(before == stack(), before, stack())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout[:4]) == (0, "True"), done.stdout + done.stderr
