@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -194,6 +195,19 @@ class Cache {
   }
 };
 
+// Leaves the thread its alternate signal stack: the library sets one to ask for AMX and frees it, and the next signal that
+// has a handler there would end the process.
+class SignalStackKept {
+ public:
+  SignalStackKept() { sigaltstack(nullptr, &kept_); }
+  ~SignalStackKept() { sigaltstack(&kept_, nullptr); }
+  SignalStackKept(const SignalStackKept&) = delete;
+  SignalStackKept& operator=(const SignalStackKept&) = delete;
+
+ private:
+  stack_t kept_ = {};
+};
+
 class Model {
  public:
   explicit Model(const wgap_network_request& request) : ov_(library_of(request.library)) {
@@ -360,6 +374,7 @@ class Model {
   }
 
   std::shared_ptr<Compiled> compiled_for(std::int64_t count) {
+    const SignalStackKept kept;
     const std::lock_guard<std::mutex> held(lock_);
     const auto found =
         std::find_if(compiled_.begin(), compiled_.end(), [&](const auto& entry) { return entry.first == count; });
@@ -439,6 +454,7 @@ extern "C" __attribute__((visibility("default"))) wgap_status wgap_network_open(
                                                                                 wgap_network* network,
                                                                                 wgap_error* error) {
   return opened(request, error, [&] {
+    const SignalStackKept kept;
     auto model = std::make_unique<Model>(*request);
     network->version = model->version();
     network->name = "openvino";
