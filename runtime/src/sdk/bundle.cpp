@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <set>
 
+#include "outputs.h"
 #include "safetensors.h"
 #include "sha256.h"
 

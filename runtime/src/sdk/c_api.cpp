@@ -102,6 +102,12 @@ T adopted(const char* name, const T* given, std::size_t first, T own) {
   return own;
 }
 
+wgap_run_options run_options(const wgap_run_options* given) {  // null: the defaults
+  const wgap_run_options usual = WGAP_RUN_OPTIONS_INIT;
+  if (given == nullptr) return usual;
+  return adopted("wgap_run_options", given, WGAP_FIRST_SIZE(wgap_run_options, heatmaps), usual);
+}
+
 void require_count(std::int64_t count) {
   if (count < 0 || count > (1 << 30))
     wgap::sdk::fail(WGAP_INVALID_ARGUMENT, "count: expected 0 to 2^30 pictures, got %lld",
@@ -239,9 +245,7 @@ wgap_status wgap_localizer_run(wgap_localizer* localizer, const wgap_picture* pi
     require_pointer("results", results);
     require_count(count);
     if (count > 0) require_pointer("pictures", pictures);
-    wgap_run_options own = WGAP_RUN_OPTIONS_INIT;
-    if (options != nullptr)
-      own = adopted("wgap_run_options", options, WGAP_FIRST_SIZE(wgap_run_options, heatmaps), own);
+    const wgap_run_options own = run_options(options);
     std::vector<wgap_picture> given;
     std::vector<wgap_image> pixels(static_cast<std::size_t>(count));
     for (std::int64_t i = 0; i < count; ++i) {
@@ -274,9 +278,7 @@ wgap_status wgap_localizer_run_device(wgap_localizer* localizer, const wgap_devi
     given = adopted("wgap_device_pictures", pictures, WGAP_FIRST_SIZE(wgap_device_pictures, class_ids), given);
     require_count(given.count);
     if (given.count > 0) require_pointer("images", static_cast<const char*>(given.images));
-    wgap_run_options own = WGAP_RUN_OPTIONS_INIT;
-    if (options != nullptr)
-      own = adopted("wgap_run_options", options, WGAP_FIRST_SIZE(wgap_run_options, heatmaps), own);
+    const wgap_run_options own = run_options(options);
     auto made = std::make_unique<wgap_results>();
     made->bundle = localizer->localizer.shared_bundle();
     made->results = localizer->localizer.run_device(given, own.heatmaps != 0, &made->timings);

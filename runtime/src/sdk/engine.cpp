@@ -7,6 +7,7 @@
 #include <sstream>
 #include <tuple>
 
+#include "outputs.h"
 #include "sha256.h"
 
 namespace wgap::sdk {
@@ -72,10 +73,11 @@ std::vector<std::string> built_outputs(const Bundle& bundle, const Engine& made)
   return names;
 }
 
-std::vector<std::string> read_by(const wgap_rule& rule) {
-  std::vector<std::string> names = {"logits"};
-  if (rule.map != WGAP_MAP_NONE) names.emplace_back("features");
-  if (on_scores(rule)) names.emplace_back("foreground");
+std::vector<std::string> names_read_by(const wgap_rule& rule) {
+  std::vector<std::string> names;
+  wgap_outputs none = WGAP_OUTPUTS_INIT;
+  for (const OutputPlace& output : places_of(&none))
+    if ((output.bit & read_by(rule)) != 0) names.emplace_back(output.name);
   return names;
 }
 
@@ -102,7 +104,7 @@ std::vector<Mismatch> mismatches(const Bundle& bundle, const File& file, const H
   if (made.platform != host.platform) rows.push_back({"platform", host.platform, made.platform});
   if (batch != 0 && (batch < made.least || batch > made.most))
     rows.push_back({"batch", std::to_string(batch), std::to_string(made.least) + " to " + std::to_string(made.most)});
-  const std::vector<std::string> have = built_outputs(bundle, made), read = read_by(rule);
+  const std::vector<std::string> have = built_outputs(bundle, made), read = names_read_by(rule);
   if (!std::all_of(read.begin(), read.end(), [&](const std::string& name) { return contains(have, name); }))
     rows.push_back({"outputs, for the rule " + rule_text(rule), joined(read, ", "), joined(have, ", ")});
   if (const std::string current = model_sha256(bundle, file.precision); current != made.onnx_sha256)

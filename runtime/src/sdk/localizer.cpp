@@ -5,6 +5,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "outputs.h"
+
 namespace wgap::sdk {
 namespace {
 
@@ -174,7 +176,7 @@ void Localizer::locate(Slot* slot, const Batch& batch, bool heatmaps, std::vecto
       locate_there(slot, part, count, asked, nullptr);
       watch.add_to(&timings->network_ms);
     } else {
-      const Network::Pass pass(*network_, part.images, count, wanted());
+      const Network::Pass pass(*network_, part.images, count, read_by(rule_));
       watch.add_to(&timings->network_ms);
       locate_outputs(slot, pass.outputs(), part.images, count, asked);
       watch.add_to(&timings->kernel_ms);
@@ -197,13 +199,6 @@ void Localizer::locate(Slot* slot, const Batch& batch, bool heatmaps, std::vecto
       }
     }
   }
-}
-
-std::uint32_t Localizer::wanted() const {
-  std::uint32_t bits = WGAP_LOGITS;
-  if (rule_.map != WGAP_MAP_NONE) bits |= WGAP_FEATURES;
-  if (on_scores(rule_)) bits |= WGAP_FOREGROUND;
-  return bits;
 }
 
 // Records and heat maps of a batch, for the slot's class ids if it has any.

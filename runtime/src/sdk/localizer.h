@@ -87,7 +87,6 @@ class Localizer {
   Prepared prepare(const wgap_picture& picture, std::int64_t number, unsigned char* to) const;
   void require_class(std::int64_t class_id) const;
   void locate(Slot* slot, const Batch& batch, bool heatmaps, std::vector<Result>* results, wgap_timings* timings) const;
-  std::uint32_t wanted() const;
   void make_room(Slot* slot, std::int64_t count, const Asked& asked) const;
   void locate_there(Slot* slot, const Batch& batch, std::int64_t count, const Asked& asked,
                     const wgap_outputs* outputs) const;

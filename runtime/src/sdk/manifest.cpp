@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "json.h"
+#include "outputs.h"
 
 namespace wgap::sdk {
 namespace {
@@ -457,10 +458,6 @@ wgap_rule rule_of(const Json& value) {
 
 bool equal(const wgap_rule& a, const wgap_rule& b) {
   return a.kind == b.kind && a.map == b.map && a.parameters[0] == b.parameters[0];
-}
-
-bool on_scores(const wgap_rule& rule) {
-  return rule.kind == WGAP_RULE_FOREGROUND || rule.kind == WGAP_RULE_FOREGROUND_COLOUR;
 }
 
 std::string rule_text(const wgap_rule& rule) {

@@ -72,7 +72,6 @@ wgap_rule rule_of(const char* text, const char* map);
 void require_rule(const wgap_rule& rule);
 
 bool equal(const wgap_rule& a, const wgap_rule& b);
-bool on_scores(const wgap_rule& rule);
 std::string rule_text(const wgap_rule& rule);
 const char* map_text(const wgap_rule& rule);
 

@@ -167,10 +167,9 @@ std::string Localizer::selftest(bool* passed) {
     wgap_outputs given = WGAP_OUTPUTS_INIT;
     std::vector<Output> outputs;
     for (const Tensor& tensor : manifest.outputs) {
-      if (place_of(&given, tensor.name).name == nullptr) continue;
-      const bool read = tensor.name == "logits" || (tensor.name == "features" && rule.map != WGAP_MAP_NONE) ||
-                        (tensor.name == "foreground" && on_scores(rule));
-      if (read || golden.find(tensor.name) != nullptr)
+      const OutputPlace place = place_of(&given, tensor.name);
+      if (place.name == nullptr) continue;
+      if ((place.bit & read_by(rule)) != 0 || golden.find(tensor.name) != nullptr)
         outputs.push_back(
             {tensor.name.c_str(), golden.floats(tensor.name.c_str(), {tensor.shape.begin() + 1, tensor.shape.end()})});
     }

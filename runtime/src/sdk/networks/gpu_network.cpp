@@ -26,8 +26,6 @@ auto oldest(const Map& map) {
                           [](const auto& a, const auto& b) { return a.second.used < b.second.used; });
 }
 
-bool reads_scores(const wgap_rule& rule) { return rule.kind >= WGAP_RULE_FOREGROUND; }
-
 }  // namespace
 
 class GpuNetwork::Slot {
@@ -66,9 +64,7 @@ class GpuNetwork::Slot {
     for (const int part : {asked.class_ids != nullptr ? 0 : asked.top_k, asked.max_boxes, flags, rule.kind, rule.map})
       key.push_back(static_cast<std::uint64_t>(part));
     std::memcpy(&key.emplace_back(), &rule.parameters[0], sizeof rule.parameters[0]);
-    std::uint32_t wanted = WGAP_LOGITS;
-    if (rule.map != WGAP_MAP_NONE) wanted |= WGAP_FEATURES;
-    if (reads_scores(rule)) wanted |= WGAP_FOREGROUND;
+    const std::uint32_t wanted = read_by(rule);
     Execution* const network = asked.outputs == nullptr ? &execution(asked.count, wanted) : nullptr;
     Work& work = work_for(key);
     if (!work.launch) {
@@ -383,7 +379,7 @@ Shape GpuNetwork::shape_for(const wgap_rule& rule) const {
   Shape shape{0, 0, 0, extent("image", 1), extent("image", 2), extent("logits", 1)};
   if (rule.map != WGAP_MAP_NONE)
     shape.channels = extent("features", 1), shape.height = extent("features", 2), shape.width = extent("features", 3);
-  if (reads_scores(rule)) shape.score_height = extent("foreground", 2), shape.score_width = extent("foreground", 3);
+  if (on_scores(rule)) shape.score_height = extent("foreground", 2), shape.score_width = extent("foreground", 3);
   shape.colour = rule.kind == WGAP_RULE_FOREGROUND_COLOUR;
   return shape;
 }
