@@ -44,8 +44,9 @@ main()
         (["torch"], ["demo", "--out", "OUT"], "the demo needs torch"),
         (["torch"], ["export", "x.safetensors", "--out", "OUT"], "torch, which is not installed"),
         (
-            ["onnx"], ["import", "x.onnx", "--classes", "c", "--preprocessing", "torchvision-rgb", "--out", "OUT"],
-            "importing needs onnx, which is not installed",
+            ["torch", "onnx"],
+            ["import", "x.onnx", "--classes", "c", "--preprocessing", "torchvision-rgb", "--out", "OUT"],
+            "importing needs torch and onnx, which are not installed",
         ),
         (["onnxruntime"], ["localize", "BUNDLE", "DATA"], "ONNX Runtime, which is not installed"),
         (["onnxruntime"], ["selftest", "BUNDLE"], "ONNX Runtime, which is not installed"),
