@@ -64,9 +64,8 @@ def prove(
     for name, value in (("logits", logits), ("features", features), ("the model's own logits", own)):
         if not np.isfinite(value).all():
             raise CheckFailedError(f"{path}: {name} hold NaN or infinity; no bundle was written")
-    known: dict[Literal["gap", "wgap"], Any] = (
-        {"gap": _gap} if "pooling" in head.nodes else {"gap": _gap, "wgap": _wgap}
-    )
+    known: dict[Literal["gap", "wgap"], Any] = {"gap": _gap, "wgap": _wgap}
+    known = {head.pooling: known[head.pooling]} if head.pooling else known
     weight, bias = head.weight.astype(np.float64), head.bias.astype(np.float64)
     linearity = {name: _worst(pool(features) @ weight.T + bias, logits) for name, pool in known.items()}
     pooling = min(linearity, key=lambda name: linearity[name])
