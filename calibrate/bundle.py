@@ -67,6 +67,7 @@ def calibrate_bundle(
     force: bool = False,
     cache_dir: Path | None = None,
     max_bad: int = 0,
+    label_map: Path | None = None,
     backend: str = "onnxruntime",
     progress: Progress = silent,
     note: Note = lambda _: None,
@@ -91,6 +92,7 @@ def calibrate_bundle(
         force: replace an earlier report there.
         cache_dir: keep ranges and the search's log here, named by content.
         max_bad: images that cannot be read and are left out, at most so many of each set.
+        label_map: of labelled sets whose classes the model calls otherwise (:func:`wgap.datasets.with_label_map`).
         backend: that the gate runs on, whose verdict it is: ``onnxruntime``, which engines go by too, or ``openvino``.
         progress: shown while it works.
         note: called with each warning about the calibration images, and each step of the search.
@@ -115,8 +117,8 @@ def calibrate_bundle(
     require_writable(bundle)
     chosen = ImageSet()
     if images is not None:
-        chosen = _read(bundle, images, "calibration", split, count, max_bad, progress, note)
-    judges = None if gate is None else _read(bundle, gate, "gate", gate_split, gate_count, max_bad, progress)
+        chosen = _read(bundle, images, "calibration", split, count, max_bad, label_map, progress, note)
+    judges = None if gate is None else _read(bundle, gate, "gate", gate_split, gate_count, max_bad, label_map, progress)
     if judges is not None:
         require_disjoint(chosen.listing(), judges)
     with prepare(bundle, chosen, method, cache_dir, progress) as source, tempfile.TemporaryDirectory() as folder:
@@ -144,6 +146,7 @@ def gate_bundle(
     limits: Limits | None = None,
     rule: Rule | None = None,
     max_bad: int = 0,
+    label_map: Path | None = None,
     backend: str = "onnxruntime",
     progress: Progress = silent,
 ) -> Calibrated:
@@ -158,6 +161,7 @@ def gate_bundle(
         limits: what the lower precision may cost.
         rule: whose boxes are compared, and which the verdict then holds for; None for the bundle's own.
         max_bad: images that cannot be read and are left out, at most so many.
+        label_map: of a labelled set whose classes the model calls otherwise.
         backend: that it is judged on; a verdict of OpenVINO stands beside that of ONNX Runtime.
         progress: shown while it works.
 
@@ -178,7 +182,7 @@ def gate_bundle(
             f"`wgap calibrate {bundle.root} --precision {precision}`"
         )
     require_writable(bundle)
-    judges = _read(bundle, images, "gate", split, count, max_bad, progress)
+    judges = _read(bundle, images, "gate", split, count, max_bad, label_map, progress)
     run = GateRun(bundle, judges, limits, progress, rule, backend)
     verdict = run.judge(path, precision, made.images)
     entered = enter(bundle, Candidate(path, precision, made), verdict, [entry.sha256])
@@ -204,18 +208,18 @@ def measure_layers(
     and the errors are those of :func:`calibrate_bundle`.
     """
     toolkit()
-    chosen = _read(bundle, images, "calibration", split, count, max_bad, progress, note)
+    chosen = _read(bundle, images, "calibration", split, count, max_bad, None, progress, note)
     with prepare(bundle, chosen, method, cache_dir, progress) as source:
         return sensitivity(source, pareto, progress)
 
 
 def _read(
-    bundle: Bundle, images: Path, purpose: str, split: str, count: int | None, max_bad: int, progress: Progress,
-    note: Note = lambda _: None,
+    bundle: Bundle, images: Path, purpose: str, split: str, count: int | None, max_bad: int, label_map: Path | None,
+    progress: Progress, note: Note = lambda _: None,
 ) -> ImageSet:  # fmt: skip
     chosen = image_set(
         bundle, images, split=split, count=count, with_boxes=purpose == "gate", purpose=purpose,
-        max_bad=max_bad,
+        max_bad=max_bad, label_map=label_map,
         progress=lambda items: progress(items, f"reading {purpose} images"),
     )  # fmt: skip
     for warning in chosen.warnings:

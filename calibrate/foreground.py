@@ -95,6 +95,7 @@ def foreground_bundle(
     report: Path | None = None,
     force: bool = False,
     max_bad: int = 0,
+    label_map: Path | None = None,
     progress: Progress = silent,
     note: Callable[[str], None] = lambda _: None,
 ) -> Foreground:
@@ -111,6 +112,7 @@ def foreground_bundle(
         report: folder for pictures and report.json.
         force: replace an earlier report there.
         max_bad: pictures that cannot be read and are left out, at most so many.
+        label_map: of a labelled set whose classes the model calls otherwise (:func:`wgap.datasets.with_label_map`).
         progress: shown while it works.
         note: called with each warning.
 
@@ -135,7 +137,7 @@ def foreground_bundle(
     require_writable(bundle)
     chosen = image_set(
         bundle, images, split=split, count=count or COUNT, at_most=count is None, fewest=FEWEST,
-        max_bad=max_bad, progress=lambda items: progress(items, "reading pictures"),
+        max_bad=max_bad, label_map=label_map, progress=lambda items: progress(items, "reading pictures"),
     )  # fmt: skip
     _require_structure(chosen, images)
     source = bundle.model_file("fp32")

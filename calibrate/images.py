@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wgap.bundle import Bundle
-from wgap.datasets import layout_of, open_dataset
-from wgap.datasets.dataset import composed
+from wgap.datasets import layout_of, open_dataset, with_label_map
 from wgap.datasets.folder import has_splits
+from wgap.datasets.label_map import class_ids
 from wgap.errors import CalibrationError, DataError, ImageError
 from wgap.geometry import Box
 from wgap.images import decode, find_images, read_file, resize
@@ -89,6 +89,7 @@ def image_set(
     fewest: int = FEWEST,
     at_most: bool = False,
     max_bad: int = 0,
+    label_map: Path | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
 ) -> ImageSet:
     """Read images for calibration or for the gate.
@@ -104,14 +105,15 @@ def image_set(
         fewest: that will do.
         at_most: say nothing where the set has fewer than ``count``.
         max_bad: at most so many images that cannot be read are left out, with a warning.
+        label_map: of a labelled set whose classes the model calls otherwise (:func:`wgap.datasets.with_label_map`).
         progress: wraps the list of images, for a progress bar.
 
     Raises:
         CalibrationError: fewer than ``fewest`` images; the same picture under two names counts once, with a warning.
-        DataError: ``source`` holds no images.
+        DataError: ``source`` holds no images, or the label map does not fit it.
         ImageError: more than ``max_bad`` images are missing, cut short or corrupt.
     """
-    entries, warnings = _entries(bundle, source, split, with_boxes)
+    entries, warnings = _entries(bundle, source, split, with_boxes, label_map)
     chosen = _spread(entries, count)
     if len(chosen) < fewest:
         raise CalibrationError(
@@ -167,29 +169,42 @@ def require_disjoint(calibration: Iterable[ImageHashes], gate: ImageSet) -> None
 _Entry = tuple[Path, "int | None", tuple[Box, ...]]
 
 
-def _entries(bundle: Bundle, source: Path, split: str, with_boxes: bool) -> tuple[list[_Entry], list[str]]:
+def _entries(
+    bundle: Bundle, source: Path, split: str, with_boxes: bool, label_map: Path | None
+) -> tuple[list[_Entry], list[str]]:
     """(path, class id, boxes) of every image, and what is not known about them."""
     layout = layout_of(source) if source.is_dir() else None
     if layout is None:
+        if label_map is not None:
+            raise DataError(f"{source}: a label map is for a labelled set, and this is none; leave --label-map out")
         return [(path, None, ()) for path in find_images([source])], (
             [f"{source}: no boxes known"] if with_boxes else []
         )
     if layout == "folder" and not has_splits(source):
         split = "all"
-    dataset = open_dataset(source, split, layout)
-    ids = {composed(name): index for index, name in enumerate(bundle.manifest.model.classes)}
-    strange = [name for name in dataset.classes if name not in ids]
-    warnings = []
-    if strange:
-        warnings.append(f"{source}: labels are left out, the bundle does not know class {strange[0]!r}")
+    dataset, warnings = with_label_map(open_dataset(source, split, layout), label_map), []
+    try:
+        ids = class_ids(bundle.manifest.model.classes, dataset)
+    except DataError:
+        if label_map is not None:
+            raise
+        ids = [()] * len(dataset.classes)
+    known = [one[0] if len(one) == 1 else None for one in ids]
+    if None in known:
+        name = dataset.classes[known.index(None)]
+        warnings.append(
+            f"{source}: labels are left out, the bundle does not know class {name!r}"
+            if label_map is None
+            else f"{source}: labels of {known.count(None)} of {len(known)} classes are left out, of {name!r} first: "
+            "the label map has none or several of the model's for them"
+        )
     truths: list[list[Box]] = [[] for _ in dataset.samples]
-    if with_boxes and not strange:
+    if with_boxes and any(label is not None for label in known):
         try:
             truths = dataset.boxes()
         except DataError as error:
             warnings.append(f"no boxes known: {error}")
-    labels = [None if strange else ids[dataset.classes[sample.label]] for sample in dataset.samples]
-    rows = zip(dataset.samples, labels, truths, strict=True)
+    rows = zip(dataset.samples, (known[sample.label] for sample in dataset.samples), truths, strict=True)
     return [(sample.path, label, tuple(boxes)) for sample, label, boxes in rows], warnings
 
 

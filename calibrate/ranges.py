@@ -24,6 +24,9 @@ __all__ = ["METHODS", "Ranges", "activation_ranges", "toolkit"]
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 """Our name and ONNX Runtime's for each way to choose a range."""
 
+WATCHED = ("Conv", "Relu", "Clip", "Add")
+"""Operators whose inputs' and outputs' ranges are measured."""
+
 Ranges = dict[str, tuple[float, float]]
 """Tensor name to the (lowest, highest) value that its eight bits must hold."""
 
@@ -47,7 +50,7 @@ def activation_ranges(
     cache_dir: Path | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
 ) -> Ranges:
-    """The range of every convolution's and ReLU's input and output over the calibration set.
+    """The range of each input and output of the operators ``WATCHED`` over the calibration set.
 
     One image at a time, so that memory stays at one image's activations whatever the size of the set.
 
@@ -68,7 +71,8 @@ def activation_ranges(
     toolkit()
     import onnxruntime
 
-    identity = [graph.read_bytes(), images.sha256.encode(), method.encode(), onnxruntime.__version__.encode()]
+    names = (method, onnxruntime.__version__, *WATCHED)
+    identity = [graph.read_bytes(), images.sha256.encode(), *(name.encode() for name in names)]
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in identity)).hexdigest()
     cached = None if cache_dir is None else cache_dir / f"ranges-{key[:32]}.json"
     if cached is not None and cached.is_file():
@@ -92,7 +96,7 @@ def _collect(graph: Path, images: ImageSet, method: str, progress: Callable[[Seq
 
     with tempfile.TemporaryDirectory(prefix="wgap-ranges-") as folder, silence():
         calibrator = create_calibrator(
-            graph, ["Conv", "Relu"], str(Path(folder) / "augmented.onnx"), getattr(CalibrationMethod, METHODS[method]),
+            graph, list(WATCHED), str(Path(folder) / "augmented.onnx"), getattr(CalibrationMethod, METHODS[method]),
             extra_options={"symmetric": False},
         )  # fmt: skip
         for picture in progress(images.pictures):

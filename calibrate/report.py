@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wgap.atomic import atomic_dir, require_new
 from wgap.calibrate.half import FP16_LARGEST
+from wgap.calibrate.ranges import WATCHED
 from wgap.errors import FeatureError
 from wgap.figures import fitted, new_figure
 from wgap.images import decode
@@ -55,9 +56,7 @@ def _ranges(source: Calibration, candidate: Candidate, path: Path) -> None:
     import onnx
 
     nodes = onnx.load(str(source.graph)).graph.node
-    ordered = list(
-        dict.fromkeys(name for n in nodes if n.op_type in ("Conv", "Relu") for name in (*n.input[:1], *n.output))
-    )
+    ordered = list(dict.fromkeys(name for n in nodes if n.op_type in WATCHED for name in (*n.input[:1], *n.output)))
     names = [name for name in ordered if name in source.ranges]
     figure = new_figure(11, 5)
     axes = figure.subplots()

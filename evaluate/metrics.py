@@ -19,7 +19,7 @@ class ImageScore:
     """One image under one map and one threshold rule.
 
     Attributes:
-        correct: whether the top-1 class is the label.
+        correct: whether the top-1 class is the label; None where the model has no such class.
         gt_iou: best IoU of the box drawn from the *label's* map.
         top1_iou: best IoU of the box drawn from the *predicted* class's map.
         level: chosen level of the label's map, -1 for a fixed threshold or a degenerate map.
@@ -30,7 +30,7 @@ class ImageScore:
         found: how many of those some box from the label's map is right about.
     """
 
-    correct: bool
+    correct: bool | None
     gt_iou: float
     top1_iou: float
     level: int
@@ -47,9 +47,9 @@ class Summary:
 
     Attributes:
         images: how many.
-        top1_cls: top-1 classification accuracy.
+        top1_cls: top-1 classification accuracy, over the images whose class the model has; None without such.
         gt_known_loc: share whose box from the label's map is right (GT-known localization).
-        top1_loc: share whose class is right *and* whose box from that class's map is right.
+        top1_loc: share whose class is right *and* whose box from that class's map is right; likewise.
         mean_iou: mean of the IoU of GT-known localization.
         levels: how often each level was chosen, by its threshold eta; empty for a fixed threshold.
         degenerate: how many masks were empty.
@@ -58,9 +58,9 @@ class Summary:
     """
 
     images: int
-    top1_cls: float
+    top1_cls: float | None
     gt_known_loc: float
-    top1_loc: float
+    top1_loc: float | None
     mean_iou: float
     levels: dict[str, int]
     degenerate: int
@@ -72,13 +72,13 @@ class Summary:
         rows = list(scores)
         if not rows:
             raise ValueError("no images to summarise")
-        count = len(rows)
+        count, known = len(rows), [row for row in rows if row.correct is not None]
         levels = Counter(row.level for row in rows if row.level >= 0)
         return Summary(
             images=count,
-            top1_cls=sum(row.correct for row in rows) / count,
+            top1_cls=sum(bool(row.correct) for row in known) / len(known) if known else None,
             gt_known_loc=sum(row.gt_iou >= RIGHT for row in rows) / count,
-            top1_loc=sum(row.correct and row.top1_iou >= RIGHT for row in rows) / count,
+            top1_loc=sum(bool(row.correct) and row.top1_iou >= RIGHT for row in known) / len(known) if known else None,
             mean_iou=sum(row.gt_iou for row in rows) / count,
             levels={f"{level / LEVELS:.2f}": levels[level] for level in sorted(levels)},
             degenerate=sum(row.degenerate for row in rows),

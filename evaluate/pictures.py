@@ -87,6 +87,7 @@ def edge_curve(localizer: Localizer, image: ImageResult) -> tuple[list[float], L
 
     adaptive = localizer.locator.with_rule(Rule(map="recombined" if localizer.rule.on_scores else localizer.rule.map))
     pixels = np.ascontiguousarray(resize(decode(image.path), *localizer.locator.size))[None]
-    [[record]] = localizer.network.locate(pixels, adaptive, Request([image.label], edge_means=True))
+    classes = None if image.label is None else [image.label]
+    [[record]] = localizer.network.locate(pixels, adaptive, Request(classes, edge_means=True))
     found = localizer.one(image.path, image.label, heatmap=True)
     return list(record.edge_means or [math.nan] * 21), found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from wgap._native import LEVELS
 from wgap.bundle import Bundle
 from wgap.datasets import Dataset
-from wgap.datasets.dataset import composed
+from wgap.datasets.label_map import class_ids
 from wgap.errors import DataError
 from wgap.evaluate.batches import Loaded, batches
 from wgap.evaluate.metrics import ImageScore, Summary
@@ -34,12 +34,13 @@ class ImageResult:
 
     Attributes:
         path: the image file.
-        label: class id of the truth.
+        label: class id of the truth, of several the most probable one; None where the model has no such class.
         predicted: top-1 class id.
         score: its softmax probability.
         size: original (H, W) in pixels.
         truth: boxes, half-open, original pixels.
-        box: box of the label's map under the first rule, half-open, original pixels.
+        box: box of the label's map under the first rule, of the top-1 class's without a label; half-open, original
+            pixels.
         scores: one per rule, in order.
         level_ious: per map, the IoU at each threshold l / 20, l = 0..19, of the label's map; of ``foreground`` at 20
             levels evenly spaced over the scores' own range. Uses the true box.
@@ -47,7 +48,7 @@ class ImageResult:
     """
 
     path: Path
-    label: int
+    label: int | None
     predicted: int
     score: float
     size: tuple[int, int]
@@ -95,6 +96,7 @@ class Evaluation:
         centred = [image.centred_iou for image in self.images]
         report = {
             **vars(self.summary()),
+            "labelled": sum(image.label is not None for image in self.images),
             "map": rule.map,
             "threshold": str(rule),
             "oracle": {**self.oracle(_swept(rule)), "uses_ground_truth": True},
@@ -143,40 +145,45 @@ def evaluate_localizer(
     """Score a localizer on a labelled set whose boxes are known.
 
     Features are computed once per image; every rule, and every fixed threshold l / 20, is applied to them. GT-known
-    localization draws the box from the *label's* map, Top-1 localization from the *predicted* class's map.
+    localization draws the box from the *label's* map, Top-1 localization from the *predicted* class's map. Where the
+    model does not know an image's class, GT-known localization draws it from the predicted class's, too, and the image
+    counts for no figure of classes.
 
     Args:
         localizer: network, kernel, rule and boxes per class; each is used where it is, on the CPU or on a GPU.
-        dataset: one split; its class names must be the bundle's, in any order.
+        dataset: one split; its class names are the bundle's, in any order, or it has a label map, or none of them is
+            the bundle's.
         further: rules to measure besides the localizer's own.
         batch_size: images per forward pass.
         max_bad: how many unreadable images to skip, by name, before giving up.
         progress: wraps the sequence of batches, for a progress bar.
 
     Raises:
-        DataError: if class names differ, the set has no boxes, or more than ``max_bad`` images are unreadable.
+        DataError: if class names differ in part, the set has no boxes, or more than ``max_bad`` images are unreadable.
         FeatureError: the network's output for an image is not finite.
     """
     rules = (localizer.rule, *further)
-    labels = class_ids(localizer.bundle, dataset)
+    ids = class_ids(localizer.classes, dataset)
     skipped: list[tuple[str, str]] = []
     images: list[ImageResult] = []
     for batch in batches(
-        dataset.samples, labels, dataset.boxes(), localizer.locator.size, batch_size, max_bad, skipped, progress
-    ):
+        dataset.samples, range(len(ids)), dataset.boxes(), localizer.locator.size, batch_size, max_bad, skipped,
+        progress,
+    ):  # fmt: skip
         if batch.pixels is not None:
-            images += _score_batch(localizer, rules, batch.images, batch.pixels)
+            known = [ids[image.label] for image in batch.images]
+            images += _score_batch(localizer, rules, batch.images, known, batch.pixels)
     if not images:
         raise DataError(f"{dataset.root}: no image of split {dataset.split!r} could be read")
     return Evaluation(rules, tuple(images), tuple(skipped), localizer.max_boxes)
 
 
 def _score_batch(
-    localizer: Localizer, rules: Sequence[Rule], readable: Sequence[Loaded[list[Box]]], pixels: Any
-) -> Iterator[ImageResult]:
-    size, known = localizer.locator.size, [image.label for image in readable]
-    wanted = [(rule, classes) for rule in rules for classes in (known, None)]
-    found: list[list[BoxRecord]] = [[] for _ in wanted]
+    localizer: Localizer, rules: Sequence[Rule], readable: Sequence[Loaded[list[Box]]],
+    candidates: Sequence[tuple[int, ...]], pixels: Any,
+) -> Iterator[ImageResult]:  # fmt: skip
+    size, labels = localizer.locator.size, []
+    found: list[tuple[list[BoxRecord], list[BoxRecord]]] = [([], []) for _ in rules]
     kinds = dict.fromkeys(map(_swept, rules))
     swept: dict[str, list[list[BoxRecord]]] = {kind: [[] for _ in range(LEVELS)] for kind in kinds}
 
@@ -186,25 +193,30 @@ def _score_batch(
     names = sorted({name for rule in rules for name in rule.outputs})
     for rows, part in localizer.network.parts(pixels):
         with localizer.network.forward(part, outputs=names) as given:
-            outputs = {**given, "picture": part}
-            for records, (rule, classes) in zip(found, wanted, strict=True):
-                records.extend(locate(outputs, rule, Request(classes, max_boxes=localizer.max_boxes).rows(rows)))
+            outputs, logits = {**given, "picture": part}, to_host(given["logits"])
+            own = [
+                max(ids, key=row.__getitem__, default=None) for ids, row in zip(candidates[rows], logits, strict=True)
+            ]
+            asked = [int(row.argmax()) if label is None else label for label, row in zip(own, logits, strict=True)]
+            for both, rule in zip(found, rules, strict=True):
+                for records, classes in zip(both, (asked, None), strict=True):
+                    records.extend(locate(outputs, rule, Request(classes, max_boxes=localizer.max_boxes)))
             for kind, levels in swept.items():
                 for records, (cut, rule) in zip(levels, _levels(kind, outputs), strict=True):
-                    records.extend(locate(cut, rule, Request(known).rows(rows)))
-    by_rule = list(zip(found[0::2], found[1::2], strict=True))
+                    records.extend(locate(cut, rule, Request(asked)))
+            labels += own
     for i, image in enumerate(readable):
         truths = [scaled(box, image.size, size) for box in image.truth]
-        predicted = by_rule[0][1][i]
+        predicted = found[0][1][i]
         yield ImageResult(
             path=image.path,
-            label=image.label,
+            label=labels[i],
             predicted=predicted.class_id,
             score=predicted.score,
             size=image.size,
             truth=image.truth,
-            box=scaled(by_rule[0][0][i].box, size, image.size),
-            scores=tuple(_score(image.label, gt[i], top1[i], truths, size) for gt, top1 in by_rule),
+            box=scaled(found[0][0][i].box, size, image.size),
+            scores=tuple(_score(labels[i], gt[i], top1[i], truths, size) for gt, top1 in found),
             level_ious={
                 kind: tuple(best_iou(records[i].box, truths, size) for records in cuts) for kind, cuts in swept.items()
             },
@@ -226,9 +238,9 @@ def _levels(kind: str, outputs: Outputs) -> Iterator[tuple[Outputs, Rule]]:
         yield {**outputs, "foreground": scores - (low + np.float32(level / LEVELS) * (high - low))}, Rule("foreground")
 
 
-def _score(label: int, gt: BoxRecord, top1: BoxRecord, truths: list[Box], size: tuple[int, int]) -> ImageScore:
+def _score(label: int | None, gt: BoxRecord, top1: BoxRecord, truths: list[Box], size: tuple[int, int]) -> ImageScore:
     return ImageScore(
-        correct=top1.class_id == label,
+        correct=None if label is None else top1.class_id == label,
         gt_iou=best_iou(gt.box, truths, size),
         top1_iou=best_iou(top1.box, truths, size),
         level=gt.level,
@@ -240,16 +252,20 @@ def _score(label: int, gt: BoxRecord, top1: BoxRecord, truths: list[Box], size: 
     )
 
 
-def class_ids(bundle: Bundle, dataset: Dataset) -> list[int]:
-    """Bundle class id of each of the dataset's labels, matched by name."""
-    ids = {composed(name): index for index, name in enumerate(bundle.manifest.model.classes)}
-    if unknown := [name for name in dataset.classes if name not in ids]:
-        raise DataError(
-            f"{dataset.root} has classes that {bundle.root} does not know: {', '.join(unknown[:5])}"
-            f"{' ...' if len(unknown) > 5 else ''}; the bundle's are {', '.join(list(ids)[:5])}"
-            f"{' ...' if len(ids) > 5 else ''}. Evaluate on the classes that it was trained on"
-        )
-    return [ids[name] for name in dataset.classes]
+def one_class_id(localizer: Localizer, dataset: Dataset) -> list[int]:
+    """The bundle's class id of each of the set's labels, for figures that are made by class.
+
+    Raises:
+        DataError: names differ, or the set's label map gives a class none or several of the model's.
+    """
+    ids = class_ids(localizer.classes, dataset)
+    for name, known in zip(dataset.classes, ids, strict=True):
+        if len(known) != 1:
+            raise DataError(
+                f"{dataset.root}: expected one class of the model's for {name!r}, got {len(known)}: these figures are "
+                "made by class. Say with --label-map which one, or use `wgap evaluate` without --protocol"
+            )
+    return [known for [known] in ids]
 
 
 def _share(ious: Sequence[float]) -> float:

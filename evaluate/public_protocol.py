@@ -16,7 +16,7 @@ from wgap.evaluate.batches import Loaded, Progress, batches
 from wgap.evaluate.box_accuracy import ALL, LARGEST, BoxAccuracy
 from wgap.evaluate.counts import Counts, Scored, StateFile
 from wgap.evaluate.pixel_precision import PixelPrecision, read_mask
-from wgap.evaluate.protocol import class_ids
+from wgap.evaluate.protocol import one_class_id
 from wgap.evaluate.score_maps import grid, normalised
 from wgap.runtime.cuda.arrays import to_host
 from wgap.runtime.locator import Request
@@ -206,7 +206,7 @@ def _count(
     """Count a split, from where its state left off; returns (path, reason) of unreadable images."""
     start, skipped = (0, []) if state is None else state.load(counts)
     saved = start
-    labels, size = class_ids(localizer.bundle, dataset), localizer.locator.size
+    labels, size = one_class_id(localizer, dataset), localizer.locator.size
     for batch in batches(dataset.samples, labels, truths, size, batch_size, max_bad, skipped, progress, start):
         if batch.pixels is not None:
             counts.add(list(_scored(localizer, batch.images, batch.pixels)))
@@ -241,7 +241,7 @@ def _scored(localizer: Localizer, images: Sequence[Loaded[Truth]], pixels: Any) 
 
 def _identity(localizer: Localizer, dataset: Dataset, protocol: Protocol, truths: Sequence[Truth]) -> dict[str, str]:
     """What counts depend on, by name."""
-    images = hashlib.sha256(json.dumps(dataset.classes).encode())
+    images = hashlib.sha256(json.dumps([dataset.classes, dataset.model_classes]).encode())
     for sample, truth in zip(dataset.samples, truths, strict=True):
         known = [path and path.name for path in (*truth.objects, truth.ignored)] if isinstance(truth, Masks) else truth
         name = str(sample.path).removeprefix(str(dataset.root))

@@ -73,7 +73,7 @@ def _record(image: ImageResult, classes: tuple[str, ...]) -> dict[str, Any]:
     score = image.scores[0]
     return {
         "image": str(image.path),
-        "label": classes[image.label],
+        "label": None if image.label is None else classes[image.label],
         "predicted": classes[image.predicted],
         "score": image.score,
         "box": list(image.box),

@@ -87,8 +87,8 @@ def reliability(rows: Sequence[Row], network: int, rule: int) -> dict[str, Any]:
             continue
         score = sum(row.scores[network] for row in part) / len(part)
         known = [row.found[network][rule].score for row in part]
-        right = sum(one.correct for one in known) / len(part)
-        both = sum(one.correct and one.top1_iou >= RIGHT for one in known) / len(part)
+        right = sum(bool(one.correct) for one in known) / len(part)
+        both = sum(bool(one.correct) and one.top1_iou >= RIGHT for one in known) / len(part)
         table.append({"images": len(part), "score": score, "class": right, "box": both})
         distance += abs(right - score) * len(part)
     return {"parts": table, "ece": distance / len(rows)}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wgap.evaluate.batches import Loaded, Progress, batches
 from wgap.evaluate.box_accuracy import ERRORS, judged
 from wgap.evaluate.metrics import ImageScore
-from wgap.evaluate.protocol import class_ids
+from wgap.evaluate.protocol import one_class_id
 from wgap.evaluate.score_maps import ContourBoxes
 from wgap.geometry import RIGHT, Box, best_iou, clipped, scaled
 from wgap.rule import Rule
@@ -149,7 +149,7 @@ def observe(
         FeatureError: a network's output for an image is not finite.
     """
     first, size = networks[0], networks[0].locator.size
-    labels, grid = class_ids(first.bundle, dataset), wanted_grid(first)
+    labels, grid = one_class_id(first, dataset), wanted_grid(first)
     for batch in batches(dataset.samples, labels, dataset.boxes(), size, batch_size, max_bad, skipped, progress):
         if batch.pixels is None:
             continue

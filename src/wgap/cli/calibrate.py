@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, MaxBad, chosen, note, show_progress, warn, with_rule
+from wgap.cli.options import BundleFolder, LabelMap, MaxBad, chosen, note, show_progress, warn, with_rule
 from wgap.plain import to_plain
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def calibrate(
     ] = None,
     backend: Gate = "onnxruntime",
     max_bad: MaxBad = 0,
+    label_map: LabelMap = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --report if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
@@ -71,7 +72,7 @@ def calibrate(
         opened, images, precision, method=method, count=count, split=split, keep_float=keep_float or (), auto=auto,
         gate=gate_images, gate_count=gate_count, gate_split=gate_split, limits=Limits(max_drop, min_iou, min_agreement),
         rule=chosen(opened, ctx.params), report=report, force=force, cache_dir=cache_dir, max_bad=max_bad,
-        backend=backend, progress=show_progress(), note=note,
+        label_map=label_map, backend=backend, progress=show_progress(), note=note,
     )  # fmt: skip
     _finish(done, as_json)
 
@@ -89,6 +90,7 @@ def gate(
     min_agreement: Annotated[float, typer.Option(help="Smallest share of equal top-1 classes.")] = 0.98,
     backend: Gate = "onnxruntime",
     max_bad: MaxBad = 0,
+    label_map: LabelMap = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
     """Judge a lower-precision model of BUNDLE anew and enter the verdict; exit code 3 if it is refused."""
@@ -99,7 +101,8 @@ def gate(
     opened = Bundle.open(bundle)
     done = gate_bundle(
         opened, images, precision, count=count, split=split, limits=Limits(max_drop, min_iou, min_agreement),
-        rule=chosen(opened, ctx.params), max_bad=max_bad, backend=backend, progress=show_progress(),
+        rule=chosen(opened, ctx.params), max_bad=max_bad, label_map=label_map, backend=backend,
+        progress=show_progress(),
     )  # fmt: skip
     _finish(done, as_json)
 

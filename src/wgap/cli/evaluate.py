@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgap.cli.options import BundleFolder, MaxBoxes, note, open_localizer, show_progress, with_network, with_rule
+from wgap.cli.options import (
+    BundleFolder,
+    LabelMap,
+    MaxBoxes,
+    note,
+    open_localizer,
+    show_progress,
+    with_network,
+    with_rule,
+)
 from wgap.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,6 +33,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Labelled image set with boxes; docs/datasets.md shows the layouts.")],
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     layout: Annotated[str, typer.Option(help="auto, cub, ilsvrc, wsolevaluation or folder.")] = "auto",
+    label_map: LabelMap = None,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Also every map with fixed and adaptive thresholds; foreground rules.")
     ] = False,
@@ -50,7 +60,7 @@ def evaluate(
 ) -> None:
     """Score BUNDLE on DATA: Top-1 classification, GT-known and Top-1 localization (IoU >= 0.5), or a --protocol."""
     from wgap.atomic import require_new
-    from wgap.datasets import open_dataset
+    from wgap.datasets import open_dataset, with_label_map
     from wgap.evaluate.protocol import ablation_rules, evaluate_localizer
     from wgap.evaluate.report import write_report
     from wgap.extras import require
@@ -68,12 +78,18 @@ def evaluate(
     bar = show_progress(transient=False)
     localizer = open_localizer(ctx.params)
     report = evaluate_localizer(
-        localizer, open_dataset(data, split=split, layout=layout),
+        localizer, with_label_map(open_dataset(data, split=split, layout=layout), label_map),
         ablation_rules(localizer.bundle) if ablation else (),
         batch_size=batch_size, max_bad=max_bad, progress=lambda batches: bar(batches, "evaluating"),
     )  # fmt: skip
     for path, reason in report.skipped:
         note(f"skipped {path}: {reason}")
+    if nameless := sum(image.label is None for image in report.images):
+        note(
+            f"{nameless} of {len(report.images)} images are of classes that the model does not have: their GT-known "
+            "box is that of its top-1 class, and they count for no figure of classes. --label-map FILE says what the "
+            "model calls them"
+        )
     if out is not None:
         write_report(out, report, localizer, plot or ("random",), force)
     if as_json:
@@ -85,7 +101,7 @@ def evaluate(
 def _public(options: Mapping[str, Any]) -> None:
     """A protocol of the field."""
     from wgap.atomic import require_new
-    from wgap.datasets import open_dataset
+    from wgap.datasets import open_dataset, with_label_map
     from wgap.evaluate.public_protocol import Protocol, evaluate_protocol, remove_state
     from wgap.evaluate.report import write_protocol_report
 
@@ -99,8 +115,8 @@ def _public(options: Mapping[str, Any]) -> None:
         require_new(out, options["force"])
         state = out.absolute().with_name(f"{out.absolute().name}.state")
     data, layout, tune = options["data"], options["layout"], options["tune"]
-    split = open_dataset(data, options["split"], layout)
-    tuning = None if tune is None else open_dataset(data, tune, layout)
+    split = with_label_map(open_dataset(data, options["split"], layout), options["label_map"])
+    tuning = None if tune is None else with_label_map(open_dataset(data, tune, layout), options["label_map"])
     bar = show_progress(transient=False)
     report = evaluate_protocol(
         open_localizer(options), split, protocol, tuning, batch_size=options["batch_size"], max_bad=options["max_bad"],
@@ -168,7 +184,10 @@ def _print(report: Evaluation) -> None:
         "map", "threshold", "top1_cls", "gt_known_loc", "top1_loc", "mean_iou", title=f"{data['images']} images"
     )
     for row in [data, *data.get("ablation", [])]:
-        figures = (f"{row[key]:.3f}" for key in ("top1_cls", "gt_known_loc", "top1_loc", "mean_iou"))
+        figures = (
+            "-" if row[key] is None else f"{row[key]:.3f}"
+            for key in ("top1_cls", "gt_known_loc", "top1_loc", "mean_iou")
+        )
         table.add_row(row["map"], row["threshold"], *figures)
     for key, name in (("centred_box", "centred box"), ("oracle", "oracle (uses the true box)")):
         known, mean = (f"{data[key][figure]:.3f}" for figure in ("gt_known_loc", "mean_iou"))

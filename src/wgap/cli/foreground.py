@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, MaxBad, note, show_progress
+from wgap.cli.options import BundleFolder, LabelMap, MaxBad, note, show_progress
 from wgap.plain import to_plain
 
 
@@ -28,6 +28,7 @@ def foreground(
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Folder for pictures and report.json.")] = None,
     max_bad: MaxBad = 0,
+    label_map: LabelMap = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --report if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest entry as JSON.")] = False,
 ) -> None:
@@ -39,8 +40,8 @@ def foreground(
 
     made = foreground_bundle(
         Bundle.open(bundle), images, split=split, count=count, rule=Rule.parse(rule, map_),
-        sum_of_channels=sum_of_channels, report=report, force=force, max_bad=max_bad, progress=show_progress(),
-        note=note,
+        sum_of_channels=sum_of_channels, report=report, force=force, max_bad=max_bad, label_map=label_map,
+        progress=show_progress(), note=note,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({"bundle": str(made.bundle.root), **to_plain(made.entry)}))

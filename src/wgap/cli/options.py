@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from wgap.runtime.localizer import Localizer
 
 __all__ = [
-    "BundleFolder", "MaxBad", "MaxBoxes", "changed_network_options", "chosen", "device_of", "note", "open_localizer",
-    "rule_text", "say", "show_progress", "warn", "with_network", "with_rule",
+    "BundleFolder", "LabelMap", "MaxBad", "MaxBoxes", "changed_network_options", "chosen", "device_of", "note",
+    "open_localizer", "rule_text", "say", "show_progress", "warn", "with_network", "with_rule",
 ]  # fmt: skip
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
+LabelMap = Annotated[
+    Path | None,
+    typer.Option(help="JSON file of a labelled set's classes, each with the model's, where they are called otherwise."),
+]
 MaxBad = Annotated[
     int, typer.Option(min=0, help="Images that cannot be read: at most so many are left out, with a warning.")
 ]

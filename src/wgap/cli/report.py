@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wgap.cli.options import BundleFolder, note, open_localizer, show_progress, with_network, with_rule
+from wgap.cli.options import BundleFolder, LabelMap, note, open_localizer, show_progress, with_network, with_rule
 
 
 @with_network
@@ -20,6 +20,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The page, one HTML file.")],
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     layout: Annotated[str, typer.Option(help="auto, cub, ilsvrc, wsolevaluation or folder.")] = "auto",
+    label_map: LabelMap = None,
     against: Annotated[
         str | None,
         typer.Option(help="Precision whose boxes are compared, or none; default: int8 where the bundle has it."),
@@ -33,7 +34,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Write BUNDLE on DATA as one HTML page that needs no network: pictures, boxes, tables, histograms, a slider."""
-    from wgap.datasets import open_dataset
+    from wgap.datasets import open_dataset, with_label_map
     from wgap.evaluate.page.html import require_new_page, write_page
     from wgap.evaluate.page.report import against_precision, report_page
 
@@ -42,8 +43,9 @@ def report(
     other = against_precision(localizer.bundle, against, localizer.network.precision, note)
     compared = None if other is None else open_localizer({**ctx.params, "precision": other, "ungated": True})
     bar = show_progress(transient=False)
+    dataset = with_label_map(open_dataset(data, split=split, layout=layout), label_map)
     page, figures = report_page(
-        localizer, open_dataset(data, split=split, layout=layout), compared, pictures=pictures, budget=budget,
+        localizer, dataset, compared, pictures=pictures, budget=budget,
         iterations=iterations, batch_size=batch_size, max_bad=max_bad, progress=lambda batches: bar(batches, "looking"),
     )  # fmt: skip
     for skipped in figures["skipped"]:

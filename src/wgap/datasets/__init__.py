@@ -12,10 +12,11 @@ from pathlib import Path
 
 from wgap.datasets import cub, folder, ilsvrc, wsolevaluation
 from wgap.datasets.dataset import Dataset, Sample
+from wgap.datasets.label_map import with_label_map
 from wgap.errors import DataError
 from wgap.images import tell_left_out
 
-__all__ = ["LAYOUTS", "SPLITS", "Dataset", "Sample", "layout_of", "open_dataset"]
+__all__ = ["LAYOUTS", "SPLITS", "Dataset", "Sample", "layout_of", "open_dataset", "with_label_map"]
 
 _READERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str], Dataset]]] = {
     "cub": (cub.recognises, cub.open_split),

@@ -55,6 +55,7 @@ class Dataset:
         left_out: what the searched folders hold and the split does not, and why; layouts that list their images have
             none.
         read_masks: opens the list of masks; None where the layout has none.
+        model_classes: by class, what a model calls it, by name or number, of a label map; None without one.
     """
 
     root: Path
@@ -67,6 +68,7 @@ class Dataset:
     read_masks: Callable[[Sequence[Sample], Path | None], list[Masks]] | None = field(
         default=None, repr=False, compare=False
     )
+    model_classes: tuple[tuple[str | int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
