@@ -89,7 +89,7 @@ def _fabric(config: TrainConfig) -> Fabric:
         accelerator="cuda" if cuda else "cpu",
         devices=local,
         num_nodes=max(1, world // local),
-        # Buffers are averaged after each epoch: broadcast at each pass, they would tie the ranks' validation together.
+        # Running statistics are averaged after each epoch; broadcast at each pass, they would be rank 0's alone.
         strategy=DDPStrategy(broadcast_buffers=False) if max(world, local) > 1 else "auto",
         precision=precision,
     )
