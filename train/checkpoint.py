@@ -47,7 +47,7 @@ class _Arch:
     pooling: Pooling
     width: float
     input_size: int
-    backbone: str = "vgg16"  # which older checkpoints do not say
+    backbone: str = "vgg16"  # which its checkpoints do not say
 
     def __post_init__(self) -> None:
         try:

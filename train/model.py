@@ -130,10 +130,11 @@ class WgapNetwork(nn.Module):
         return [self.get_submodule(name) for name in self.backbone.layers]
 
     def arch(self) -> dict[str, Any]:
-        """The arguments that rebuild this network, ready for JSON."""
+        """The arguments that rebuild this network, ready for JSON. VGG16 goes without saying, as it always did."""
+        named = {} if self.backbone.name == VGG16.name else {"backbone": self.backbone.name}
         return {
             "num_classes": self.num_classes,
-            "backbone": self.backbone.name,
+            **named,
             "stride": self.stride,
             "neck": self.neck_kind,
             "pooling": self.pooling,

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from wgap import Localizer
 from wgap.bundle import Bundle
+from wgap.calibrate.candidate import calibrate, prepare
 from wgap.calibrate.foreground import foreground_bundle
+from wgap.calibrate.images import image_set
 from wgap.cli import app
 from wgap.errors import BundleError
 from wgap.export.check import check_localizer, model_from_bundle
@@ -154,3 +156,12 @@ def test_foreground_finds_the_stage_of_twice_the_resolution_and_every_verb_goes_
     x0, y0, x1, y1 = json.loads(result.stdout)["box"]
     assert 0 <= x0 < x1 <= 64
     assert 0 <= y0 < y1 <= 64
+
+
+def test_every_convolution_runs_in_int8(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(trained)
+    with prepare(bundle, image_set(bundle, pictures, split="train", count=16)) as source:
+        made = calibrate(source, "int8", tmp_path / "int8.onnx")
+    assert made.record.quantisation is not None
+    attested = made.record.quantisation["attestation"]
+    assert (attested["ran_int8"], attested["ran_float"]) == (20, 0)
