@@ -165,7 +165,7 @@ def check_localizer(
 
 
 def model_from_bundle(bundle: Bundle) -> Any:
-    """The PyTorch network (``WgapVgg16``, evaluation mode, float32) rebuilt from a bundle's graph.
+    """The PyTorch network (evaluation mode, float32, batch normalisation folded) rebuilt from a bundle's graph.
 
     Raises:
         BundleError: if the graph's weights do not fit the architecture that the manifest names.
@@ -173,22 +173,25 @@ def model_from_bundle(bundle: Bundle) -> Any:
     import torch
 
     from wgap.export.onnx import state_from_onnx
-    from wgap.train.model import WgapVgg16
+    from wgap.train.backbone import BACKBONES, folded
+    from wgap.train.model import WgapNetwork
 
     info = bundle.manifest.model
-    if info.architecture.name != "vgg16":
+    name = info.architecture.name
+    if name not in BACKBONES:
         raise BundleError(
-            f"{bundle.root} holds a network called {info.architecture.name}; PyTorch's reference here is a vgg16. What "
-            "`wgap import` measured against the source is in the manifest's import record"
+            f"{bundle.root} holds a network called {name}; PyTorch's reference here is one of {', '.join(BACKBONES)}. "
+            "What `wgap import` measured against the source is in the manifest's import record"
         )
     path = bundle.path("onnx", "fp32")
-    state = {name: torch.from_numpy(array.copy()) for name, array in state_from_onnx(path).items()}
+    parameters = {**info.architecture.parameters, "backbone": name}
     try:
-        model = WgapVgg16(len(info.classes), input_size=info.input_size[0], **info.architecture.parameters)
-        model.load_state_dict(state)
+        model = folded(WgapNetwork(len(info.classes), input_size=info.input_size[0], **parameters))
+        layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+        model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in state_from_onnx(path, layers).items()})
     except (RuntimeError, TypeError, ValueError) as error:
         raise BundleError(f"{path} does not hold the network that the manifest describes: {error}") from error
-    return model.eval()
+    return model
 
 
 def _expected(model: Any, x: Any, head: dict[str, Any] | None) -> dict[str, Any]:
@@ -198,11 +201,16 @@ def _expected(model: Any, x: Any, head: dict[str, Any] | None) -> dict[str, Any]
     from wgap.train.reference import foreground_scores
 
     fine, (_, height, width) = None, model.feature_shape
-    for layer in model.features:
-        x = layer(x)
-        if isinstance(layer, torch.nn.ReLU) and x.shape[2:] == (2 * height, 2 * width):
-            fine = x
-    logits, features = model.head(x)
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        nonlocal fine
+        if output.shape[2:] == (2 * height, 2 * width):
+            fine = output
+
+    hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, torch.nn.ReLU)]
+    logits, features = model(x)
+    for hook in hooks:
+        hook.remove()
     found = {"logits": logits, "features": features}
     if head is not None:
         scores = foreground_scores(features[0], fine[0] if fine is not None and "B.weight" in head else None, head)

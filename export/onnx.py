@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def bundle_from_checkpoint(
         classes: text file with one class name per line, in the order of the classifier's rows. Needed where the
             checkpoint does not carry the names.
         preprocessing: ``torchvision-rgb`` or ``caffe-bgr``. Needed where the checkpoint does not carry it.
-        stride: 16 or 8, for a bare state dict, whose shapes do not tell; 16 if None.
+        stride: 16, 8, or 32 of a ResNet, for a bare state dict, whose shapes do not tell; 16 if None.
         pooling: ``wgap`` or ``gap``, likewise; ``wgap`` if None.
         input_size: side of the square network input in pixels; the checkpoint's own, else 224.
         rule: the bundle's own; ``Rule()``, the paper's, if None.
@@ -126,17 +127,19 @@ def write_onnx(loaded: LoadedModel, path: Path) -> None:
     """Write the deployed graph: ``image`` uint8 [N, H, W, 3] RGB in, ``logits`` and ``features`` float32 out, N free.
 
     Channel order, scale, mean and standard deviation are nodes of the graph, so that no caller can get them wrong.
+    Convolutions do the work of the batch normalisation behind them.
     The file is checked by onnx's checker with shape inference.
     """
     import onnx
     import torch
 
+    from wgap.train.backbone import folded
     from wgap.train.views import normalise
 
     class Deployed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = loaded.model
+            self.network = folded(loaded.model)
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits, features = self.network(normalise(image, steps))
@@ -194,8 +197,13 @@ def model_from_module(module: Any, example: Any, image: str, outputs: list[str] 
     return proto
 
 
-def state_from_onnx(path: Path) -> dict[str, NDArray[Any]]:
-    """The network's weights out of a bundle's graph: parameter name to array, as ``WgapVgg16`` names them."""
+def state_from_onnx(path: Path, layers: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The network's weights out of a bundle's graph: parameter name to array.
+
+    Args:
+        path: of the graph.
+        layers: names of the network's convolutions in the order in which they run; ``WgapVgg16``'s if None.
+    """
     require("exporting", "onnx")
     import numpy
     import onnx
@@ -206,7 +214,7 @@ def state_from_onnx(path: Path) -> dict[str, NDArray[Any]]:
     graph = onnx.load(str(path)).graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     # By position, not by name: exporters merge equal tensors, such as biases that are all zero.
-    layers = [*(f"features.{number}" for number in CONVOLUTIONS), "neck", "classifier"]
+    layers = layers or [*(f"features.{number}" for number in CONVOLUTIONS), "neck"]
     convolutions = [node for node in graph.node if node.op_type == "Conv" and not node.name.startswith(HEAD)]
     head = [node for node in graph.node if node.op_type == "Gemm"]
     names = [*layers[: len(convolutions)], "classifier"]
@@ -337,7 +345,9 @@ def _model_info(loaded: LoadedModel) -> ModelInfo:
         "width": model.width, "stride": model.stride, "neck": model.neck_kind, "pooling": model.pooling,
     }  # fmt: skip
     side = model.input_size
-    return ModelInfo.of(Architecture("vgg16", parameters), loaded.classes, (side, side), model.feature_shape)
+    return ModelInfo.of(
+        Architecture(model.backbone.name, parameters), loaded.classes, (side, side), model.feature_shape
+    )
 
 
 def _tools() -> dict[str, str]:

@@ -24,15 +24,22 @@ from wgap.atomic import atomic_file
 from wgap.errors import CheckpointError
 from wgap.plain import PlainError, from_plain, read_json, require_distinct
 from wgap.preprocessing import preprocessing as preprocessing_named
-from wgap.train.model import Neck, Pooling, WgapVgg16, arch_from_state, check_arch
+from wgap.train.backbone import backbone_from_state
+from wgap.train.model import Neck, Pooling, WgapNetwork, arch_from_state, check_arch
 
 METADATA_KEY = "wgap"
 FORMAT = 1
 
+_CLASSIFIERS = ("classifier.", "fc.")
+"""What the names of a classifier begin with, here and in torchvision's files."""
+
+_COUNTER = ".num_batches_tracked"
+"""Of a BatchNorm; nothing is computed from it, and older files of torchvision have none."""
+
 
 @dataclass(frozen=True)
 class _Arch:
-    """The arguments of :class:`wgap.train.model.WgapVgg16`."""
+    """The arguments of :class:`wgap.train.model.WgapNetwork`."""
 
     num_classes: int
     stride: int
@@ -40,10 +47,11 @@ class _Arch:
     pooling: Pooling
     width: float
     input_size: int
+    backbone: str = "vgg16"  # which its checkpoints do not say
 
     def __post_init__(self) -> None:
         try:
-            check_arch(self.stride, self.neck, self.pooling, self.width, self.input_size)
+            check_arch(self.backbone, self.stride, self.neck, self.pooling, self.width, self.input_size)
         except ValueError as error:
             raise PlainError(f"arch: {error}") from error
 
@@ -80,7 +88,7 @@ class LoadedModel:
         metadata: the file's ``wgap`` metadata; empty for a bare state dict.
     """
 
-    model: WgapVgg16
+    model: WgapNetwork
     classes: list[str]
     preprocessing: str
     input_size: int
@@ -91,8 +99,8 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a ``.safetensors`` or ``.pth``/``.pt`` file of tensors.
 
     Returns:
-        The state dict with floating point tensors as float32 (float16 and bfloat16 storage included), and the ``wgap``
-        metadata (empty if the file has none).
+        The state dict with floating point tensors as float32 (float16 and bfloat16 storage included) and without
+        BatchNorm's counters, and the ``wgap`` metadata (empty if the file has none).
 
     Raises:
         CheckpointError: the file is missing, cut short, of another kind, or a pickle of anything but tensors.
@@ -108,6 +116,7 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: expected a file that ends in .safetensors, .pth or .pt")
     if odd := next((name for name in state if not name.isprintable()), None):
         raise CheckpointError(f"{path}: expected names of printable text for its tensors, got {odd!a}")
+    state = {k: v for k, v in state.items() if not k.endswith(_COUNTER)}
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, metadata
 
 
@@ -169,35 +178,36 @@ def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return lines
 
 
-def initialise(model: WgapVgg16, path: Path | str) -> dict[str, Any]:
-    """Load pretrained convolutions into ``model``; its classifier stays as it was initialised.
+def initialise(model: WgapNetwork, path: Path | str) -> dict[str, Any]:
+    """Load a pretrained backbone into ``model``; its classifier stays as it was initialised.
 
-    torchvision's VGG16 files and this package's checkpoints both serve. Their classifier is left out, and so is a neck
-    that ``model`` does not have; a neck that both have is loaded.
+    torchvision's files and this package's checkpoints both serve. Their classifier is left out, and so is a neck that
+    ``model`` does not have; a neck that both have is loaded.
 
     Returns:
         The file's ``wgap`` metadata (empty if it has none).
 
     Raises:
-        CheckpointError: listing every missing or unexpected key and every shape that differs.
+        CheckpointError: the file is of another backbone, or keys or shapes differ, each listed.
     """
     state, metadata = read_weights(path)
+    name = model.backbone.name
+    if (found := backbone_from_state({k: tuple(v.shape) for k, v in state.items()})) and found[0].name != name:
+        raise CheckpointError(f"{path} holds a {found[0].name}, expected a {name}; give --backbone {found[0].name}")
     has_neck = "neck.weight" in state and model.neck is not None
-    expected = {
-        k: v for k, v in model.state_dict().items() if k.startswith("features.") or (has_neck and k.startswith("neck."))
-    }
-    wanted = {
-        k: v for k, v in state.items() if not k.startswith("classifier.") and (has_neck or not k.startswith("neck."))
-    }
+    left_out = _CLASSIFIERS if has_neck else (*_CLASSIFIERS, "neck.")
+    expected, wanted = (
+        {k: v for k, v in tensors.items() if not k.startswith(left_out)} for tensors in (_weights(model), state)
+    )
     if wrong := differences(wanted, expected):
         raise CheckpointError(
-            _listing(f"{path} does not hold the convolutions of this network (width {model.width:g})", wrong)
+            _listing(f"{path} does not hold the convolutions of this network ({name}, width {model.width:g})", wrong)
         )
     model.load_state_dict(wanted, strict=False)
     return metadata
 
 
-def save(model: WgapVgg16, path: Path | str, *, classes: Sequence[str], preprocessing: str, **extra: Any) -> None:
+def save(model: WgapNetwork, path: Path | str, *, classes: Sequence[str], preprocessing: str, **extra: Any) -> None:
     """Write a checkpoint atomically.
 
     Args:
@@ -219,7 +229,7 @@ def save(model: WgapVgg16, path: Path | str, *, classes: Sequence[str], preproce
         "input_size": model.input_size,
         **extra,
     }
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in _weights(model).items()}
     with atomic_file(path) as temporary:
         save_file(state, temporary, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 
@@ -239,12 +249,12 @@ def load_model(
         path: ``.safetensors`` (or a ``.pth`` state dict).
         classes: K class names; needed where the file has no metadata, and never at odds with it.
         preprocessing: name from :mod:`wgap.preprocessing`; the same holds.
-        stride: 16 or 8. A bare state dict is taken for 16 unless told otherwise.
+        stride: 16, 8, or 32 of a ResNet. A bare state dict is taken for 16 unless told otherwise.
         pooling: a bare state dict is taken for ``wgap`` unless told otherwise.
         input_size: side of the square input in pixels, 224 unless told otherwise.
 
     Raises:
-        CheckpointError: the file is not a whole WGAP-VGG16 (every differing key and shape is listed), facts are
+        CheckpointError: the file is not such a network as a whole (every differing key and shape is listed), facts are
             missing, or they contradict the file.
     """
     state, metadata = read_weights(path)
@@ -271,13 +281,13 @@ def load_model(
                 f"{' and '.join(options[k] for k in lacking)}"
             )
     with torch.device("meta"):  # no memory for what only the metadata says
-        expected = _model(arch, path).state_dict()
+        expected = _weights(_model(arch, path))
     if wrong := differences(state, expected):
         raise CheckpointError(_listing(f"{path} is not the network it looks like ({_describe(arch)})", wrong))
     if damaged := [k for k, v in state.items() if not (v.is_floating_point() and bool(v.isfinite().all()))]:
         raise CheckpointError(f"{path}: expected finite floating point weights, got others in {', '.join(damaged[:5])}")
     model = _model(arch, path)
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # which lacks the counters alone
     names = cast("list[str]", given["classes"])
     _check_classes(names, model.num_classes, path)
     return LoadedModel(
@@ -285,9 +295,14 @@ def load_model(
     )
 
 
-def _model(arch: dict[str, Any], path: Path | str) -> WgapVgg16:
+def _weights(model: WgapNetwork) -> dict[str, Tensor]:
+    """What a checkpoint holds: parameters and running statistics."""
+    return {k: v for k, v in model.state_dict().items() if not k.endswith(_COUNTER)}
+
+
+def _model(arch: dict[str, Any], path: Path | str) -> WgapNetwork:
     try:
-        return WgapVgg16(**arch)
+        return WgapNetwork(**arch)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path} describes a network that cannot be built: {error}") from error
 

@@ -10,11 +10,13 @@ from typing import Any, Literal, get_args
 
 from wgap.errors import CheckpointError
 from wgap.preprocessing import PREPROCESSING
-from wgap.train.model import BLOCK_ENDS, Neck, Pooling, check_arch
+from wgap.train.backbone import BACKBONES
+from wgap.train.model import Neck, Pooling, check_arch
 
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 Accelerator = Literal["auto", "cpu", "cuda"]
+Statistics = Literal["auto", "batch", "stored"]
 
 FREE_TO_CHANGE = frozenset(
     {"out", "data", "cache_dir", "workers", "max_bad", "resume", "force", "devices", "accelerator"}
@@ -30,12 +32,13 @@ class TrainConfig:
         data: dataset root; see :mod:`wgap.datasets` for the layouts.
         out: run folder; receives ``run.json``, ``metrics.jsonl``, ``last.pt`` and ``model.safetensors``.
         layout: dataset layout, or ``auto``.
-        init: ``.safetensors`` or ``.pth`` file with VGG16's convolutions; None trains from scratch.
+        backbone: name of one of :data:`wgap.train.backbone.BACKBONES`.
+        init: ``.safetensors`` or ``.pth`` file with the backbone's weights; None trains from scratch.
         preprocessing: name from :mod:`wgap.preprocessing`. None takes the one ``init`` carries (``torchvision-rgb``
             when training from scratch).
         pooling: ``wgap`` or ``gap``.
         neck: ``none`` or ``conv1024``.
-        stride: 16 or 8 input pixels per feature position.
+        stride: input pixels per feature position: 16, 8, or 32 of a ResNet.
         width: channel multiplier.
         input_size: side of the square input in pixels.
         epochs: passes over images x max(views, 1).
@@ -48,7 +51,9 @@ class TrainConfig:
         optimizer: ``sgd`` (momentum) or ``adamw``.
         momentum: of SGD.
         weight_decay: on every parameter.
-        freeze_through: ``block1`` ... ``block5``: that block and all before it stay as they are; None trains all.
+        freeze_through: name of one of the backbone's stages: it and all before it stay as they are; None trains all.
+        batch_norm: what normalises in the trained stages: each ``batch``'s statistics, or the ``stored`` ones of the
+            initial weights. ``auto``: ``stored`` beside ``init``, else ``batch``. Frozen stages keep the stored ones.
         views: fixed augmentations per image; 0 draws a fresh one each epoch.
         cache: keep the frozen part's outputs on disk; needs ``freeze_through`` and ``views``.
         cache_dir: where; None means ``out/frozen``.
@@ -68,6 +73,7 @@ class TrainConfig:
     data: Path
     out: Path
     layout: str = "auto"
+    backbone: str = "vgg16"
     init: Path | None = None
     preprocessing: str | None = None
     pooling: Pooling = "wgap"
@@ -86,6 +92,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     freeze_through: str | None = None
+    batch_norm: Statistics = "auto"
     views: int = 0
     cache: bool = True
     cache_dir: Path | None = None
@@ -111,7 +118,7 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        check_arch(self.stride, self.neck, self.pooling, self.width, self.input_size)
+        check_arch(self.backbone, self.stride, self.neck, self.pooling, self.width, self.input_size)
         for name in ("lr", "new_layer_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
@@ -124,15 +131,25 @@ class TrainConfig:
             raise ValueError(
                 f"weight_decay {self.weight_decay}, momentum {self.momentum}; expected >= 0 and a number in [0, 1)"
             )
-        for name, choices in (("optimizer", Optimizer), ("precision", Precision), ("accelerator", Accelerator)):
+        for name, choices in (
+            ("optimizer", Optimizer),
+            ("precision", Precision),
+            ("accelerator", Accelerator),
+            ("batch_norm", Statistics),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
         if self.preprocessing is not None and self.preprocessing not in PREPROCESSING:
             raise ValueError(f"preprocessing is {self.preprocessing!r}; expected one of {', '.join(PREPROCESSING)}")
-        if self.freeze_through is not None and self.freeze_through not in BLOCK_ENDS:
-            raise ValueError(f"freeze_through is {self.freeze_through!r}; expected one of {', '.join(BLOCK_ENDS)}")
+        stages = [stage.name for stage in BACKBONES[self.backbone].stages]
+        if self.freeze_through is not None and self.freeze_through not in stages:
+            raise ValueError(
+                f"freeze_through is {self.freeze_through!r}; expected one of {self.backbone}'s: {', '.join(stages)}"
+            )
         if self.freeze_through is not None and self.init is None:
             raise ValueError("freeze_through without initial weights would freeze random layers; give --init FILE")
+        if self.batch_norm == "stored" and self.init is None:
+            raise ValueError("batch_norm is 'stored', but without initial weights nothing is stored; give --init FILE")
         if self.caching and self.views == 0:
             raise ValueError(
                 "a frozen cache holds fixed augmentations, and views is 0: give --views N (6 is usual), or --no-cache "
@@ -145,6 +162,17 @@ class TrainConfig:
     def caching(self) -> bool:
         """Whether frozen outputs are kept on disk."""
         return self.cache and self.freeze_through is not None
+
+    @property
+    def frozen_layers(self) -> int:
+        """How many of the backbone's layers are frozen."""
+        ends = (s.end for s in BACKBONES[self.backbone].stages if s.name == self.freeze_through)
+        return next(ends, 0)
+
+    @property
+    def stored_statistics(self) -> bool:
+        """Whether trained stages normalise by the initial weights' statistics."""
+        return self.batch_norm == "stored" or (self.batch_norm == "auto" and self.init is not None)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, paths as text."""

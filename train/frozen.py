@@ -1,4 +1,4 @@
-"""The frozen blocks' outputs on disk, so that fine-tuning the rest pays for them once.
+"""The frozen stages' outputs on disk, so that fine-tuning the rest pays for them once.
 
 A cache folder is named by everything its contents depend on: the frozen weights, the images' bytes, the views and
 their seed, the input size, the preprocessing, the arithmetic. It appears under that name by one rename after it is
@@ -20,24 +20,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from wgap.atomic import atomic_dir
 from wgap.errors import DataError
 from wgap.preprocessing import Preprocessing
-from wgap.train.model import WgapVgg16
+from wgap.train.model import WgapNetwork
 from wgap.train.views import AUGMENTATION_VERSION, IGNORED, Draw, Item, Views, collate, normalise
 
 CACHE_FORMAT = 1
 
 CHUNK = 16
-"""Images per pass through the frozen blocks. Always this many (padded), since libraries choose kernels by batch size
+"""Images per pass through the frozen stages. Always this many (padded), since libraries choose kernels by batch size
 and another kernel may round differently; a cached run and an uncached one then agree to the bit."""
 
 
 @torch.no_grad()
-def frozen_outputs(model: WgapVgg16, x: Tensor, end: int) -> Tensor:
+def frozen_outputs(model: WgapNetwork, x: Tensor, end: int) -> Tensor:
     """float32[N, C, h, w] after layer ``end`` (exclusive) of normalised images float32[N, 3, H, W], in fixed chunks."""
     outputs = []
     for chunk in torch.split(x, CHUNK):
@@ -51,7 +51,7 @@ def frozen_outputs(model: WgapVgg16, x: Tensor, end: int) -> Tensor:
 class FrozenPart:
     """What computes frozen outputs: network, end of its frozen part, preprocessing, device and precision."""
 
-    model: WgapVgg16
+    model: WgapNetwork
     end: int
     preprocessing: Preprocessing
     device: torch.device
@@ -67,7 +67,7 @@ class FrozenPart:
 def cache_key(part: FrozenPart, views: Views, variants: Sequence[int]) -> str:
     """Hexadecimal name of the cache: a hash of everything its contents depend on."""
     weights = hashlib.sha256()
-    for name, value in part.model.features[: part.end].state_dict().items():
+    for name, value in nn.Sequential(*part.model.layers[: part.end]).state_dict().items():
         weights.update(f"{name} {tuple(value.shape)}".encode() + value.detach().cpu().numpy().tobytes())
     images = hashlib.sha256()
     for path in views.paths:

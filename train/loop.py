@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -24,7 +25,7 @@ from wgap.preprocessing import preprocessing as preprocessing_named
 from wgap.train import checkpoint
 from wgap.train.config import TrainConfig
 from wgap.train.frozen import FrozenPart, open_cache
-from wgap.train.model import BLOCK_ENDS, WgapVgg16
+from wgap.train.model import WgapNetwork
 from wgap.train.optim import optimizer_for, set_rates
 from wgap.train.progress import Reporter
 from wgap.train.run_folder import RunFolder
@@ -34,16 +35,16 @@ Metrics = dict[str, Any]
 
 
 class Tail(nn.Module):
-    """The trained part of a network: from layer ``start`` of its features to the logits. Shares its parameters."""
+    """The trained part of a network: from layer ``start`` of its backbone to the logits. Shares its parameters."""
 
-    def __init__(self, model: WgapVgg16, start: int) -> None:
+    def __init__(self, model: WgapNetwork, start: int) -> None:
         super().__init__()
         self.model, self.start = model, start
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits float[N, K] of the frozen part's outputs (of normalised images if ``start`` is 0)."""
         model = self.model
-        logits, _ = model.head(model.run_blocks(x, self.start, len(model.features)))
+        logits, _ = model.head(model.run_blocks(x, self.start, len(model.layers)))
         return logits
 
 
@@ -88,7 +89,8 @@ def _fabric(config: TrainConfig) -> Fabric:
         accelerator="cuda" if cuda else "cpu",
         devices=local,
         num_nodes=max(1, world // local),
-        strategy="ddp" if max(world, local) > 1 else "auto",
+        # Running statistics are averaged after each epoch; broadcast at each pass, they would be rank 0's alone.
+        strategy=DDPStrategy(broadcast_buffers=False) if max(world, local) > 1 else "auto",
         precision=precision,
     )
     fabric.launch()
@@ -112,15 +114,21 @@ class _Run:
         self.bad: dict[str, str] = {}
         self.cache_seconds = 0.0
         self.model, self.preprocessing = self._network()
-        self.start = BLOCK_ENDS[config.freeze_through] if config.freeze_through else 0
-        self.model.features[: self.start].requires_grad_(False)
+        self.start = config.frozen_layers
+        self.model.freeze(self.start, stored_statistics=config.stored_statistics)
+        if self.model.normalised_by_batch() and config.batch_size < 2 * fabric.world_size:
+            raise WgapError(
+                f"batch_size is {config.batch_size} over {fabric.world_size} processes: a batch's statistics need at "
+                "least two images each; raise --batch-size, or give --init FILE and leave --batch-norm at stored"
+            )
         self.fingerprint = _fingerprint(self.data, config)
 
-    def _network(self) -> tuple[WgapVgg16, str]:
+    def _network(self) -> tuple[WgapNetwork, str]:
         config = self.config
         torch.manual_seed(config.seed)
-        model = WgapVgg16(
+        model = WgapNetwork(
             len(self.data.classes),
+            backbone=config.backbone,
             stride=config.stride,
             neck=config.neck,
             pooling=config.pooling,
@@ -129,7 +137,7 @@ class _Run:
         )
         if config.init is None:
             model.compensate_pooling()
-            return model, config.preprocessing or "torchvision-rgb"
+            return model, config.preprocessing or model.backbone.preprocessing
         carried = checkpoint.initialise(model, config.init).get("preprocessing")
         if carried is None and config.preprocessing is None:
             raise CheckpointError(
@@ -193,6 +201,7 @@ class _Run:
             began = time.perf_counter()
             batches.epoch = epoch
             metrics = self._train_epoch(tail, optimizer, loader, epoch, len(batches))
+            self._share_statistics()
             seen = metrics.pop("seen")
             trained = time.perf_counter() - began
             metrics["val_acc"] = None if val_loader is None else self._accuracy(tail, val_loader)
@@ -225,9 +234,12 @@ class _Run:
         fabric = self.fabric
         totals = torch.zeros(3, dtype=torch.float64, device=fabric.device)  # loss, correct, images
         tail.train()
+        normalised = self.model.normalised_by_batch()
         for step, batch in enumerate(self.reporter.track(loader, f"epoch {epoch + 1}/{self.config.epochs}", steps)):
             set_rates(optimizer, epoch * steps + step, self.config.epochs * steps, self.config.warmup)
             inputs, labels = self._placed(batch, self.data)
+            if normalised:
+                inputs, labels = _without_blanks(inputs, labels, normalised)
             logits = tail(inputs).float()
             loss = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
             counted = self._sum((labels != IGNORED).sum())
@@ -334,6 +346,13 @@ class _Run:
                 self.bad.update(bad)
             self._check_bad()
 
+    def _share_statistics(self) -> None:
+        """Let every process go on with the mean of all processes' running statistics."""
+        if self.fabric.world_size > 1:
+            for norm in self.model.normalised_by_batch():
+                for value in (norm.running_mean, norm.running_var):
+                    cast(Tensor, value).copy_(self._sum(cast(Tensor, value)) / self.fabric.world_size)
+
     def _sum(self, value: Tensor) -> Tensor:
         return cast(Tensor, self.fabric.all_reduce(value, reduce_op="sum")) if self.fabric.world_size > 1 else value
 
@@ -355,6 +374,18 @@ class _Run:
             skipped=self.bad,
             versions={"wgap": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
+
+
+def _without_blanks(inputs: Tensor, labels: Tensor, normalised: list[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
+    """A batch without places that hold no image, which would count in its statistics.
+
+    Fewer than two images have none worth the name: for this batch the running ones normalise.
+    """
+    seen = labels != IGNORED
+    enough = int(seen.sum()) > 1
+    for norm in normalised:
+        norm.train(enough)
+    return (inputs[seen], labels[seen]) if enough else (inputs, labels)
 
 
 def _fingerprint(data: Dataset, config: TrainConfig) -> str:

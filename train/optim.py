@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from wgap.train.config import TrainConfig
-from wgap.train.model import WgapVgg16
+from wgap.train.model import WgapNetwork
 
 
-def parameter_groups(model: WgapVgg16, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: WgapNetwork, config: TrainConfig) -> list[dict[str, Any]]:
     """Optimizer groups of the parameters that require gradients; ``lr`` is each group's peak.
 
     Beside pretrained layers, new ones (neck, classifier) learn ``new_layer_rate`` times as fast. From scratch all
@@ -19,7 +19,7 @@ def parameter_groups(model: WgapVgg16, config: TrainConfig) -> list[dict[str, An
     rather than before: with W = (h*w) W' and gradient descent on W', W moves (h*w)^2 times as far under SGD, h*w times
     under AdamW, and decays as before.
     """
-    backbone = [p for p in model.features.parameters() if p.requires_grad]
+    backbone = [p for p in model.backbone_parameters() if p.requires_grad]
     neck = [] if model.neck is None else list(model.neck.parameters())
     rate, gain = (1.0, model.pooling_gain) if config.init is None else (config.new_layer_rate, 1.0)
     moved = gain**2 if config.optimizer == "sgd" else gain
@@ -40,7 +40,7 @@ def parameter_groups(model: WgapVgg16, config: TrainConfig) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def optimizer_for(model: WgapVgg16, config: TrainConfig) -> torch.optim.Optimizer:
+def optimizer_for(model: WgapNetwork, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW over :func:`parameter_groups`; each group keeps its peak rate as ``peak_lr``."""
     groups = [{**group, "peak_lr": group["lr"]} for group in parameter_groups(model, config)]
     if config.optimizer == "sgd":

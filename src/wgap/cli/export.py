@@ -21,7 +21,7 @@ def export(
     preprocessing: Annotated[
         str | None, typer.Option(help="torchvision-rgb or caffe-bgr; belongs to the weights.")
     ] = None,
-    stride: Annotated[int | None, typer.Option(help="16 or 8; a bare state dict does not tell.")] = None,
+    stride: Annotated[int | None, typer.Option(help="16, 8 or 32; a bare state dict does not tell.")] = None,
     pooling: Annotated[Pooling | None, typer.Option(help="wgap or gap; a bare state dict does not tell.")] = None,
     input_size: Annotated[int | None, typer.Option(help="Side of the network input in pixels.")] = None,
     rule: Annotated[str | None, typer.Option(help="The bundle's rule: adaptive (the default) or fixed:ETA.")] = None,

@@ -14,13 +14,14 @@ def train(
     ctx: typer.Context,
     data: Annotated[Path, typer.Argument(help="Dataset folder; docs/training.md shows the layouts.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    backbone: Annotated[str, typer.Option(help="vgg16, resnet18, resnet34, resnet50 or resnet101.")] = "vgg16",
     init: Annotated[Path | None, typer.Option(help="Weights to start from, .safetensors or .pth.")] = None,
     preprocessing: Annotated[
         str | None, typer.Option(help="torchvision-rgb or caffe-bgr, if the weights do not say.")
     ] = None,
     pooling: Annotated[str, typer.Option(help="wgap, or gap for the ablation.")] = "wgap",
     neck: Annotated[str, typer.Option(help="none, or conv1024: a 3x3 convolution to 1024 channels.")] = "none",
-    stride: Annotated[int, typer.Option(help="16, or 8 for maps twice as fine.")] = 16,
+    stride: Annotated[int, typer.Option(help="Pixels per map position: 16, 8, or 32 of a resnet.")] = 16,
     width: Annotated[float, typer.Option(help="Channel multiplier, for small models.")] = 1.0,
     input_size: Annotated[int, typer.Option(help="Side of the network input in pixels.")] = 224,
     epochs: Annotated[int, typer.Option(help="Passes over images x views.")] = 10,
@@ -35,8 +36,15 @@ def train(
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     weight_decay: Annotated[float, typer.Option(help="On every parameter.")] = 5e-4,
     freeze_through: Annotated[
-        str | None, typer.Option(help="Keep block1..blockN as they are: block1 ... block5.")
+        str | None,
+        typer.Option(
+            help="Keep the backbone up to this stage as it is: block1 ... block5, or stem, layer1 ... layer4."
+        ),
     ] = None,
+    batch_norm: Annotated[
+        str,
+        typer.Option(help="Statistics of trained stages: stored (of --init), batch, or auto: stored if there is one."),
+    ] = "auto",
     views: Annotated[int, typer.Option(help="Fixed augmentations per image; 0 draws fresh ones each epoch.")] = 0,
     cache: Annotated[bool, typer.Option(help="Keep the frozen part's outputs on disk.")] = True,
     cache_dir: Annotated[Path | None, typer.Option(help="Where to keep them; default: in --out until the end.")] = None,
@@ -52,7 +60,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line per epoch, then one for the run.")] = False,
 ) -> None:
-    """Train WGAP-VGG16 on the class labels of DATA. Boxes are never read."""
+    """Train a backbone with WGAP on the class labels of DATA. Boxes are never read."""
     from wgap.extras import require
 
     require("training", "torch", "lightning_fabric")
