@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,20 +71,23 @@ def check_localizer(
     localizer: Localizer,
     images: Sequence[Path] | None = None,
     progress: Callable[[Sequence[Any]], Any] = lambda items: items,
+    source: str | None = None,
 ) -> ParityReport:
-    """Compare a localizer with the PyTorch reference rebuilt from its bundle's own weights.
+    """Compare a localizer with the PyTorch reference rebuilt from its bundle's own weights, or with an import's source.
 
-    For every image: features and logits of the network against PyTorch's; the kernel, on whatever device the localizer
-    has it, against :mod:`wgap.train.reference` on the *same* features (level and box must be identical); and the whole
-    way end to end, each side on its own features.
+    For every image: features and logits of the network against the reference's; the kernel, on whatever device the
+    localizer has it, against :mod:`wgap.train.reference` on the *same* features (level and box must be identical); and
+    the whole way end to end, each side on its own features.
 
     Args:
         localizer: what to check, under its rule; PyTorch is always float32.
         images: pictures to compare on; None takes the bundle's golden images.
         progress: wraps the list of images, for a progress bar.
+        source: what an imported bundle was imported from, see :func:`wgap.export.source.opened_source`.
 
     Raises:
-        BundleError: if the graph does not hold the network that the manifest describes.
+        BundleError: if the graph does not hold the network that the manifest describes, or ``source`` is not given for
+            an import, or is another.
         CheckFailedError: if there is no image to compare on.
         FeatureError: if the network's output is not finite.
     """
@@ -94,8 +98,7 @@ def check_localizer(
     from wgap.images import decode, resize
     from wgap.runtime.locator import Request
     from wgap.runtime.postprocess import require_finite
-    from wgap.train.reference import by_rule
-    from wgap.train.views import normalise
+    from wgap.train.reference import by_rule, foreground_scores
 
     bundle, rule, size = localizer.bundle, localizer.rule, localizer.locator.size
     if images is None:
@@ -106,52 +109,54 @@ def check_localizer(
     if not cases:
         raise CheckFailedError("no image to compare on; give a folder of images with --images")
 
-    model = model_from_bundle(bundle)
-    rows = model.classifier.weight.detach()
-
     worst = dict.fromkeys(("features", "logits", *(["foreground"] if rule.on_scores else []), "map"), 0.0)
     head = load_file(bundle.path("foreground")) if rule.on_scores else None
     same = {"class": 0, "level": 0, "box": 0, "end": 0}
     differing = []
     overlap = 0.0
-    for name, source in progress(cases):
-        pixels = resize(decode(source), *size) if isinstance(source, Path) else source
-        batch = np.ascontiguousarray(pixels)[None]
-        got = localizer.network.run(batch)
-        with torch.no_grad():
-            expected = _expected(model, normalise(torch.from_numpy(batch), bundle.manifest.preprocessing), head)
-        for stage, value in expected.items():
-            difference = float((torch.from_numpy(got[stage]) - value).abs().max())
-            worst[stage] = max(worst[stage], difference / max(float(value.abs().max()), 1e-30))
+    with _reference(bundle, source) as (run, rows, apart):
+        for name, picture in progress(cases):
+            pixels = resize(decode(picture), *size) if isinstance(picture, Path) else picture
+            batch = np.ascontiguousarray(pixels)[None]
+            got = localizer.network.run(batch)
+            with torch.no_grad():
+                expected = run(batch)
+            fine = expected.pop("fine", None)
+            if head is not None:
+                finer = None if fine is None or "B.weight" not in head else fine[0]
+                expected["foreground"] = foreground_scores(expected["features"][0], finer, head)[None, None]
+            for stage, value in expected.items():
+                difference = float((torch.from_numpy(got[stage]) - value).abs().max())
+                worst[stage] = max(worst[stage], difference / max(float(value.abs().max()), 1e-30))
 
-        class_id = int(expected["logits"][0].argmax())
-        shown = {name: value[0] for name, value in expected.items()}
-        reference = by_rule(rule, size, shown, rows[class_id], torch.from_numpy(batch[0]))
-        same["class"] += class_id == int(got["logits"][0].argmax())
+            class_id = int(expected["logits"][0].argmax())
+            shown = {name: value[0] for name, value in expected.items()}
+            reference = by_rule(rule, size, shown, rows[class_id], torch.from_numpy(batch[0]))
+            same["class"] += class_id == int(got["logits"][0].argmax())
 
-        request = Request([class_id], heatmaps=True)
-        shared = {name: value.contiguous().numpy() for name, value in expected.items()}
-        [[kernel]], [[end]] = (
-            require_finite(localizer.locator.locate({**o, "picture": batch}, request)) for o in (shared, got)
-        )
-        worst["map"] = max(
-            worst["map"], float((torch.from_numpy(np.array(kernel.heatmap)) - reference.map).abs().max())
-        )
-        same["level"] += kernel.level == reference.level
-        same["box"] += tuple(kernel.box) == reference.box
-        overlap += iou(end.box, reference.box)
-        if tuple(end.box) == reference.box:
-            same["end"] += 1
-        else:
-            differing.append(name)
+            request = Request([class_id], heatmaps=True)
+            shared = {name: value.contiguous().numpy() for name, value in expected.items()}
+            [[kernel]], [[end]] = (
+                require_finite(localizer.locator.locate({**o, "picture": batch}, request)) for o in (shared, got)
+            )
+            worst["map"] = max(
+                worst["map"], float((torch.from_numpy(np.array(kernel.heatmap)) - reference.map).abs().max())
+            )
+            same["level"] += kernel.level == reference.level
+            same["box"] += tuple(kernel.box) == reference.box
+            overlap += iou(end.box, reference.box)
+            if tuple(end.box) == reference.box:
+                same["end"] += 1
+            else:
+                differing.append(name)
 
     count = len(cases)
     precision = localizer.network.precision
-    tolerance = feature_tolerance(precision)
+    tolerance = max(feature_tolerance(precision), apart)
     exact = tolerance == EXACT
     agreement = BOX_AGREEMENT if exact else LOWER_AGREEMENT
     table = [_difference(stage, value, tolerance) for stage, value in worst.items() if stage != "map"]
-    table += [_share("class", same["class"], count, agreement, "top-1 of backend and PyTorch")]
+    table += [_share("class", same["class"], count, agreement, "top-1 of backend and reference")]
     table += [_difference("map", worst["map"], MAP_TOLERANCE)]
     table += [
         _share(stage, same[stage], count, 1.0, "kernel = reference on the same features") for stage in ("level", "box")
@@ -178,11 +183,13 @@ def model_from_bundle(bundle: Bundle) -> Any:
 
     info = bundle.manifest.model
     name = info.architecture.name
-    if name not in BACKBONES:
+    if name == "imported":
         raise BundleError(
-            f"{bundle.root} holds a network called {name}; PyTorch's reference here is one of {', '.join(BACKBONES)}. "
-            "What `wgap import` measured against the source is in the manifest's import record"
+            f"{bundle.root} was imported from {info.architecture.parameters.get('source')}, which it is compared with: "
+            "say where that is with --source"
         )
+    if name not in BACKBONES:
+        raise BundleError(f"{bundle.root} holds a network called {name}; PyTorch's here are {', '.join(BACKBONES)}")
     path = bundle.path("onnx", "fp32")
     parameters = {**info.architecture.parameters, "backbone": name}
     try:
@@ -194,28 +201,36 @@ def model_from_bundle(bundle: Bundle) -> Any:
     return model
 
 
-def _expected(model: Any, x: Any, head: dict[str, Any] | None) -> dict[str, Any]:
-    """PyTorch's logits, features and, with a head, score map of one normalised image: each with the batch in front."""
+@contextmanager
+def _reference(bundle: Bundle, source: str | None) -> Iterator[tuple[Callable[[Any], dict[str, Any]], Any, float]]:
+    """What a picture's tensors should be, the classifier, and how far tensors may be off whatever the precision."""
+    if source is not None:
+        from wgap.export.source import opened_source
+
+        with opened_source(bundle, source) as opened:
+            yield opened
+        return
     import torch
 
-    from wgap.train.reference import foreground_scores
+    from wgap.train.views import normalise
 
-    fine, (_, height, width) = None, model.feature_shape
+    model = model_from_bundle(bundle)
+    _, height, width = model.feature_shape
+    found: dict[str, Any] = {}
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        nonlocal fine
         if output.shape[2:] == (2 * height, 2 * width):
-            fine = output
+            found["fine"] = output
 
-    hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, torch.nn.ReLU)]
-    logits, features = model(x)
-    for hook in hooks:
-        hook.remove()
-    found = {"logits": logits, "features": features}
-    if head is not None:
-        scores = foreground_scores(features[0], fine[0] if fine is not None and "B.weight" in head else None, head)
-        found["foreground"] = scores[None, None]
-    return found
+    for module in model.modules():
+        if isinstance(module, torch.nn.ReLU | torch.nn.ReLU6):
+            module.register_forward_hook(keep)
+
+    def run(batch: Any) -> dict[str, Any]:
+        found["logits"], found["features"] = model(normalise(torch.from_numpy(batch), bundle.manifest.preprocessing))
+        return dict(found)
+
+    yield run, model.classifier.weight.detach(), 0.0
 
 
 def _difference(name: str, measured: float, limit: float) -> Stage:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
+from typing import Any
 
 from wgap.errors import CheckpointError
 from wgap.export.import_graph import first_line
 from wgap.export.onnx import model_from_module
 from wgap.extras import require
 
-__all__ = ["write_module"]
+__all__ = ["MODULE", "write_module"]
+
+MODULE = re.compile(r"[\w.]+:\w+")
+"""What is the name of a factory, and not of a file."""
 
 
-def write_module(name: str, input_size: int | None, path: Path) -> None:
-    """Export what a factory returns: a module that takes float32 [N, 3, H, W].
+def write_module(name: str, input_size: int | None, path: Path) -> Any:
+    """Export what a factory returns, and return it: a module, in evaluation mode, that takes float32 [N, 3, H, W].
 
     Args:
         name: ``package.module:factory``, found as Python finds modules; the factory takes no arguments.
@@ -44,3 +49,4 @@ def write_module(name: str, input_size: int | None, path: Path) -> None:
     except Exception as error:  # the exporter's own, of many kinds
         raise CheckpointError(f"{name}: PyTorch cannot export it ({first_line(error)})") from error
     path.write_bytes(proto.SerializeToString(deterministic=True))
+    return made

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LINEARITY", "PARITY", "Proof", "prove"]
+__all__ = ["LINEARITY", "PARITY", "OwnModel", "Proof", "prove"]
 
 LINEARITY = 1e-4
 """Between ``W . pool(features) + b`` and the logits, relative to the largest."""
@@ -54,7 +54,9 @@ def prove(
 
     from wgap.runtime.networks.onnxruntime import open_session
 
-    own = _own_logits(path, graph.parent, given, head, steps, pictures)  # one session at a time, for the memory
+    model = OwnModel(path, graph.parent, given, [head.logits], steps)
+    own = np.stack([model(picture)[0].reshape(-1) for picture in pictures])
+    del model  # one session at a time, for the memory
     session = open_session(graph, None, lean=True)
     parts = [
         _run(session, ["logits", "features"], {"image": pictures[at : at + _BATCH]}, given)
@@ -101,38 +103,58 @@ def _run(session: Any, names: list[str], feeds: dict[str, Any], given: NetworkIn
         raise CheckFailedError(f"ONNX Runtime cannot run the graph{fixed} ({first_line(error)})") from error
 
 
-def _own_logits(
-    path: Path, folder: Path, given: NetworkInput, head: LinearHead, steps: Preprocessing, pictures: Any
-) -> Any:
-    """The unchanged model's logits, fed the ordinary way: normalised floats, one picture at a time.
+class OwnModel:
+    """The unchanged model in ONNX Runtime, fed the ordinary way: normalised floats, one picture at a time.
 
-    A copy of it, whose output they are, is in the folder until its session has read it.
+    Args:
+        path: the ONNX file.
+        folder: where a copy, whose outputs the tensors are, lies until the session has read it.
+        given: its input.
+        tensors: what to return.
+        steps: what it expects of pixels.
+
+    Raises:
+        CheckpointError: it has no such tensor.
     """
+
+    def __init__(self, path: Path, folder: Path, given: NetworkInput, tensors: list[str], steps: Preprocessing) -> None:
+        import numpy as np
+        from onnx import TensorProto, helper
+
+        from wgap.runtime.networks.onnxruntime import open_session
+
+        self.given, self.tensors, self.steps = given, tensors, steps
+        model = load(path)
+        every = {name for node in model.graph.node for name in node.output}
+        if gone := [name for name in tensors if name not in every]:
+            raise CheckpointError(f"{path}: raising its opset renamed {gone[0]}; export it at opset {OPSET} or higher")
+        for name in set(tensors) - {value.name for value in model.graph.output}:
+            model.graph.output.append(helper.make_empty_tensor_value_info(name))
+        kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+        self.kind = np.float16 if kinds[given.name] == TensorProto.FLOAT16 else np.float32
+        copy = folder / "source.onnx"
+        save(copy, model)
+        del model
+        self._session = open_session(copy, None, lean=True)
+        copy.unlink()
+
+    def __call__(self, picture: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """The tensors, without their batch, of a picture uint8 [H, W, 3] RGB of the input's size."""
+        import numpy as np
+
+        x = normalised(picture, self.steps)
+        batch = np.stack([x if self.given.nhwc else x.transpose(2, 0, 1)] * (self.given.batch or 1)).astype(self.kind)
+        found = _run(self._session, self.tensors, {self.given.name: batch}, self.given)
+        return [value[0].astype(np.float32) for value in found]
+
+
+def normalised(picture: NDArray[np.uint8], steps: Preprocessing) -> NDArray[np.float32]:
+    """float32 [H, W, 3] of uint8 [H, W, 3] RGB: its channels in the model's order, its values as that expects them."""
     import numpy as np
-    from onnx import TensorProto, helper
 
-    from wgap.runtime.networks.onnxruntime import open_session
-
-    model = load(path)
-    if not any(head.logits in node.output for node in model.graph.node):
-        raise CheckpointError(f"{path}: raising its opset renamed {head.logits}; export it at opset {OPSET} or higher")
-    if head.logits not in {value.name for value in model.graph.output}:
-        model.graph.output.append(helper.make_empty_tensor_value_info(head.logits))
-    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    kind = np.float16 if kinds[given.name] == TensorProto.FLOAT16 else np.float32
-    copy = folder / "source.onnx"
-    save(copy, model)
-    del model
-    session, rows = open_session(copy, None, lean=True), []
-    copy.unlink()
+    pixels = picture[..., ::-1] if steps.channel_order == "bgr" else picture
     mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
-    for picture in pictures:
-        pixels = picture[..., ::-1] if steps.channel_order == "bgr" else picture
-        x = (pixels.astype(np.float32) * np.float32(steps.scale) - mean) / std
-        batch = np.stack([x if given.nhwc else x.transpose(2, 0, 1)] * (given.batch or 1)).astype(kind)
-        [found] = _run(session, [head.logits], {given.name: batch}, given)
-        rows.append(found[:1].astype(np.float32).reshape(1, -1))
-    return np.concatenate(rows)
+    return np.asarray((pixels.astype(np.float32) * np.float32(steps.scale) - mean) / std, np.float32)
 
 
 def _gap(features: NDArray[np.float32]) -> Any:

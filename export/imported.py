@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +12,9 @@ from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, sha256_of, write_manifest
 from wgap.errors import CheckpointError
 from wgap.export.import_graph import external_files, onnx_errors, plain_model, save, wrapped_model
-from wgap.export.import_module import write_module
+from wgap.export.import_module import MODULE, write_module
 from wgap.export.import_proof import prove
-from wgap.export.linear_head import LinearHead, linear_head
+from wgap.export.linear_head import LinearHead, linear_head, printable
 from wgap.export.onnx import GOLDEN_IMAGES, golden_images, read_classes, write_golden
 from wgap.extend import one_writer
 from wgap.extras import require
@@ -34,7 +33,6 @@ __all__ = ["bundle_from_onnx", "read_preprocessing"]
 
 _SIGNED = Rule.parse("fixed:0.2", "signed")
 _MOST_IMAGES = 32
-_MODULE = re.compile(r"[\w.]+:\w+")
 
 
 def bundle_from_onnx(
@@ -80,7 +78,7 @@ def bundle_from_onnx(
     require_new(out, force, MANIFEST, "bundle")
     names, steps = read_classes(Path(classes)), read_preprocessing(preprocessing)
     with tempfile.TemporaryDirectory(prefix="wgap-import-") as exported, atomic_dir(out, force, one_writer) as folder:
-        if _MODULE.fullmatch(str(model)):
+        if MODULE.fullmatch(str(model)):
             path = Path(exported) / f"{str(model).partition(':')[2]}.onnx"
             write_module(str(model), input_size, path)
         with onnx_errors(path):
@@ -100,13 +98,13 @@ def bundle_from_onnx(
         chosen = rule or (Rule() if proof.features_min >= 0 else _SIGNED)
         record = ImportRecord(
             source_sha256=sha256_of(path), external_sha256=tuple(map(sha256_of, external_files(path))),
-            logits=_text(head.logits), features=_text(head.features), nodes=head.nodes, pooling=proof.pooling,
+            logits=printable(head.logits), features=printable(head.features), nodes=head.nodes, pooling=proof.pooling,
             features_min=proof.features_min, figures=proof.figures, opset=opset, tools={
                 "wgap": __version__, "python": platform.python_version(), "onnx": onnx.__version__,
                 "onnxruntime": onnxruntime.__version__,
             },
         )  # fmt: skip
-        architecture = Architecture("imported", {"source": _text(Path(model).name), "pooling": proof.pooling})
+        architecture = Architecture("imported", {"source": printable(Path(model).name), "pooling": proof.pooling})
         info = ModelInfo.of(architecture, names, given.size, head.shape)
         info.require_outputs(chosen)
         record.require_rule(chosen)
@@ -140,7 +138,7 @@ def read_preprocessing(given: str) -> Preprocessing:
     try:
         value = read_json(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
-            value = {"name": _text(path.stem), **value}
+            value = {"name": printable(path.stem), **value}
         steps = from_plain(Preprocessing, value)
         if not (steps.scale and all(steps.std)):
             raise PlainError(f"expected scale and std other than 0, got {steps.scale} and {list(steps.std)}")
@@ -149,11 +147,6 @@ def read_preprocessing(given: str) -> Preprocessing:
             f"{path}: expected a JSON object of channel_order, scale, mean and std ({error})"
         ) from error
     return steps
-
-
-def _text(name: str) -> str:
-    """A name as a manifest can hold it."""
-    return ascii(name)[1:-1]
 
 
 def _pictures(images: Path | str | None, size: tuple[int, int]) -> NDArray[np.uint8]:

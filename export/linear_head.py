@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LinearHead", "linear_head", "shown"]
+__all__ = ["LinearHead", "linear_head", "printable", "shown"]
 
 _PASSED = frozenset({"Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 """Operators that keep a picture's values and their order, once there is one position left."""
@@ -128,7 +128,12 @@ class _Graph:
 
 def shown(node: Any) -> str:
     """A node as messages and records name it: printable ASCII."""
-    return f"{ascii(node.name or node.output[0])[1:-1]} ({node.op_type})"
+    return f"{printable(node.name or node.output[0])} ({node.op_type})"
+
+
+def printable(name: str) -> str:
+    """A name as messages and manifests can hold it."""
+    return ascii(name)[1:-1]
 
 
 def _head_from(graph: _Graph, start: str, given: str | None) -> LinearHead:

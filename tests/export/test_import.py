@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from tests.export.test_check import STAGES, rewritten
 from typer.testing import CliRunner
 
 from wgap import Localizer
 from wgap.bundle import Bundle, sha256_of
 from wgap.cli import app
 from wgap.errors import BundleError, CheckFailedError, CheckpointError, OutputExistsError
+from wgap.export.check import check_localizer
 from wgap.export.imported import bundle_from_onnx, read_preprocessing
 from wgap.rule import Rule
 from wgap.runtime.selftest import selftest
@@ -218,6 +221,9 @@ def test_every_form_becomes_a_bundle_that_says_what_the_model_says(form: str, tm
     assert made.features_min == 0
     assert made.nodes["pooling"].split(" ")[-1] in ("(GlobalAveragePool)", "(ReduceMean)", "(AveragePool)")
     assert selftest(Localizer(bundle.root)).ok
+    report = check_localizer(Localizer(bundle.root), source=str(path))
+    assert report.ok, report
+    assert [stage.name for stage in report.stages] == STAGES
     transposes = [n for n in onnx.load(str(bundle.path("onnx"))).graph.node if n.op_type == "Transpose"]
     if form == "NHWC":
         assert transposes[-1].output[0] != "features", "the transposition before the pooling is undone, not doubled"
@@ -270,6 +276,9 @@ def test_a_float16_file_becomes_float32(tmp_path: Path) -> None:
         own = by_hand(tmp_path / "half.onnx", noise(), kind=kind)
         np.testing.assert_allclose(logits, own, atol=2e-2 * float(np.abs(own).max()))
         np.testing.assert_allclose(logits, by_hand(whole, noise()), atol=2e-2 * float(np.abs(own).max()))
+        report = check_localizer(Localizer(bundle), source=str(tmp_path / "half.onnx"))
+        assert report.ok, report
+        assert {stage.limit for stage in report.stages if stage.name in ("features", "logits")} == {2e-2}
 
 
 def test_values_in_another_file_are_read_once_into_the_bundle(tmp_path: Path) -> None:
@@ -283,6 +292,11 @@ def test_values_in_another_file_are_read_once_into_the_bundle(tmp_path: Path) ->
     made = bundle.file("onnx").import_
     assert made is not None
     assert made.external_sha256 == (sha256_of(tmp_path / "m.data"),)
+    assert check_localizer(Localizer(bundle), source=str(tmp_path / "m.onnx")).ok
+    content = (tmp_path / "m.data").read_bytes()
+    (tmp_path / "m.data").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BundleError, match="has another one, or its external values have"):
+        check_localizer(Localizer(bundle), source=str(tmp_path / "m.onnx"))
     (tmp_path / "m.data").unlink()
     require_equal(bundle, by_hand(whole, noise()))
     with pytest.raises(CheckpointError, match=r"m.onnx: onnx cannot take it .*m.data"):
@@ -306,6 +320,7 @@ def test_tensors_that_are_called_as_ours_are_renamed(tmp_path: Path) -> None:
     onnx.save(model, str(path))
     bundle = imported(path)
     require_equal(bundle, expected)
+    assert check_localizer(Localizer(bundle), source=str(path)).ok
     nodes = onnx.load(str(bundle.path("onnx"))).graph.node
     assert not [node.name for node in nodes if node.name.startswith("foreground/") or not node.name]
 
@@ -534,6 +549,10 @@ def test_every_later_verb_takes_an_imported_bundle(exported: Path, tmp_path: Pat
     assert after.file("onnx").import_ == made, "the record of the import stays with the new graph"
     assert after.manifest.rule.kind == "foreground+colour"
     wgap("selftest", bundle)
+    assert after.file("foreground").foreground.fine is not None  # so that the source's finer activation is compared too
+    report = json.loads(wgap("check", bundle, "--source", exported, "--images", folder, "--json"))
+    assert report["ok"]
+    assert [stage["name"] for stage in report["stages"]] == ["features", "logits", "foreground", *STAGES[2:]]
     wgap("inspect", bundle)
 
 
@@ -542,6 +561,7 @@ def test_a_module_is_exported_and_imported(tmp_path: Path, monkeypatch: pytest.M
         "import torch\n"
         "from tests.export.test_import import Small\n"
         "def small():\n    torch.manual_seed(3)\n    return Small().eval()\n"
+        "def other():\n    torch.manual_seed(4)\n    return Small().eval()\n"
         "def broken():\n    raise OSError('no weights')\n"
         "def number():\n    return 7\n"
     )
@@ -555,6 +575,11 @@ def test_a_module_is_exported_and_imported(tmp_path: Path, monkeypatch: pytest.M
         own = Small().eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).astype(np.float32))).numpy()
     require_equal(bundle, own)
     assert bundle.manifest.model.architecture.parameters["source"] == "somebody:small"
+    assert check_localizer(Localizer(bundle), source="somebody:small").ok
+    failed = {
+        stage.name for stage in check_localizer(Localizer(bundle), source="somebody:other").stages if not stage.ok
+    }
+    assert failed >= {"features", "logits", "class", "end to end"}
     for name, change, message in (
         ("somebody:small", {"input_size": None}, "say which with --input-size"),
         ("nobody.at:all", {}, r"nobody.at:all: expected an importable .*ModuleNotFoundError"),
@@ -605,3 +630,31 @@ def test_bad_input_is_one_error_of_ours(tmp_path: Path) -> None:
     bundle_from_onnx(path, **given)
     with pytest.raises(OutputExistsError):
         bundle_from_onnx(path, **given)
+
+
+def test_check_asks_for_the_source_and_takes_no_other(tmp_path: Path, tiny_bundle: Path) -> None:
+    maker = Maker()
+    path = maker.save(tmp_path / "m.onnx", plain(maker))
+    bundle = imported(path)
+    with pytest.raises(BundleError, match=r"was imported from m\.onnx, .*--source"):
+        check_localizer(Localizer(bundle))
+    with pytest.raises(BundleError, match=r"imported from a file with the SHA-256 \w{64}, .*other\.onnx is not there"):
+        check_localizer(Localizer(bundle), source=str(tmp_path / "other.onnx"))
+    other = Maker(seed=1)
+    with pytest.raises(BundleError, match=r"other\.onnx has another one"):
+        check_localizer(Localizer(bundle), source=str(other.save(tmp_path / "other.onnx", plain(other))))
+    with pytest.raises(BundleError, match="was not made by `wgap import`; leave --source out"):
+        check_localizer(Localizer(tiny_bundle), source=str(path))
+
+
+def test_check_finds_a_classifier_that_is_not_the_source_s(tmp_path: Path) -> None:
+    maker = Maker()
+    path = maker.save(tmp_path / "m.onnx", plain(maker))
+    bundle = imported(path)
+    weight, bias = bundle.classifier()
+    own = {"weight": np.ascontiguousarray(np.asarray(weight)[:, ::-1]), "bias": np.asarray(bias)}
+    save_file(own, bundle.path("classifier"))
+    report = check_localizer(Localizer(rewritten(bundle, bundle.path("classifier"))), source=str(path))
+    failed = {stage.name for stage in report.stages if not stage.ok}
+    assert "map" in failed
+    assert not failed & {"features", "logits"}

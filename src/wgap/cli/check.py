@@ -22,9 +22,13 @@ def check(
     images: Annotated[
         Path | None, typer.Option(help="Folder of images to compare on; default: the golden ones.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Of an imported bundle: the .onnx file, or package.module:factory, that it was made of."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare features, logits, map, level and box with PyTorch; exit code 1 if a stage is beyond its limit."""
+    """Compare features, logits, map, level and box with PyTorch, or an import's source; exit code 1 beyond a limit."""
     from rich.console import Console
     from rich.table import Table
 
@@ -37,7 +41,7 @@ def check(
         from wgap.export.check import check_localizer
 
         chosen = None if images is None else find_images([images])
-        report = check_localizer(localizer, chosen, progress=lambda cases: bar(cases, "comparing"))
+        report = check_localizer(localizer, chosen, progress=lambda cases: bar(cases, "comparing"), source=source)
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:
