@@ -207,7 +207,7 @@ def _expected(model: Any, x: Any, head: dict[str, Any] | None) -> dict[str, Any]
         if output.shape[2:] == (2 * height, 2 * width):
             fine = output
 
-    hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, torch.nn.ReLU)]
+    hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, torch.nn.ReLU | torch.nn.ReLU6)]
     logits, features = model(x)
     for hook in hooks:
         hook.remove()
