@@ -40,7 +40,7 @@ def train(
     freeze_through: Annotated[
         str | None,
         typer.Option(
-            help="Keep the backbone up to this stage as it is: block1 ... block5; of a resnet stem, layer1 ... layer4."
+            help="Keep the backbone up to this stage as it is: block1 ... block5; stem, layer1 ...; stem, stage1 ..."
         ),
     ] = None,
     batch_norm: Annotated[
