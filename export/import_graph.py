@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "onnx_errors",
     "plain_model",
+    "save",
     "wrapped_model",
 ]
 
@@ -231,10 +232,10 @@ def _free_input(model: Any, input_size: int | None) -> NetworkInput:
     return NetworkInput(value.name, nhwc, size, batch)
 
 
-def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Preprocessing) -> Any:
-    """The bundle's graph: ``image`` uint8 [N, H, W, 3] RGB in, ``logits`` and ``features`` float32 out.
+def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Preprocessing) -> tuple[Any, list[Any]]:
+    """The bundle's graph, ``image`` uint8 [N, H, W, 3] RGB in, ``logits`` and ``features`` float32 out; its constants.
 
-    The given model is used up, so that its values are not held twice.
+    The given model is used up. Its constants stay where they are in memory, and come beside the graph for :func:`save`.
     """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
@@ -243,13 +244,15 @@ def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Prep
     def output(name: str, shape: list[Any] | None) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
+    constants = _taken(model)
     kept = Extractor(model)
     kept.value_infos |= {name: output(name, None) for name in (head.logits, head.features)}
-    whole, model = model, kept.extract_model([given.name], [head.logits, head.features])
-    whole.Clear()
+    model = kept.extract_model([given.name], [head.logits, head.features])
     graph, names = model.graph, _names(model.graph, head)
-    for value in graph.initializer:
-        value.name = names.get(value.name, value.name)
+    read = {name for node in graph.node for name in node.input}
+    constants = [tensor for tensor in constants if tensor.name in read]
+    for tensor in constants:
+        tensor.name = names.get(tensor.name, tensor.name)
     for number, node in enumerate(graph.node):
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -264,7 +267,7 @@ def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Prep
         name = f"{_OWN}{operator.lower()}"
         inputs = [front[-1].output[0] if front else "image"]
         if value is not None:
-            graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}_by"))
+            constants.append(numpy_helper.from_array(np.asarray(value), f"{name}_by"))
             inputs.append(f"{name}_by")
         front.append(helper.make_node(operator, inputs, [f"{name}_made"], name, **attributes))
 
@@ -290,7 +293,41 @@ def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Prep
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *given.size, 3]))
     graph.output.extend([output("logits", ["N", len(head.weight)]), output("features", ["N", *head.shape])])
     graph.name, model.producer_name, model.doc_string = "wgap", "wgap", "WGAP: image bytes to logits and feature maps"
-    return model
+    return model, constants
+
+
+def _taken(model: Any) -> list[Any]:
+    """The constants of a model's graph, which loses them; they are not copied."""
+    constants = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    return constants
+
+
+def save(path: Path, model: Any, constants: list[Any] | None = None) -> None:
+    """Write a model, its constants one by one: onnx would hold the whole of it thrice.
+
+    Args:
+        path: of the file.
+        model: used up.
+        constants: of its graph, where they are beside it; None: the graph's own.
+    """
+    constants = _taken(model) if constants is None else constants
+    graph = model.graph.SerializeToString(deterministic=True)
+    model.ClearField("graph")
+    size = len(graph) + sum(len(_field(5, tensor.ByteSize())) + tensor.ByteSize() for tensor in constants)
+    with path.open("wb") as file:
+        file.write(model.SerializeToString(deterministic=True) + _field(7, size) + graph)
+        for tensor in constants:
+            file.write(_field(5, tensor.ByteSize()) + tensor.SerializeToString(deterministic=True))
+
+
+def _field(number: int, size: int) -> bytes:
+    """What stands before a message of so many bytes inside another; a model's graph is 7, the graph's tensors are 5."""
+    head = bytearray([number << 3 | 2])
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes(head) + bytes([size])
 
 
 def _names(graph: Any, head: LinearHead) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wgap.errors import CheckFailedError, CheckpointError
-from wgap.export.import_graph import OPSET, NetworkInput, first_line, load
+from wgap.export.import_graph import OPSET, NetworkInput, first_line, load, save
 from wgap.export.linear_head import LinearHead
 from wgap.preprocessing import Preprocessing
 
@@ -54,8 +54,8 @@ def prove(
 
     from wgap.runtime.networks.onnxruntime import open_session
 
-    own = _own_logits(path, given, head, steps, pictures)  # one session at a time, for the memory
-    session = open_session(graph, None)
+    own = _own_logits(path, graph.parent, given, head, steps, pictures)  # one session at a time, for the memory
+    session = open_session(graph, None, lean=True)
     parts = [
         _run(session, ["logits", "features"], {"image": pictures[at : at + _BATCH]}, given)
         for at in range(0, len(pictures), _BATCH)
@@ -64,9 +64,8 @@ def prove(
     for name, value in (("logits", logits), ("features", features), ("the model's own logits", own)):
         if not np.isfinite(value).all():
             raise CheckFailedError(f"{path}: {name} hold NaN or infinity; no bundle was written")
-    known: dict[Literal["gap", "wgap"], Any] = (
-        {"gap": _gap} if "pooling" in head.nodes else {"gap": _gap, "wgap": _wgap}
-    )
+    known: dict[Literal["gap", "wgap"], Any] = {"gap": _gap, "wgap": _wgap}
+    known = {head.pooling: known[head.pooling]} if head.pooling else known
     weight, bias = head.weight.astype(np.float64), head.bias.astype(np.float64)
     linearity = {name: _worst(pool(features) @ weight.T + bias, logits) for name, pool in known.items()}
     pooling = min(linearity, key=lambda name: linearity[name])
@@ -102,8 +101,13 @@ def _run(session: Any, names: list[str], feeds: dict[str, Any], given: NetworkIn
         raise CheckFailedError(f"ONNX Runtime cannot run the graph{fixed} ({first_line(error)})") from error
 
 
-def _own_logits(path: Path, given: NetworkInput, head: LinearHead, steps: Preprocessing, pictures: Any) -> Any:
-    """The unchanged model's logits, fed the ordinary way: normalised floats, one picture at a time."""
+def _own_logits(
+    path: Path, folder: Path, given: NetworkInput, head: LinearHead, steps: Preprocessing, pictures: Any
+) -> Any:
+    """The unchanged model's logits, fed the ordinary way: normalised floats, one picture at a time.
+
+    A copy of it, whose output they are, is in the folder until its session has read it.
+    """
     import numpy as np
     from onnx import TensorProto, helper
 
@@ -116,10 +120,11 @@ def _own_logits(path: Path, given: NetworkInput, head: LinearHead, steps: Prepro
         model.graph.output.append(helper.make_empty_tensor_value_info(head.logits))
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     kind = np.float16 if kinds[given.name] == TensorProto.FLOAT16 else np.float32
-    content = model.SerializeToString()
+    copy = folder / "source.onnx"
+    save(copy, model)
     del model
-    session, rows = open_session(path, None, content=content), []
-    del content
+    session, rows = open_session(copy, None, lean=True), []
+    copy.unlink()
     mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
     for picture in pictures:
         pixels = picture[..., ::-1] if steps.channel_order == "bgr" else picture

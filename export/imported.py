@@ -12,7 +12,7 @@ from wgap import __version__
 from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, sha256_of, write_manifest
 from wgap.errors import CheckpointError
-from wgap.export.import_graph import external_files, onnx_errors, plain_model, wrapped_model
+from wgap.export.import_graph import external_files, onnx_errors, plain_model, save, wrapped_model
 from wgap.export.import_module import write_module
 from wgap.export.import_proof import prove
 from wgap.export.linear_head import LinearHead, linear_head
@@ -91,10 +91,9 @@ def bundle_from_onnx(
                 f"{classes}: {path} has {len(head.weight)} classes, but {len(names)} class names came"
             )
         with onnx_errors(path):
-            wrapped = wrapped_model(graph, given, head, steps)
-            opset = next(entry.version for entry in wrapped.opset_import if entry.domain in ("", "ai.onnx"))
-            (folder / "model.onnx").write_bytes(wrapped.SerializeToString(deterministic=True))
-            del graph, wrapped
+            opset = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
+            save(folder / "model.onnx", *wrapped_model(graph, given, head, steps))
+            del graph
             onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
         pictures = _pictures(images, given.size)
         proof = prove(path, folder / "model.onnx", given, head, steps, pictures, half)

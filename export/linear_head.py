@@ -21,6 +21,9 @@ _PASSED = frozenset({"Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squee
 
 _SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 
+_SPATIAL_SOFTMAX = frozenset({"Softmax", "Sub", "ReduceMax", "Reshape", "Flatten", "Identity"})
+"""Operators of a softmax over positions: the maps made flat, their maximum subtracted, and back."""
+
 _FOLDED = frozenset({"Constant", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 """Operators that exporters put between a weight and its use."""
 
@@ -37,6 +40,8 @@ class LinearHead:
         weight: float32 [K, C].
         bias: float32 [K].
         flat: whether the logits are [N, K]; else they have further extents of 1.
+        pooling: ``gap``, or ``wgap`` where what is averaged are the features times their own spatial softmax; None: not
+            found.
         nodes: names of the nodes: ``classifier`` and, where it was found, ``pooling``.
     """
 
@@ -47,6 +52,7 @@ class LinearHead:
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     flat: bool
+    pooling: Literal["gap", "wgap"] | None
     nodes: dict[str, str]
 
 
@@ -152,6 +158,9 @@ def _head_from(graph: _Graph, start: str, given: str | None) -> LinearHead:
             where = where if "pooling" not in nodes else "between the classifier and the pooling"
             raise _RefusedError(f"expected {_missing(weight, nodes)}, got the node {shown(node)} {where}")
         tensor = following
+    pooling: Literal["gap", "wgap"] | None = "gap" if "pooling" in nodes else None
+    if pooling and tensor != given and (weighted := _softmax_weighted(graph, tensor)):
+        tensor, pooling = weighted, "wgap"
     if given not in (None, tensor):
         raise _RefusedError(f"the pooling {nodes['pooling']} reads {tensor}, --features says {given}")
     above = graph.producers.get(tensor)
@@ -161,7 +170,7 @@ def _head_from(graph: _Graph, start: str, given: str | None) -> LinearHead:
         raise _RefusedError(f"what is pooled is the input {tensor} itself")
     return LinearHead(
         logits, tensor, layout, _feature_shape(graph, tensor, layout), weight, _bias(biases, len(weight), nodes),
-        len(graph.shapes.get(logits, [])) == 2, nodes,
+        len(graph.shapes.get(logits, [])) == 2, pooling, nodes,
     )  # fmt: skip
 
 
@@ -186,6 +195,28 @@ def _pooling(graph: _Graph, node: Any) -> Literal["NCHW", "NHWC"] | None:
     axes = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else attributes.get("axes")
     over = sorted(int(axis) % 4 for axis in axes) if axes is not None else []
     return "NCHW" if over == [2, 3] else "NHWC" if over == [1, 2] else None
+
+
+def _softmax_weighted(graph: _Graph, tensor: str) -> str | None:
+    """F, where a tensor is F times the softmax over its own positions; the proof says whether it is."""
+    node = graph.producers.get(tensor)
+    if node is None or node.op_type != "Mul":
+        return None
+    for features, weights in (node.input, reversed(node.input)):
+        waiting, seen, kinds = [weights], {features}, set()
+        while waiting:
+            if (name := waiting.pop()) in seen:
+                continue
+            above = graph.producers.get(name)
+            if above is None or above.op_type not in _SPATIAL_SOFTMAX:
+                break
+            seen.add(name)
+            kinds.add(above.op_type)
+            waiting += above.input if above.op_type == "Sub" else above.input[:1]
+        else:
+            if "Softmax" in kinds:
+                return str(features)
+    return None
 
 
 def _summand(graph: _Graph, node: Any, biases: list[Any]) -> str:
@@ -218,7 +249,7 @@ def _weight(graph: _Graph, node: Any, biases: list[Any]) -> Any:
             raise _RefusedError(
                 f"expected a 1x1 convolution as classifier, got {shown(node)} with weights {list(weight.shape)}"
             )
-        return np.ascontiguousarray(weight[:, :, 0, 0], np.float32)
+        return np.array(weight[:, :, 0, 0], np.float32, order="C")  # a copy: the tensor's own values are read-only
     if weight.ndim != 2 or attributes.get("transA", 0):
         raise _RefusedError(f"expected a matrix of weights in {shown(node)}, got {list(weight.shape)}")
     turned = weight if attributes.get("transB", 0) else weight.T

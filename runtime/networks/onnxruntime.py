@@ -130,6 +130,7 @@ def open_session(
     settings: Mapping[str, str] | None = None,
     optimised: Path | None = None,
     content: bytes | None = None,
+    lean: bool = False,
 ) -> Any:
     """An ``onnxruntime.InferenceSession``; every session of this package is made here.
 
@@ -141,6 +142,8 @@ def open_session(
         settings: session configuration entries.
         optimised: write the optimised graph there.
         content: of the file, where it has been read already: what was hashed is what runs.
+        lean: hold the weights once, without the file and a second layout: ONNX Runtime reads the path itself, and its
+            convolutions are slower.
 
     Raises:
         BackendError: if ONNX Runtime refuses the file.
@@ -164,12 +167,14 @@ def open_session(
         options.optimized_model_filepath = str(optimised)
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
-    if content is None:
+    if lean:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    elif content is None:
         with open_regular(path) as stream:
             content = stream.read()
         require_self_contained(content, path)
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=list(providers))
+        session = onnxruntime.InferenceSession(str(path) if lean else content, options, providers=list(providers))
     except library_errors() as error:
         version = onnxruntime.__version__
         advice = _ADVICE[tuple(providers) != ("CPUExecutionProvider",)]
