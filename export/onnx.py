@@ -55,7 +55,7 @@ def bundle_from_checkpoint(
         classes: text file with one class name per line, in the order of the classifier's rows. Needed where the
             checkpoint does not carry the names.
         preprocessing: ``torchvision-rgb`` or ``caffe-bgr``. Needed where the checkpoint does not carry it.
-        stride: 16, 8, or 32 of a ResNet, for a bare state dict, whose shapes do not tell; 16 if None.
+        stride: 16, 8, or 32 (vgg16: 16 or 8), for a bare state dict, whose shapes do not tell; 16 if None.
         pooling: ``wgap`` or ``gap``, likewise; ``wgap`` if None.
         input_size: side of the square network input in pixels; the checkpoint's own, else 224.
         rule: the bundle's own; ``Rule()``, the paper's, if None.

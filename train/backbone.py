@@ -205,6 +205,80 @@ class ResNet:
         return shapes["layer4.0.conv1.weight"][0] / 512 if shapes["layer4.0.conv1.weight"] else None
 
 
+class InvertedResidual(nn.Module):
+    """A 1x1 convolution to six times the channels, a depthwise 3x3, and a linear 1x1; the input is added where told.
+
+    Args:
+        incoming: channels of the input.
+        channels: of the output.
+        stride: of the depthwise convolution.
+        expand: whether the first convolution is there.
+        add: whether the input is added to the output, which has no activation of its own.
+    """
+
+    def __init__(self, incoming: int, channels: int, stride: int, *, expand: bool, add: bool) -> None:
+        super().__init__()
+        inner = 6 * incoming if expand else incoming
+        first = [_clipped(incoming, inner, 1)] if expand else []
+        last = nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        self.conv = nn.Sequential(*first, _clipped(inner, inner, 3, stride, inner), *last)
+        self.add = add
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[N, incoming, H, W] to float[N, channels, H/stride, W/stride], of either sign."""
+        out: Tensor = self.conv(x)
+        return x + out if self.add else out
+
+
+def _clipped(incoming: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation, ReLU6."""
+    convolution = nn.Conv2d(incoming, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU6(inplace=True))
+
+
+class MobileNetV2:
+    """MobileNetV2 of torchvision's layout without pooling and classifier.
+
+    Stride 16 drops the stride of stage4, 8 that of stage3 too.
+    """
+
+    name = "mobilenet_v2"
+    groups = ((16, 1, 2), (24, 2, 4), (32, 3, 8), (64, 4, 16), (96, 3, 16), (160, 3, 32), (320, 1, 32))
+    """Output channels, blocks, and natural stride of each row of the paper's table."""
+    stages: tuple[Stage, ...] = (
+        Stage("stem", 2, 16, 2),
+        Stage("stage1", 4, 24, 4),
+        Stage("stage2", 7, 32, 8),
+        Stage("stage3", 14, 96, 16),
+        Stage("stage4", 19, 1280, 32),
+    )
+    layers: tuple[str, ...] = tuple(f"features.{number}" for number in range(19))
+    strides: tuple[int, ...] = (32, 16, 8)
+    preprocessing = "torchvision-rgb"
+
+    def modules(self, stride: int, width: float) -> dict[str, nn.Module]:
+        """``features``: a convolution, 17 blocks, a 1x1 convolution to 1280 channels at width 1."""
+        channels, reached = scaled(32, width), 2
+        layers: list[nn.Module] = [_clipped(3, channels, 3, 2)]
+        for row, (natural, count, coarse) in enumerate(self.groups):
+            out = scaled(natural, width)
+            for number in range(count):
+                step = 2 if reached < min(coarse, stride) else 1
+                layers.append(InvertedResidual(channels, out, step, expand=row > 0, add=number > 0))
+                channels, reached = out, reached * step
+        layers.append(_clipped(channels, self.channels(width), 1))
+        return {"features": nn.Sequential(*layers)}
+
+    def channels(self, width: float) -> int:
+        """1280 at width 1."""
+        return scaled(self.stages[-1].channels, width)
+
+    def width_of(self, shapes: Mapping[str, Sequence[int]]) -> float | None:
+        """Read off the last convolution."""
+        last = shapes.get("features.18.0.weight")
+        return last[0] / self.stages[-1].channels if last else None
+
+
 VGG16 = Vgg16()
 
 RESNETS = (
@@ -214,7 +288,7 @@ RESNETS = (
     ResNet("resnet101", (3, 4, 23, 3), bottleneck=True),
 )
 
-BACKBONES: dict[str, Backbone] = {backbone.name: backbone for backbone in (VGG16, *RESNETS)}
+BACKBONES: dict[str, Backbone] = {backbone.name: backbone for backbone in (VGG16, *RESNETS, MobileNetV2())}
 """By name."""
 
 

@@ -249,7 +249,7 @@ def load_model(
         path: ``.safetensors`` (or a ``.pth`` state dict).
         classes: K class names; needed where the file has no metadata, and never at odds with it.
         preprocessing: name from :mod:`wgap.preprocessing`; the same holds.
-        stride: 16, 8, or 32 of a ResNet. A bare state dict is taken for 16 unless told otherwise.
+        stride: 16, 8, or 32 (``vgg16``: 16 or 8). A bare state dict is taken for 16 unless told otherwise.
         pooling: a bare state dict is taken for ``wgap`` unless told otherwise.
         input_size: side of the square input in pixels, 224 unless told otherwise.
 

@@ -38,7 +38,7 @@ class TrainConfig:
             when training from scratch).
         pooling: ``wgap`` or ``gap``.
         neck: ``none`` or ``conv1024``.
-        stride: input pixels per feature position: 16, 8, or 32 of a ResNet.
+        stride: input pixels per feature position: 16, 8, or 32 (``vgg16``: 16 or 8).
         width: channel multiplier.
         input_size: side of the square input in pixels.
         epochs: passes over images x max(views, 1).

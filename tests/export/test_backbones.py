@@ -1,4 +1,4 @@
-"""A ResNet goes the whole way: trained, exported, checked, given a foreground, selftested and localized with."""
+"""Other backbones go the whole way: trained, exported, checked, given a foreground, selftested and localized with."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.calibrate.candidate import calibrate, prepare
-from wgap.calibrate.foreground import foreground_bundle
+from wgap.calibrate.foreground import fine_tensor, foreground_bundle, head_graph
 from wgap.calibrate.images import image_set
 from wgap.cli import app
 from wgap.errors import BundleError
-from wgap.export.check import check_localizer, model_from_bundle
+from wgap.export.check import _expected, check_localizer, model_from_bundle
 from wgap.export.onnx import bundle_from_checkpoint
+from wgap.runtime.networks.onnxruntime import open_session
 from wgap.runtime.selftest import selftest
 from wgap.train.checkpoint import load_model, save
 from wgap.train.config import TrainConfig
@@ -117,12 +118,43 @@ def test_a_trained_bundle_agrees_with_pytorch_rebuilt_from_its_own_graph(trained
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_bottlenecks_a_neck_and_the_natural_stride_go_there_and_back(tmp_path: Path) -> None:
-    bundle = untrained(tmp_path, "resnet50", stride=32, neck="conv1024", pooling="gap")
-    assert bundle.manifest.model.architecture.name == "resnet50"
-    assert bundle.manifest.model.feature_shape == (64, 2, 2)
+@pytest.mark.parametrize(
+    ("backbone", "options", "shape"),
+    [
+        ("resnet50", {"stride": 32, "neck": "conv1024", "pooling": "gap"}, (64, 2, 2)),
+        ("mobilenet_v2", {"stride": 8}, (80, 8, 8)),
+    ],
+)
+def test_other_families_go_there_and_back(
+    backbone: str, options: dict[str, object], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    bundle = untrained(tmp_path, backbone, **options)
+    assert (bundle.manifest.model.architecture.name, bundle.manifest.model.feature_shape) == (backbone, shape)
+    operators = {node.op_type for node in onnx.load(str(bundle.path("onnx", "fp32"))).graph.node}
+    assert "BatchNormalization" not in operators
+    assert ("Clip" in operators) == (backbone == "mobilenet_v2")
     assert check_localizer(Localizer(bundle)).ok
     assert selftest(Localizer(bundle)).ok
+    require_same_fine_activation(bundle, tmp_path / "headed.onnx")
+
+
+def require_same_fine_activation(bundle: Bundle, path: Path) -> None:
+    """The graph's search and the check's take the same activation: a head of random vectors scores it alike."""
+    graph, info = onnx.load(str(bundle.path("onnx", "fp32"))), bundle.manifest.model
+    fine = fine_tensor(graph, info.feature_shape)
+    shapes = onnx.shape_inference.infer_shapes(graph).graph.value_info
+    channels = next(v for v in shapes if v.name == fine).type.tensor_type.shape.dim[1].dim_value
+    head = {"A.weight": np.zeros(info.feature_shape[0]), "B.weight": np.random.default_rng(0).normal(size=channels)}
+    head = {k: v.astype(np.float32) for k, v in (head | {"A.bias": np.zeros(1), "B.bias": np.zeros(1)}).items()}
+    path.write_bytes(head_graph(graph, head, fine).SerializeToString())
+    images = np.stack([case["image"] for case in bundle.golden() if "image" in case][:1])
+    [got] = open_session(path, None).run(["foreground"], {"image": images})
+    tensors = {k: torch.from_numpy(v) for k, v in head.items()}
+    with torch.no_grad():
+        x = normalise(torch.from_numpy(images), bundle.manifest.preprocessing)
+        expected = _expected(model_from_bundle(bundle), x, tensors)["foreground"].numpy()
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_graph_of_another_backbone_is_refused(trained: Path) -> None:

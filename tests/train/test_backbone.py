@@ -13,7 +13,7 @@ from tests.train.test_distributed import torchrun
 from tests.train.test_resume import Stop, stop_after
 
 from wgap.errors import CheckpointError, WgapError
-from wgap.train.backbone import BACKBONES, folded
+from wgap.train.backbone import BACKBONES, folded, scaled
 from wgap.train.checkpoint import METADATA_KEY, initialise, load_model, save
 from wgap.train.loop import train
 from wgap.train.model import WgapNetwork, WgapVgg16
@@ -21,7 +21,13 @@ from wgap.train.model import WgapNetwork, WgapVgg16
 WIDTH = 1 / 32
 NAMES = ["ant", "bee", "cat"]
 LAYOUTS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
-PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032, "resnet101": 42_500_160}
+PARAMETERS = {
+    "resnet18": 11_176_512,
+    "resnet34": 21_284_672,
+    "resnet50": 23_508_032,
+    "resnet101": 42_500_160,
+    "mobilenet_v2": 2_223_872,
+}
 
 
 def small(backbone: str = "resnet18", **options: object) -> WgapNetwork:
@@ -44,6 +50,18 @@ def published(name: str) -> dict[str, tuple[int, ...]]:
         vectors = {f"{norm}.{k}": shape[:1] for k in ("weight", "bias", "running_mean", "running_var")}
         return {f"{prefix}.weight": shape, **vectors, f"{norm}.num_batches_tracked": ()}
 
+    if name == "mobilenet_v2":
+        shapes, before, block = normalised("features.0.0", (32, 3, 3, 3), "features.0.1"), 32, 1
+        rows = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+        for factor, after, count in rows:
+            for _ in range(count):
+                at, inner, n = f"features.{block}.conv", factor * before, int(factor > 1)
+                if n:
+                    shapes |= normalised(f"{at}.0.0", (inner, before, 1, 1), f"{at}.0.1")
+                shapes |= normalised(f"{at}.{n}.0", (inner, 1, 3, 3), f"{at}.{n}.1")
+                shapes |= normalised(f"{at}.{n + 1}", (after, inner, 1, 1), f"{at}.{n + 2}")
+                before, block = after, block + 1
+        return shapes | normalised("features.18.0", (1280, 320, 1, 1), "features.18.1")
     bottleneck = name in ("resnet50", "resnet101")
     shapes = normalised("conv1", (64, 3, 7, 7), "bn1")
     before = 64
@@ -64,7 +82,7 @@ def published(name: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_have_torchvisions_names_shapes_and_number(name):
     with torch.device("meta"):
         model = WgapNetwork(10, backbone=name)
@@ -81,7 +99,7 @@ def test_every_stage_is_as_wide_and_as_coarse_as_it_says_and_can_be_cut_after(na
     whole = model(x)
     for stage in backbone.stages:
         cut = model.run_blocks(x, 0, stage.end)
-        assert cut.shape == (2, stage.channels * WIDTH, 64 // stage.stride, 64 // stage.stride), stage.name
+        assert cut.shape == (2, scaled(stage.channels, WIDTH), 64 // stage.stride, 64 // stage.stride), stage.name
         torch.testing.assert_close(
             model.head(model.run_blocks(cut, stage.end, len(model.layers))), whole, rtol=0, atol=0
         )
@@ -90,7 +108,7 @@ def test_every_stage_is_as_wide_and_as_coarse_as_it_says_and_can_be_cut_after(na
     assert stage.stride == backbone.strides[0]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_a_smaller_stride_is_that_of_the_last_stages_dropped_and_changes_no_parameter(name):
     x = torch.randn(1, 3, 64, 64)
     sides = {}
@@ -101,7 +119,8 @@ def test_a_smaller_stride_is_that_of_the_last_stages_dropped_and_changes_no_para
         assert {k: v.shape for k, v in model.state_dict().items()} == {
             k: v.shape for k, v in small(name, stride=32).state_dict().items()
         }
-    assert sides == {32: [16, 16, 8, 4, 2], 16: [16, 16, 8, 4, 4], 8: [16, 16, 8, 8, 8]}
+    stem = 32 if name == "mobilenet_v2" else 16
+    assert sides == {32: [stem, 16, 8, 4, 2], 16: [stem, 16, 8, 4, 4], 8: [stem, 16, 8, 8, 8]}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -126,7 +145,7 @@ def test_a_block_is_the_sum_of_its_convolutions_and_its_projected_input(name):
     torch.testing.assert_close(block(x), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50", "mobilenet_v2"])
 def test_a_folded_network_computes_the_same_without_batch_normalisation(name):
     model = small(name, neck="conv1024")
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -140,6 +159,28 @@ def test_a_folded_network_computes_the_same_without_batch_normalisation(name):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     if name == "vgg16":
         assert all(torch.equal(v, before[k]) for k, v in twin.state_dict().items())
+
+
+def test_an_inverted_residual_adds_its_input_to_a_linear_output_but_in_the_first_block_of_a_row():
+    model = small("mobilenet_v2", width=1 / 8).double()
+    first, second = model.features[2], model.features[3]
+    x = torch.randn(2, 3, 8, 8).double()
+    for block, stride, added in ((first, 2, False), (second, 1, True)):
+        state, out = block.state_dict(), x[:, :2] if block is first else x
+
+        def step(x, convolution, norm, **options):
+            x = torch.nn.functional.conv2d(x, state[f"{convolution}.weight"], **options)  # noqa: B023
+            mean, var, scale, shift = (
+                state[f"{norm}.{k}"][:, None, None]  # noqa: B023
+                for k in ("running_mean", "running_var", "weight", "bias")
+            )
+            return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+        given = out
+        out = step(out, "conv.0.0", "conv.0.1").clamp(0, 6)
+        out = step(out, "conv.1.0", "conv.1.1", stride=stride, padding=1, groups=out.shape[1]).clamp(0, 6)
+        out = step(out, "conv.2", "conv.3")
+        torch.testing.assert_close(block(given), out + given if added else out, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("counters", [True, False])
@@ -173,7 +214,7 @@ def test_weights_of_another_backbone_are_refused_by_its_name(tmp_path, found, wa
         initialise(small(wanted), tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50", "mobilenet_v2"])
 def test_checkpoints_and_bare_state_dicts_tell_their_backbone(tmp_path, name):
     model = small(name, stride=8, pooling="gap", neck="conv1024")
     save(model, tmp_path / "m.safetensors", classes=NAMES, preprocessing="torchvision-rgb")

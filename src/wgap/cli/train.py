@@ -14,14 +14,16 @@ def train(
     ctx: typer.Context,
     data: Annotated[Path, typer.Argument(help="Dataset folder; docs/training.md shows the layouts.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    backbone: Annotated[str, typer.Option(help="vgg16, resnet18, resnet34, resnet50 or resnet101.")] = "vgg16",
+    backbone: Annotated[
+        str, typer.Option(help="vgg16, resnet18, resnet34, resnet50, resnet101, mobilenet_v2.")
+    ] = "vgg16",
     init: Annotated[Path | None, typer.Option(help="Weights to start from, .safetensors or .pth.")] = None,
     preprocessing: Annotated[
         str | None, typer.Option(help="torchvision-rgb or caffe-bgr, if the weights do not say.")
     ] = None,
     pooling: Annotated[str, typer.Option(help="wgap, or gap for the ablation.")] = "wgap",
     neck: Annotated[str, typer.Option(help="none, or conv1024: a 3x3 convolution to 1024 channels.")] = "none",
-    stride: Annotated[int, typer.Option(help="Pixels per map position: 16, 8, or 32 of a resnet.")] = 16,
+    stride: Annotated[int, typer.Option(help="Pixels per map position: 16, 8, or 32 (vgg16: 16 or 8).")] = 16,
     width: Annotated[float, typer.Option(help="Channel multiplier, for small models.")] = 1.0,
     input_size: Annotated[int, typer.Option(help="Side of the network input in pixels.")] = 224,
     epochs: Annotated[int, typer.Option(help="Passes over images x views.")] = 10,
@@ -38,7 +40,7 @@ def train(
     freeze_through: Annotated[
         str | None,
         typer.Option(
-            help="Keep the backbone up to this stage as it is: block1 ... block5, or stem, layer1 ... layer4."
+            help="Keep the backbone up to this stage as it is: block1 ... block5; stem, layer1 ...; stem, stage1 ..."
         ),
     ] = None,
     batch_norm: Annotated[
