@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LINEARITY", "PARITY", "Proof", "prove"]
+__all__ = ["LINEARITY", "PARITY", "Proof", "measured", "prove"]
 
 LINEARITY = 1e-4
 """Between ``W . pool(features) + b`` and the logits, relative to the largest."""
@@ -91,6 +91,24 @@ def prove(
     return Proof(figures, pooling, logits, features)
 
 
+def measured(path: Path, head: LinearHead, given: NetworkInput) -> LinearHead:
+    """The head with the extents that its features have on a picture, where the graph computes them; so has the file."""
+    import numpy as np
+    import onnx
+
+    from wgap.runtime.networks.onnxruntime import open_session
+
+    session = open_session(path, None, lean=True)
+    [maps] = _run(session, ["features"], {"image": np.zeros((1, *given.size, 3), np.uint8)}, given)
+    del session
+    model = onnx.load(str(path))
+    [features] = [value for value in model.graph.output if value.name == "features"]
+    for dimension, extent in zip(features.type.tensor_type.shape.dim[1:], maps.shape[1:], strict=True):
+        dimension.dim_value = extent
+    save(path, model)
+    return replace(head, shape=maps.shape[1:])
+
+
 def _run(session: Any, names: list[str], feeds: dict[str, Any], given: NetworkInput) -> Any:
     try:
         return session.run(names, feeds)
@@ -125,10 +143,10 @@ def _own_logits(
     del model
     session, rows = open_session(copy, None, lean=True), []
     copy.unlink()
-    mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
+    mean, std = np.array(steps.mean), np.array(steps.std)
     for picture in pictures:
         pixels = picture[..., ::-1] if steps.channel_order == "bgr" else picture
-        x = (pixels.astype(np.float32) * np.float32(steps.scale) - mean) / std
+        x = (pixels.astype(np.float64) * steps.scale - mean) / std  # rounded once, unlike the graph's
         batch = np.stack([x if given.nhwc else x.transpose(2, 0, 1)] * (given.batch or 1)).astype(kind)
         [found] = _run(session, [head.logits], {given.name: batch}, given)
         rows.append(found[:1].astype(np.float32).reshape(1, -1))
