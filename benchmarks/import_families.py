@@ -35,8 +35,8 @@ for operator in ("nms", "qnms"):
 sys.modules["torchvision._autograd_registrations"] = types.ModuleType("torchvision._autograd_registrations")
 
 
-def network(name: str) -> torch.nn.Module:
-    """``library:architecture`` with random weights of seed 0."""
+def network(name: str, side: int) -> torch.nn.Module:
+    """``library:architecture`` with random weights of seed 0; its batch normalisation has seen noise."""
     library, _, architecture = name.partition(":")
     torch.manual_seed(0)
     if library == "torchvision":
@@ -45,6 +45,11 @@ def network(name: str) -> torch.nn.Module:
         made = importlib.import_module("timm").create_model(architecture, pretrained=False, exportable=True)
     else:
         made = importlib.import_module("pytorchcv.model_provider").get_model(architecture, pretrained=False)
+    for layer in made.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None
+    with torch.no_grad():
+        made.train()(torch.randn(4, 3, side, side))
     return made.eval()  # type: ignore[no-any-return]
 
 
@@ -66,7 +71,7 @@ def row(name: str, side: int, exporter: str, folder: Path) -> str:
     """What came of one network, as a row of a Markdown table."""
     path = folder / "m.onnx"
     try:
-        written(network(name), side, exporter, path)
+        written(network(name, side), side, exporter, path)
     except Exception as error:  # noqa: BLE001 (somebody else's code)
         return f"| {name} | not exported: {type(error).__name__}: {str(error)[:100]} |"
     start = time.monotonic()

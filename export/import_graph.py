@@ -291,7 +291,12 @@ def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Prep
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *given.size, 3]))
-    graph.output.extend([output("logits", ["N", len(head.weight)]), output("features", ["N", *head.shape])])
+    graph.output.extend(
+        [
+            output("logits", ["N", len(head.weight)]),
+            output("features", ["N", *(extent or None for extent in head.shape)]),
+        ]
+    )
     graph.name, model.producer_name, model.doc_string = "wgap", "wgap", "WGAP: image bytes to logits and feature maps"
     return model, constants
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LINEARITY", "PARITY", "OwnModel", "Proof", "prove"]
+__all__ = ["LINEARITY", "PARITY", "OwnModel", "Proof", "measured", "prove"]
 
 LINEARITY = 1e-4
 """Between ``W . pool(features) + b`` and the logits, relative to the largest."""
@@ -93,6 +93,24 @@ def prove(
     return Proof(figures, pooling, logits, features)
 
 
+def measured(path: Path, head: LinearHead, given: NetworkInput) -> LinearHead:
+    """The head with the extents that its features have on a picture, where the graph computes them; so has the file."""
+    import numpy as np
+    import onnx
+
+    from wgap.runtime.networks.onnxruntime import open_session
+
+    session = open_session(path, None, lean=True)
+    [maps] = _run(session, ["features"], {"image": np.zeros((1, *given.size, 3), np.uint8)}, given)
+    del session
+    model = onnx.load(str(path))
+    [features] = [value for value in model.graph.output if value.name == "features"]
+    for dimension, extent in zip(features.type.tensor_type.shape.dim[1:], maps.shape[1:], strict=True):
+        dimension.dim_value = extent
+    save(path, model)
+    return replace(head, shape=maps.shape[1:])
+
+
 def _run(session: Any, names: list[str], feeds: dict[str, Any], given: NetworkInput) -> Any:
     try:
         return session.run(names, feeds)
@@ -148,13 +166,16 @@ class OwnModel:
         return [value[0].astype(np.float32) for value in found]
 
 
-def normalised(picture: NDArray[np.uint8], steps: Preprocessing) -> NDArray[np.float32]:
-    """float32 [H, W, 3] of uint8 [H, W, 3] RGB: its channels in the model's order, its values as that expects them."""
+def normalised(picture: NDArray[np.uint8], steps: Preprocessing) -> NDArray[np.float64]:
+    """float64 [H, W, 3] of uint8 [H, W, 3] RGB: its channels in the model's order, its values as that expects them.
+
+    So that they are rounded once, when they become the input's type, unlike the graph's own.
+    """
     import numpy as np
 
     pixels = picture[..., ::-1] if steps.channel_order == "bgr" else picture
-    mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
-    return np.asarray((pixels.astype(np.float32) * np.float32(steps.scale) - mean) / std, np.float32)
+    scaled: NDArray[np.float64] = (pixels.astype(np.float64) * steps.scale - np.array(steps.mean)) / np.array(steps.std)
+    return scaled
 
 
 def _gap(features: NDArray[np.float32]) -> Any:

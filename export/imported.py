@@ -13,7 +13,7 @@ from wgap.bundle import MANIFEST, Bundle, describe_file, sha256_of, write_manife
 from wgap.errors import CheckpointError
 from wgap.export.import_graph import external_files, onnx_errors, plain_model, save, wrapped_model
 from wgap.export.import_module import MODULE, write_module
-from wgap.export.import_proof import prove
+from wgap.export.import_proof import measured, prove
 from wgap.export.linear_head import LinearHead, linear_head, printable
 from wgap.export.onnx import GOLDEN_IMAGES, golden_images, read_classes, write_golden
 from wgap.extend import one_writer
@@ -92,6 +92,8 @@ def bundle_from_onnx(
             opset = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
             save(folder / "model.onnx", *wrapped_model(graph, given, head, steps))
             del graph
+            if not all(head.shape):
+                head = measured(folder / "model.onnx", head, given)
             onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
         pictures = _pictures(images, given.size)
         proof = prove(path, folder / "model.onnx", given, head, steps, pictures, half)

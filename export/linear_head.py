@@ -36,7 +36,7 @@ class LinearHead:
         logits: tensor; before a softmax where the graph ends with one.
         features: tensor, the pooling's input.
         layout: of the features.
-        shape: (C, h, w) of the features.
+        shape: (C, h, w) of the features; h and w are 0 where the graph computes them.
         weight: float32 [K, C].
         bias: float32 [K].
         flat: whether the logits are [N, K]; else they have further extents of 1.
@@ -278,7 +278,7 @@ def _permutation(node: Any) -> list[int]:
 
 def _feature_shape(graph: _Graph, tensor: str, layout: str) -> tuple[int, int, int]:
     shape = graph.shapes.get(tensor, [])
-    if len(shape) != 4 or not all(shape[1:]):
-        raise _RefusedError(f"expected features of four known extents, got {tensor} {shape}")
+    if len(shape) != 4:
+        raise _RefusedError(f"expected features of four extents, got {tensor} {shape}")
     _, a, b, c = (extent or 0 for extent in shape)
     return (a, b, c) if layout == "NCHW" else (c, a, b)

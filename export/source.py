@@ -78,8 +78,8 @@ def opened_source(bundle: Bundle, source: str) -> Iterator[tuple[Run, Any, float
             logits, features, *finer = (torch.from_numpy(value) for value in own(batch[0]))
             features = features if found.layout == "NCHW" else features.movedim(-1, 0)
             if module is not None:
-                x = normalised(batch[0], bundle.manifest.preprocessing).transpose(2, 0, 1)
-                logits = module(torch.from_numpy(x.copy())[None])
+                x = torch.from_numpy(normalised(batch[0], bundle.manifest.preprocessing))
+                logits = module(x.float().permute(2, 0, 1)[None])
             outputs = {"logits": logits.reshape(1, -1), "features": features[None]}
             return {**outputs, "fine": finer[0][None]} if finer else outputs
 

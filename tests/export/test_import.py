@@ -450,6 +450,31 @@ def test_a_batch_that_cannot_be_freed_is_refused(tmp_path: Path) -> None:
         imported(path, features="t3")
 
 
+def test_a_network_whose_logits_follow_rounding_is_refused(tmp_path: Path) -> None:
+    """The proof's pictures are rounded otherwise than in the bundle's graph; another processor's sums would be, too."""
+    maker = Maker()
+    x = maker.add("Sin", maker.add("Mul", maker.features(), maker.constant(np.float32(1e5))))
+    path = maker.save(tmp_path / "m.onnx", classified(maker, maker.add("Flatten", pooled(maker, x)), "gemm"))
+    with pytest.raises(CheckFailedError, match=r"differ from the model's own by .* expected at most 1e-04"):
+        imported(path)
+
+
+def test_maps_whose_size_the_graph_computes_are_measured(tmp_path: Path) -> None:
+    """As PyTorch's older exporter writes a channel shuffle, or padding that depends on the picture."""
+    maker = Maker()
+    x = maker.features()
+    side = maker.add(
+        "Div", maker.add("Slice", maker.add("Shape", x), *map(maker.constant, ([2], [4]))), maker.constant([2])
+    )
+    pads = maker.add("Concat", maker.constant([0, 0, 0, 0, 0, 0]), maker.add("Mod", side, maker.constant([3])), axis=0)
+    x = maker.add("Pad", x, pads)
+    path = maker.save(tmp_path / "m.onnx", classified(maker, maker.add("Flatten", pooled(maker, x)), "gemm"))
+    bundle = imported(path)
+    assert bundle.manifest.model.feature_shape == (CHANNELS, 9, 9)
+    require_equal(bundle, by_hand(path, noise()))
+    assert selftest(Localizer(bundle.root)).ok
+
+
 @pytest.mark.parametrize("batch", ["N", 2])
 def test_pictures_that_change_each_other_s_logits_are_refused(batch: Any, tmp_path: Path) -> None:
     maker = Maker(batch=batch, opset=18)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -91,6 +92,30 @@ def test_the_commands_run_in_order_and_the_python_after_them(desk: Path, tiny_bu
         [sys.executable, "-c", blocks("python")[0]], cwd=desk, capture_output=True, text=True, check=True
     )
     assert len(first.stdout.splitlines()) == 8
+
+
+def test_the_import_runs_as_it_stands(tmp_path: Path) -> None:
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import cv2
+    import numpy as np
+
+    (listing,) = blocks("console", after="<!-- run import -->\n")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "demo-out" / "data" / "test").mkdir(parents=True)
+    for number in range(2):
+        picture = cv2.circle(np.full((100, 120, 3), 40, np.uint8), (40 + 30 * number, 50), 20, (60, 220, 90), -1)
+        cv2.imwrite(str(tmp_path / "demo-out" / "data" / "test" / f"{number}.jpg"), picture)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        ["bash", "-ec", listing], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "features 64x16x16" in result.stdout
+    records = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [record["class_name"] in ("disc", "ring", "cross") for record in records] == [True, True]
+    assert len(list((tmp_path / "imported-boxes").rglob("*.*"))) >= 2
 
 
 def test_every_make_target_and_preset_that_is_named_exists() -> None:
