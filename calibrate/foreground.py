@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,9 @@ COUNT = 500
 LEAST_SEPARATION = {"fine": 1.5, "coarse": 3.4}
 """Standard deviations between object and ground; below it a head separates nothing (docs/decisions/081). The coarse one
 counts where there is no finer: its labels are its own, which alone gives noise 3.3."""
+
+CELL = 8
+"""Pixels a side of a cell that will do; where twice the features' resolution is coarser, four times is added."""
 
 RULE = Rule("foreground+colour")
 
@@ -144,9 +147,10 @@ def foreground_bundle(
     if source.import_ is not None:
         source.import_.require_rule(rule)
     model = without_head(onnx.load_from_string(bundle.content(source)))
-    fine = fine_tensor(model, bundle.manifest.model.feature_shape)
+    info = bundle.manifest.model
+    fine = fine_tensors(model, info.feature_shape, info.input_size)
     warnings = list(chosen.warnings)
-    if fine is None:
+    if not fine:
         warnings.append(
             "the graph has no activation of twice the features' resolution: the head scores the features alone, and "
             "boxes are coarser"
@@ -156,18 +160,23 @@ def foreground_bundle(
     with tempfile.TemporaryDirectory(prefix="wgap-foreground-") as folder:
         kept, labels = _activations(bundle, model, fine, chosen, sum_of_channels, Path(folder), progress)
         fit = fit_head(
-            [p.pixels for p in chosen.pictures], kept["features"], kept.get("fine"), kept["weights"], progress
+            [p.pixels for p in chosen.pictures],
+            kept["features"],
+            [kept[name] for name in fine],
+            kept["weights"],
+            progress,
         )
         _require_separation(fit)
         graph = head_graph(model, fit.tensors(), fine)
         file = Path(folder) / "model.onnx"
         file.write_bytes(graph.SerializeToString(deterministic=True))
-        scores = _checked(file, fit, chosen, kept)
-        info = bundle.manifest.model.with_foreground(scores.shape[2:])
+        scores = _checked(file, fit, chosen, [kept["features"], *(kept[name] for name in fine)])
+        info = info.with_foreground(scores.shape[2:])
         goldens = golden_cases(bundle, file, scores.shape[1:], (rule, Rule("foreground"), Rule("foreground+colour")))
     record = ForegroundRecord(
         images_sha256=chosen.sha256, images=chosen.listing(), warnings=tuple(warnings), labels=labels,
-        coarse="features", fine=fine, separation=_figures(fit),
+        coarse="features", fine=fine[0] if fine else None, finer=fine[1] if len(fine) > 1 else None,
+        separation=_figures(fit),
         constants={"ridge": RIDGE, "rounds": ROUNDS},
         tools={"wgap": __version__, "python": platform.python_version(), "onnx": onnx.__version__,
                "onnxruntime": onnxruntime.__version__},
@@ -198,8 +207,11 @@ def foreground_bundle(
     return made
 
 
-def fine_tensor(model: Any, feature_shape: tuple[int, int, int]) -> str | None:
-    """The last activation, in the graph's order, of exactly twice the features' height and width; None without one."""
+def fine_tensors(model: Any, feature_shape: tuple[int, int, int], input_size: tuple[int, int]) -> list[str]:
+    """The last activation, in the graph's order, of exactly twice the features' height and width, where there is one.
+
+    Where its cells are still larger than ``CELL`` pixels, also that of four times.
+    """
     import onnx
 
     shapes = {}
@@ -208,13 +220,15 @@ def fine_tensor(model: Any, feature_shape: tuple[int, int, int]) -> str | None:
         shapes[value.name] = dimensions
     _, height, width = feature_shape
     sigmoids = {node.output[0] for node in model.graph.node if node.op_type == "Sigmoid"}
-    found = None
+    found: dict[int, str] = {}
     for node in model.graph.node:
         gated = node.op_type == "Mul" and bool(sigmoids & {*node.input})
         shape = shapes.get(node.output[0], []) if node.op_type in _ACTIVATIONS or gated else []
-        if len(shape) == 4 and shape[1] and shape[2:] == [2 * height, 2 * width]:
-            found = str(node.output[0])
-    return found
+        for factor in (2, 4):
+            if len(shape) == 4 and shape[1] and shape[2:] == [factor * height, factor * width]:
+                found[factor] = str(node.output[0])
+    coarse = input_size[0] > 2 * height * CELL
+    return [found[factor] for factor in (2, 4) if factor in found and (factor == 2 or (2 in found and coarse))]
 
 
 def without_head(model: Any) -> Any:
@@ -229,13 +243,14 @@ def without_head(model: Any) -> Any:
     return model
 
 
-def head_graph(model: Any, head: dict[str, Any], fine: str | None) -> Any:
+def head_graph(model: Any, head: dict[str, Any], fine: Sequence[str]) -> Any:
     """The graph with ``foreground`` float32 [N, 1, 2h, 2w] = up2(A . features) + B . fine as a further output.
 
     Args:
         model: an ONNX model without a head; it is changed.
         head: see :func:`wgap.train.reference.foreground_scores`.
-        fine: the finer activation's tensor; None: ``foreground`` is A at the features' resolution.
+        fine: the finer activations' tensors, each of twice the resolution before it. None: ``foreground`` is A at the
+            features' resolution; two: it is [N, 1, 4h, 4w].
     """
     import numpy as np
     import onnx
@@ -252,25 +267,27 @@ def head_graph(model: Any, head: dict[str, Any], fine: str | None) -> Any:
         inputs = [source, weight, constant(f"{name}.bias", head[f"{name}.bias"])]
         graph.node.append(helper.make_node("Conv", inputs, [result], HEAD + name, kernel_shape=[1, 1]))
 
-    if fine is None:
-        score("A", "features", "foreground")
-    else:
-        score("A", "features", f"{HEAD}A")
-        score("B", fine, f"{HEAD}B")
-        twice = constant("twice", [1, 1, 2, 2])
+    twice = constant("twice", [1, 1, 2, 2]) if fine else ""
+    result = "foreground" if not fine else f"{HEAD}A"
+    score("A", "features", result)
+    for name, source in zip("BC", fine, strict=False):
+        score(name, source, f"{HEAD}{name}")
         graph.node.append(
             helper.make_node(
                 "Resize",
-                [f"{HEAD}A", "", twice],
-                [f"{HEAD}A_twice"],
-                f"{HEAD}twice",
+                [result, "", twice],
+                [f"{result}_twice"],
+                f"{HEAD}twice" if name == "B" else f"{HEAD}twice_{name}",
                 mode="linear",
                 coordinate_transformation_mode="half_pixel",
             )
         )
-        graph.node.append(helper.make_node("Add", [f"{HEAD}A_twice", f"{HEAD}B"], ["foreground"], f"{HEAD}sum"))
+        last = source == fine[-1]
+        made, node = ("foreground", f"{HEAD}sum") if last else (f"{HEAD}sum_{name}", f"{HEAD}sum_{name}")
+        graph.node.append(helper.make_node("Add", [f"{result}_twice", f"{HEAD}{name}"], [made], node))
+        result = made
     features = next(value for value in graph.output if value.name == "features").type.tensor_type.shape.dim
-    factor = 1 if fine is None else 2
+    factor = 1 << len(fine)
     batch = features[0].dim_param or "N"
     size = [factor * features[axis].dim_value for axis in (2, 3)]
     graph.output.append(helper.make_tensor_value_info("foreground", TensorProto.FLOAT, [batch, 1, *size]))
@@ -290,7 +307,7 @@ def _require_structure(images: ImageSet, where: Path) -> None:
 
 def _require_separation(fit: Fit) -> None:
     which = "fine" if fit.fine else "coarse"
-    found, least = (fit.fine or fit.coarse).separation, LEAST_SEPARATION[which]
+    found, least = (fit.fine or (fit.coarse,))[0].separation, LEAST_SEPARATION[which]
     if not found >= least:
         raise CalibrationError(
             f"the head separates nothing: object and ground lie {found:.2f} standard deviations apart, at least "
@@ -302,16 +319,17 @@ def _require_separation(fit: Fit) -> None:
 def _figures(fit: Fit) -> dict[str, float | None]:
     return {
         "coarse": fit.coarse.separation,
-        "fine": fit.fine.separation if fit.fine else None,
+        "fine": fit.fine[0].separation if fit.fine else None,
         "grabcut_agreement": fit.agreement,
+        **({"finer": fit.fine[1].separation} if len(fit.fine) > 1 else {}),
     }
 
 
 def _activations(
-    bundle: Bundle, model: Any, fine: str | None, images: ImageSet, sum_of_channels: bool, folder: Path,
+    bundle: Bundle, model: Any, fine: Sequence[str], images: ImageSet, sum_of_channels: bool, folder: Path,
     progress: Progress,
 ) -> tuple[dict[str, NDArray[np.float32]], str]:  # fmt: skip
-    """``features`` and ``fine`` of every picture, on the disk, the ``weights`` of its map, and where those are from."""
+    """``features`` and finer ones of every picture, on disk, the ``weights`` of its map, and where those are from."""
     import numpy as np
     from onnx import helper
 
@@ -319,24 +337,23 @@ def _activations(
 
     watched = type(model)()
     watched.CopyFrom(model)
-    if fine is not None and fine != "features":
-        watched.graph.output.append(helper.make_empty_tensor_value_info(fine))
+    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in fine)
     file = folder / "watched.onnx"
     file.write_bytes(watched.SerializeToString())
     session = open_session(file, None)
-    names = {"features": "features", "logits": "logits", **({"fine": fine} if fine else {})}
+    names = ["features", "logits", *fine]
     weight = np.abs(np.asarray(bundle.classifier()[0]))
     kept: dict[str, Any] = {}
     weights = np.ones((len(images), weight.shape[1]), np.float32)
     for n, picture in enumerate(progress(images.pictures, "running the network")):
-        found = dict(zip(names, session.run(list(names.values()), {"image": picture.pixels[None]}), strict=True))
+        found = dict(zip(names, session.run(names, {"image": picture.pixels[None]}), strict=True))
         logits = found.pop("logits")[0]
         for name, value in found.items():
             if not np.isfinite(value).all():
                 raise CalibrationError(f"{picture.path}: the network's own output is not finite; nothing to fit")
             if name not in kept:
                 shape = (len(images), *value.shape[1:])
-                kept[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
+                kept[name] = np.lib.format.open_memmap(folder / f"{names.index(name)}.npy", "w+", np.float32, shape)
             kept[name][n] = value[0]
         if not sum_of_channels:
             weights[n] = weight[int(logits.argmax()) if picture.label is None else picture.label]
@@ -345,26 +362,23 @@ def _activations(
     return {**kept, "weights": weights}, used
 
 
-def _checked(graph: Path, fit: Fit, images: ImageSet, kept: dict[str, Any]) -> NDArray[np.float32]:
+def _checked(graph: Path, fit: Fit, images: ImageSet, kept: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """The graph's scores of the first pictures, compared with the head applied to what was kept of them."""
-    import cv2
     import numpy as np
+    import torch
 
     from wgap.runtime.networks.onnxruntime import open_session
+    from wgap.train.reference import foreground_scores
 
     rows = slice(0, 4)
-    session, head = open_session(graph, None), fit.tensors()
+    session, head = open_session(graph, None), {n: torch.from_numpy(value) for n, value in fit.tensors().items()}
     pixels = np.stack([picture.pixels for picture in images.pictures[rows]])
     names = ["foreground", "features", "logits"]
     got, features, _ = session.run(names, {"image": pixels})
-    expected = np.einsum("c,nchw->nhw", head["A.weight"], kept["features"][rows]) + head["A.bias"]
-    if fit.fine:
-        size = got.shape[3], got.shape[2]
-        larger = [cv2.resize(one, size, interpolation=cv2.INTER_LINEAR) for one in expected]
-        fine = np.einsum("c,nchw->nhw", head["B.weight"], kept["fine"][rows]) + head["B.bias"]
-        expected = np.stack(larger) + fine
+    own = [[torch.from_numpy(np.array(level[n])) for level in kept] for n in range(len(pixels))]
+    expected = np.stack([foreground_scores(levels, head).numpy() for levels in own])
     worst = float(np.abs(got[:, 0] - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-    moved = float(np.abs(features - kept["features"][rows]).max() / max(float(np.abs(features).max()), 1e-30))
+    moved = float(np.abs(features - kept[0][rows]).max() / max(float(np.abs(features).max()), 1e-30))
     if not max(worst, moved) <= _TOLERANCE:
         raise CheckFailedError(
             f"the new graph's foreground differs from its head by {worst:.1e} of the maximum, its features from the "

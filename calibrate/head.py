@@ -1,7 +1,8 @@
 """The foreground head: two linear scores of the network's cells, object or ground, fitted without a box.
 
 The cells of every picture are labelled by their map, a Fisher discriminant of the features relabels them by its own
-sign, and GrabCut on what that finds labels the cells of twice the resolution for a second one. Sums are float64.
+sign, and GrabCut on what that finds labels the cells of twice the resolution for a second one; where those are still
+coarse, GrabCut on the sum of both labels the cells of four times the resolution for a third. Sums are float64.
 """
 
 from __future__ import annotations
@@ -59,23 +60,22 @@ class Fit:
 
     Attributes:
         coarse: of the features.
-        fine: of the finer activation; None where the network has none.
+        fine: of each finer activation; none where the network has none.
         scores: per picture float64[h, w], the coarse scores.
-        agreement: share of the finer cells where the coarse score's sign is GrabCut's label; None without a finer one.
+        agreement: share of the first finer cells where the coarse score's sign is GrabCut's label; None without those.
     """
 
     coarse: Discriminant
-    fine: Discriminant | None
+    fine: tuple[Discriminant, ...]
     scores: tuple[Floats, ...]
     agreement: float | None
 
     def tensors(self) -> dict[str, Any]:
-        """``A.weight`` float32[C], ``A.bias`` float32[1], and ``B`` likewise."""
+        """``A.weight`` float32[C], ``A.bias`` float32[1], and ``B`` and ``C`` likewise."""
         import numpy as np
 
-        named = {"A": self.coarse, **({"B": self.fine} if self.fine else {})}
         tensors = {}
-        for name, one in named.items():
+        for name, one in zip("ABC", (self.coarse, *self.fine), strict=False):
             tensors[f"{name}.weight"] = one.weight.astype(np.float32)
             tensors[f"{name}.bias"] = np.array([one.bias], np.float32)
         return tensors
@@ -84,16 +84,16 @@ class Fit:
 def fit_head(
     pictures: Sequence[NDArray[np.uint8]],
     coarse: Floats,
-    fine: Floats | None,
+    fine: Sequence[Floats],
     class_weights: Floats,
     progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda items, _: items,
 ) -> Fit:
-    """Fit both scores.
+    """Fit the scores of every resolution.
 
     Args:
         pictures: uint8[H, W, 3] RGB each, as the network sees them.
         coarse: float32[N, C, h, w], the features; a memory map will do.
-        fine: float32[N, D, 2h, 2w], the activation of twice their resolution; None where there is none.
+        fine: float32[N, D, 2h, 2w], the activation of twice their resolution, then that of four times, where they are.
         class_weights: float32[N, C], of the map that labels each picture's cells first: of a class |W[k]|.
         progress: wraps lists that take a while.
 
@@ -111,16 +111,21 @@ def fit_head(
         scores = cells.scores(found)
         labels = scores > 0
     grids = tuple(scores.reshape(count, height, width))
-    if fine is None:
-        return Fit(found, None, grids, None)
-    with _one_opencv_thread():
-        cut = [
-            _grabcut(picture, grid, fine.shape[2:])
-            for picture, grid in progress(list(zip(pictures, grids, strict=True)), "cutting")
-        ]
-    drawn = np.stack(cut).reshape(count, -1)
-    own = np.stack([_upsampled(grid, fine.shape[2:]) > 0 for grid in grids]).reshape(count, -1)
-    return Fit(found, _Cells(fine, progress).discriminant(drawn), grids, float((drawn == own).mean()))
+    finer, agreement, sums = [], None, list(grids)
+    for activation in fine:
+        size = activation.shape[2:]
+        with _one_opencv_thread():
+            cut = [
+                _grabcut(picture, grid, size)
+                for picture, grid in progress(list(zip(pictures, sums, strict=True)), "cutting")
+            ]
+        drawn, sums = np.stack(cut).reshape(count, -1), [_upsampled(grid, size) for grid in sums]
+        if agreement is None:
+            agreement = float((drawn == (np.stack(sums) > 0).reshape(count, -1)).mean())
+        cells = _Cells(activation, progress)
+        finer.append(cells.discriminant(drawn))
+        sums = [grid + own.reshape(size) for grid, own in zip(sums, cells.scores(finer[-1]), strict=True)]
+    return Fit(found, tuple(finer), grids, agreement)
 
 
 class _Cells:

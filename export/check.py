@@ -121,10 +121,9 @@ def check_localizer(
             got = localizer.network.run(batch)
             with torch.no_grad():
                 expected = run(batch)
-            fine = expected.pop("fine", None)
+            activations = [expected["features"], *(expected.pop(n) for n in ("fine", "finer") if n in expected)]
             if head is not None:
-                finer = None if fine is None or "B.weight" not in head else fine[0]
-                expected["foreground"] = foreground_scores(expected["features"][0], finer, head)[None, None]
+                expected["foreground"] = foreground_scores([one[0] for one in activations], head)[None, None]
             for stage, value in expected.items():
                 difference = float((torch.from_numpy(got[stage]) - value).abs().max())
                 worst[stage] = max(worst[stage], difference / max(float(value.abs().max()), 1e-30))
@@ -219,8 +218,9 @@ def _reference(bundle: Bundle, source: str | None) -> Iterator[tuple[Callable[[A
     found: dict[str, Any] = {}
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        if output.shape[2:] == (2 * height, 2 * width):
-            found["fine"] = output
+        for name, factor in (("fine", 2), ("finer", 4)):
+            if output.shape[2:] == (factor * height, factor * width):
+                found[name] = output
 
     for module in model.modules():
         if isinstance(module, torch.nn.ReLU | torch.nn.ReLU6):

@@ -37,8 +37,9 @@ def opened_source(bundle: Bundle, source: str) -> Iterator[tuple[Run, Any, float
 
     Yields:
         a function of uint8 [1, H, W, 3] RGB to float32 tensors ``logits`` [1, K], ``features`` [1, C, h, w] and, where
-        the bundle has a foreground head on a finer activation, that as ``fine`` [1, D, 2h, 2w]; the classifier
-        float32 [K, C]; and what a float16 source costs, relative to a tensor's largest value, 0 of a float32 one.
+        the bundle has a foreground head on finer activations, those as ``fine`` [1, D, 2h, 2w] and ``finer``; the
+        classifier float32 [K, C]; and what a float16 source costs, relative to a tensor's largest value, 0 of
+        a float32 one.
 
     Raises:
         BundleError: the bundle is no import, or one of another file.
@@ -63,10 +64,10 @@ def opened_source(bundle: Bundle, source: str) -> Iterator[tuple[Run, Any, float
                 f"{'has another one, or its external values have' if path.is_file() else 'is not there'}"
             )
         head = next((entry.foreground for entry in bundle.manifest.files if entry.foreground), None)
-        fine = None if head is None else head.fine
+        finer = [name for name in (head.fine, head.finer) if name] if head else []
         with onnx_errors(path):
             every = {printable(tensor): tensor for node in load(path).graph.node for tensor in node.output}
-            wanted = [record.logits, record.features, *([fine] if fine else [])]
+            wanted = [record.logits, record.features, *finer]
             # The bundle's graph calls a tensor otherwise where the source's name is one of its own.
             tensors = [every.get(one, every.get(one.partition("network/")[2], one)) for one in wanted]
             graph, given, half = plain_model(path, info.input_size[0])
@@ -75,12 +76,12 @@ def opened_source(bundle: Bundle, source: str) -> Iterator[tuple[Run, Any, float
             own = OwnModel(path, Path(name), given, tensors, bundle.manifest.preprocessing)
 
         def run(batch: NDArray[np.uint8]) -> dict[str, Any]:
-            logits, features, *finer = (torch.from_numpy(value) for value in own(batch[0]))
+            logits, features, *more = (torch.from_numpy(value) for value in own(batch[0]))
             features = features if found.layout == "NCHW" else features.movedim(-1, 0)
             if module is not None:
                 x = torch.from_numpy(normalised(batch[0], bundle.manifest.preprocessing))
                 logits = module(x.float().permute(2, 0, 1)[None])
             outputs = {"logits": logits.reshape(1, -1), "features": features[None]}
-            return {**outputs, "fine": finer[0][None]} if finer else outputs
+            return outputs | {name: value[None] for name, value in zip(("fine", "finer"), more, strict=False)}
 
         yield run, torch.from_numpy(found.weight), PARITY["float16"] if half else 0.0

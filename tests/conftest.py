@@ -108,7 +108,7 @@ def scored(source: Path, root: Path, seed: int = 5) -> Path:
     from safetensors.numpy import save
 
     from wgap.bundle import Bundle
-    from wgap.calibrate.foreground import fine_tensor, head_graph
+    from wgap.calibrate.foreground import fine_tensors, head_graph
     from wgap.export.golden import golden_cases
     from wgap.extend import NewFile, enter_files
     from wgap.rule import Rule
@@ -118,7 +118,7 @@ def scored(source: Path, root: Path, seed: int = 5) -> Path:
     bundle = Bundle.open(root)
     info, path = bundle.manifest.model, bundle.path("onnx", "fp32")
     rng = np.random.default_rng(seed)
-    fine = fine_tensor(onnx.load(str(path)), info.feature_shape)
+    fine = fine_tensors(onnx.load(str(path)), info.feature_shape, info.input_size)
     channels = {"A": info.feature_shape[0], "B": info.feature_shape[0]}  # VGG16's last two blocks are equally wide
     head = {f"{name}.weight": rng.normal(0, 1, n).astype(np.float32) for name, n in channels.items()}
     head |= {f"{name}.bias": np.zeros(1, np.float32) for name in channels}

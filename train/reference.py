@@ -11,7 +11,7 @@ against the paper by eye. Two modes:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -264,19 +264,24 @@ def box_from_features(
     return ReferenceBox(u, level, eta, heaviest(mask, mask.long(), most), False, means)
 
 
-def foreground_scores(coarse: Tensor, fine: Tensor | None, head: dict[str, Tensor]) -> Tensor:
-    """The score map S = up2(A) + B, above 0 on the object: what the graph's output ``foreground`` holds.
+def foreground_scores(activations: Sequence[Tensor], head: dict[str, Tensor]) -> Tensor:
+    """The score map S = up2(up2(A) + B) + C, above 0 on the object: what the graph's output ``foreground`` holds.
 
     Args:
-        coarse: float[C, h, w], the features.
-        fine: float[D, 2h, 2w], the activation of twice that resolution; None where the network has none: S is A then.
-        head: ``A.weight`` [C], ``A.bias`` [1] and, with ``fine``, ``B.weight`` [D], ``B.bias`` [1].
+        activations: the features float[C, h, w], the activation of twice that resolution float[D, 2h, 2w], that of four
+            times; further ones as far as the head has vectors for them.
+        head: ``A.weight`` [C], ``A.bias`` [1], and ``B`` and ``C`` likewise.
     """
-    a = torch.einsum("c,chw->hw", head["A.weight"].to(coarse.dtype), coarse) + head["A.bias"].to(coarse.dtype)
-    if fine is None:
-        return a
-    b = torch.einsum("c,chw->hw", head["B.weight"].to(fine.dtype), fine) + head["B.bias"].to(fine.dtype)
-    return upsample(a, *fine.shape[1:]) + b
+    scores: Tensor | None = None
+    for name, activation in zip("ABC", activations, strict=False):
+        if f"{name}.weight" not in head:
+            break
+        weight, bias = (head[f"{name}.{what}"].to(activation.dtype) for what in ("weight", "bias"))
+        own = torch.einsum("c,chw->hw", weight, activation) + bias
+        scores = own if scores is None else upsample(scores, *own.shape) + own
+    if scores is None:
+        raise ValueError("expected a head with A.weight and A.bias")
+    return scores
 
 
 def _exact_taps(size_in: int, size_out: int) -> tuple[Tensor, Tensor, Tensor, int]:

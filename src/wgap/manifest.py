@@ -309,7 +309,8 @@ class ForegroundRecord:
         labels: where the labels were from whose maps began the fit.
         coarse: the tensor that A scores.
         fine: the tensor that B scores; None without one.
-        separation: how far object and ground lie apart, ``coarse`` and ``fine``, in standard deviations, and
+        finer: the tensor that C scores; likewise.
+        separation: how far object and ground lie apart, ``coarse``, ``fine`` and ``finer``, in standard deviations, and
             ``grabcut_agreement``, the share of cells where A's sign is GrabCut's.
         constants: of the fit.
         tools: name to version.
@@ -324,6 +325,7 @@ class ForegroundRecord:
     constants: dict[str, Any]
     tools: dict[str, str]
     fine: str | None = None
+    finer: str | None = None
 
 
 @dataclass(frozen=True)

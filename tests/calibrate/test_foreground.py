@@ -24,7 +24,7 @@ from tests.runtime.conftest import glass_bundle  # noqa: F401  (a fixture)
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.calibrate import foreground as room
-from wgap.calibrate.foreground import fine_tensor, foreground_bundle, head_graph, without_head
+from wgap.calibrate.foreground import fine_tensors, foreground_bundle, head_graph, without_head
 from wgap.calibrate.head import fit_head
 from wgap.errors import BundleError, CalibrationError, GateError, OutputExistsError
 from wgap.export.onnx import bundle_from_checkpoint, state_from_onnx
@@ -115,7 +115,7 @@ def test_the_bundle_has_scores_that_are_the_head_s(made: room.Foreground, networ
     )
     head = {name: torch.from_numpy(value) for name, value in load_file(bundle.path("foreground")).items()}
     for n in range(3):
-        expected = foreground_scores(torch.from_numpy(features[n]), torch.from_numpy(fine[n]), head)
+        expected = foreground_scores([torch.from_numpy(features[n]), torch.from_numpy(fine[n])], head)
         assert np.abs(scores[n, 0] - expected.numpy()).max() < 1e-5 * np.abs(scores).max()
     before = open_session(network / "model.onnx", None).run(["features", "logits"], {"image": images})
     assert np.array_equal(features, before[0])
@@ -269,16 +269,16 @@ def test_a_graph_without_a_finer_resolution_scores_its_features(
 
 def test_the_finer_activation_is_found_by_its_shape(tiny_bundle: Path) -> None:
     model = onnx.load(str(tiny_bundle / "model.onnx"))
-    fine = fine_tensor(model, (64, 4, 4))
+    [fine] = fine_tensors(model, (64, 4, 4), (64, 64))
     makers = {node.output[0]: node for node in model.graph.node}
-    assert fine is not None
     assert makers[fine].op_type == "Relu"
     readers = [node.op_type for node in model.graph.node if fine in node.input]
     assert readers == ["MaxPool"]
-    assert fine_tensor(model, (64, 3, 3)) is None
+    assert fine_tensors(model, (64, 3, 3), (64, 64)) == []
+    assert len(fine_tensors(model, (64, 4, 4), (65, 65))) == 2, "cells of more than 8 pixels: four times as well"
     head = {"A.weight": np.ones(64, np.float32), "A.bias": np.zeros(1, np.float32)}
     head |= {name.replace("A", "B"): value for name, value in head.items()}
-    with_head = head_graph(onnx.load(str(tiny_bundle / "model.onnx")), head, fine)
+    with_head = head_graph(onnx.load(str(tiny_bundle / "model.onnx")), head, [fine])
     assert without_head(with_head).SerializeToString() == model.SerializeToString()
     assert set(state_from_onnx(tiny_bundle / "model.onnx")) == set(state_from_onnx(tiny_bundle / "model.onnx"))
 
@@ -286,7 +286,7 @@ def test_the_finer_activation_is_found_by_its_shape(tiny_bundle: Path) -> None:
 def test_one_kind_of_cell_cannot_be_fitted() -> None:
     flat = np.ones((30, 4, 3, 3), np.float32)
     with pytest.raises(CalibrationError, match=r"all 270 cells .* would be ground"):
-        fit_head([np.zeros((24, 24, 3), np.uint8)] * 30, flat, None, np.ones((30, 4), np.float32))
+        fit_head([np.zeros((24, 24, 3), np.uint8)] * 30, flat, [], np.ones((30, 4), np.float32))
 
 
 @pytest.mark.parametrize("step", range(1, 9))

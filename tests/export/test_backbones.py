@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from wgap import Localizer
 from wgap.bundle import Bundle
 from wgap.calibrate.candidate import calibrate, prepare
-from wgap.calibrate.foreground import fine_tensor, foreground_bundle, head_graph
+from wgap.calibrate.foreground import fine_tensors, foreground_bundle, head_graph
 from wgap.calibrate.images import image_set
 from wgap.cli import app
 from wgap.errors import BundleError
@@ -141,12 +141,12 @@ def test_other_families_go_there_and_back(
 def require_same_fine_activation(bundle: Bundle, path: Path) -> None:
     """The graph's search and the check's take the same activation: a head of random vectors scores it alike."""
     graph, info = onnx.load(str(bundle.path("onnx", "fp32"))), bundle.manifest.model
-    fine = fine_tensor(graph, info.feature_shape)
+    [fine] = fine_tensors(graph, info.feature_shape, info.input_size)
     shapes = onnx.shape_inference.infer_shapes(graph).graph.value_info
     channels = next(v for v in shapes if v.name == fine).type.tensor_type.shape.dim[1].dim_value
     head = {"A.weight": np.zeros(info.feature_shape[0]), "B.weight": np.random.default_rng(0).normal(size=channels)}
     head = {k: v.astype(np.float32) for k, v in (head | {"A.bias": np.zeros(1), "B.bias": np.zeros(1)}).items()}
-    path.write_bytes(head_graph(graph, head, fine).SerializeToString())
+    path.write_bytes(head_graph(graph, head, [fine]).SerializeToString())
     images = np.stack([case["image"] for case in bundle.golden() if "image" in case][:1])
     [got] = open_session(path, None).run(["foreground"], {"image": images})
     tensors = {k: torch.from_numpy(v) for k, v in head.items()}
@@ -176,8 +176,7 @@ def test_foreground_finds_the_stage_of_twice_the_resolution_and_every_verb_goes_
     bundle = Bundle.open(Path(shutil.copytree(trained, tmp_path / "bundle")))
     made = foreground_bundle(bundle, pictures)
     assert made.bundle.manifest.model.signature()["foreground"].shape == ("N", 1, 8, 8)
-    assert made.fit.fine is not None
-    assert made.fit.fine.weight.shape == (16,)  # layer2's channels
+    assert made.fit.fine[0].weight.shape == (16,)  # layer2's channels
     report = check_localizer(Localizer(made.bundle))
     assert report.ok, report
     assert "foreground" in {stage.name for stage in report.stages}

@@ -262,7 +262,7 @@ def test_the_boxes_of_another_program_with_the_same_vectors(cub10: Path, cub10_b
         with torch.no_grad():
             fine = model.run_blocks(normalise(torch.from_numpy(picture)[None], bundle.manifest.preprocessing), 0, 23)
             logits, coarse = model.head(model.features[23:](fine.clone()))
-        scores = reference.foreground_scores(coarse[0], fine[0], head)
+        scores = reference.foreground_scores([coarse[0], fine[0]], head)
         for rule in agreed:
             [[record]] = postprocess(
                 logits.numpy(), None, classifier, size=(224, 224), rule=Rule.parse(rule),
