@@ -51,11 +51,11 @@ def classifier(path: Path, channels: int, softmax: bool) -> float:
 
 
 def imported(path: Path) -> tuple[float, float]:
-    """Seconds, and MiB of memory at most, of an import in a process of its own."""
+    """Seconds of processor, and MiB of memory at most, of an import in a process of its own."""
     (path.parent / "classes.txt").write_text("".join(f"class {n}\n" for n in range(CLASSES)))
-    start = time.monotonic()
     done = subprocess.run([sys.executable, __file__, "--one", path], stdout=subprocess.PIPE, text=True, check=True)
-    return time.monotonic() - start, float(done.stdout)
+    seconds, peak = map(float, done.stdout.split())
+    return seconds, peak
 
 
 def one(path: Path) -> None:
@@ -65,9 +65,10 @@ def one(path: Path) -> None:
     from wgap.export.imported import bundle_from_onnx
 
     classes, out = path.with_name("classes.txt"), path.with_name("bundle")
+    start = time.process_time()
     bundle_from_onnx(path, out, classes=classes, preprocessing="torchvision-rgb", force=True)
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    print(int(line.split()[1]) / 1024)
+    print(time.process_time() - start, int(line.split()[1]) / 1024)
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def main() -> None:
                 size = classifier(path, channels, last == "softmax")
                 seconds, peak = imported(path)
                 print(
-                    f"{size:.0f} MiB, {last} last: {seconds:.1f} s, {peak:.0f} MiB, "
+                    f"{size:.0f} MiB, {last} last: {seconds:.1f} s of processor, {peak:.0f} MiB, "
                     f"{(peak - bare) / size:.2f} times the file beyond {bare:.0f} MiB",
                     flush=True,
                 )
