@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tests.export.test_check import STAGES, rewritten
 from typer.testing import CliRunner
 
 from wgap import Localizer
 from wgap.bundle import Bundle, sha256_of
+from wgap.calibrate.foreground import foreground_bundle
 from wgap.cli import app
 from wgap.errors import BundleError, CheckFailedError, CheckpointError, OutputExistsError
 from wgap.export.check import check_localizer
 from wgap.export.imported import bundle_from_onnx, read_preprocessing
+from wgap.geometry import iou
 from wgap.rule import Rule
 from wgap.runtime.selftest import selftest
 
@@ -30,6 +32,8 @@ onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from wgap.train.reference import foreground_scores  # noqa: E402
 
 SIDE, CLASSES, CHANNELS = 32, 5, 8
 
@@ -683,3 +687,55 @@ def test_check_finds_a_classifier_that_is_not_the_source_s(tmp_path: Path) -> No
     failed = {stage.name for stage in report.stages if not stage.ok}
     assert "map" in failed
     assert not failed & {"features", "logits"}
+
+
+class Coarse(torch.nn.Module):
+    """Features of 32 pixels a cell, with activations of 16 and 8: brightness, averaged further and further."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see = torch.nn.Conv2d(3, 6, 1)
+        self.see.weight.data.abs_()
+        self.classifier = torch.nn.Linear(6, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(torch.nn.functional.avg_pool2d(self.see(x), 8))
+        for _ in range(2):
+            x = torch.relu(torch.nn.functional.avg_pool2d(x, 2))
+        return self.classifier(x.mean((2, 3)))
+
+
+def test_features_of_large_cells_are_scored_at_three_resolutions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "coarse.py").write_text(
+        "import torch\nfrom tests.export.test_import import Coarse\n"
+        "def made():\n    torch.manual_seed(3)\n    return Coarse().eval()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    classes, steps = files(tmp_path)
+    bundle = bundle_from_onnx("coarse:made", tmp_path / "b", classes=classes, preprocessing=str(steps), input_size=128)
+    made = foreground_bundle(bundle, pictures(tmp_path / "pictures"), rule=Rule("foreground"), sum_of_channels=True)
+    assert made.bundle.manifest.model.signature()["foreground"].shape == ("N", 1, 16, 16)
+    assert made.record.finer is not None
+    assert {"coarse", "fine", "finer"} <= made.record.separation.keys()
+    assert set(load_file(made.bundle.path("foreground"))) == {f"{n}.{w}" for n in "ABC" for w in ("weight", "bias")}
+    graph = onnx.load(str(made.bundle.path("onnx", "fp32")))
+    graph.graph.output.extend(
+        helper.make_empty_tensor_value_info(name) for name in (made.record.fine or "", made.record.finer)
+    )
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    image = cv2.resize(cv2.imread(str(tmp_path / "pictures" / "00.png")), (128, 128))
+    scores, *levels = session.run(
+        ["foreground", "features", made.record.fine, made.record.finer], {"image": image[None]}
+    )
+    assert [level.shape[2] for level in levels] == [4, 8, 16]
+    head = {name: torch.from_numpy(value) for name, value in load_file(made.bundle.path("foreground")).items()}
+    expected = foreground_scores([torch.from_numpy(level[0]) for level in levels], head)
+    np.testing.assert_allclose(scores[0, 0], expected, atol=1e-5 * float(np.abs(scores).max()))
+    localizer = Localizer(made.bundle)
+    assert selftest(localizer).ok
+    assert check_localizer(localizer, source="coarse:made").ok
+    ys, xs = np.nonzero(image.max(axis=2) > 100)
+    truth = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
+    assert iou(localizer.one(image).box, truth) > 0.7
