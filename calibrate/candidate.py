@@ -261,8 +261,8 @@ class GateRun:
 def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None, made_from: Collection[str] = ()) -> Bundle:
     """Put a file into the bundle: usable if a verdict passed (or all are still to come), else below ``rejected/``.
 
-    Verdicts of other backends on the very file stay. A rejected file never replaces a usable one; a usable one removes
-    an older rejected one. For the rest see :func:`wgap.extend.enter_files`.
+    Verdicts of other backends on the very file stay, if it is judged now. A rejected file never replaces a usable one;
+    a usable one removes an older rejected one. For the rest see :func:`wgap.extend.enter_files`.
 
     Returns:
         the bundle, opened again.
@@ -279,7 +279,7 @@ def enter(bundle: Bundle, candidate: Candidate, judged: Verdict | None, made_fro
 
     def change(manifest: Manifest) -> Change:
         same = [e for e in manifest.files if e.precision == candidate.precision and e.sha256 == digest]
-        gate, gates = (same[0].gate, dict(same[0].gates or {})) if same else (None, {})
+        gate, gates = (same[0].gate, dict(same[0].gates or {})) if same and record else (None, {})
         if record is not None and (library := record.backend.partition(" ")[0]) in OWN_VERDICT:
             gates[library] = record
         elif record is not None:
