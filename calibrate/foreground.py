@@ -16,7 +16,7 @@ from wgap import __version__
 from wgap.atomic import require_new
 from wgap.bundle import Bundle
 from wgap.calibrate.candidate import Progress, silent
-from wgap.calibrate.head import RIDGE, ROUNDS, Fit, fit_head
+from wgap.calibrate.head import RIDGE, ROUNDS, Fit, fit_head, upsampled
 from wgap.calibrate.images import ImageSet, image_set
 from wgap.calibrate.ranges import toolkit
 from wgap.errors import CalibrationError, CheckFailedError
@@ -365,18 +365,18 @@ def _activations(
 def _checked(graph: Path, fit: Fit, images: ImageSet, kept: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """The graph's scores of the first pictures, compared with the head applied to what was kept of them."""
     import numpy as np
-    import torch
 
     from wgap.runtime.networks.onnxruntime import open_session
-    from wgap.train.reference import foreground_scores
 
     rows = slice(0, 4)
-    session, head = open_session(graph, None), {n: torch.from_numpy(value) for n, value in fit.tensors().items()}
+    session, head = open_session(graph, None), fit.tensors()
     pixels = np.stack([picture.pixels for picture in images.pictures[rows]])
     names = ["foreground", "features", "logits"]
     got, features, _ = session.run(names, {"image": pixels})
-    own = [[torch.from_numpy(np.array(level[n])) for level in kept] for n in range(len(pixels))]
-    expected = np.stack([foreground_scores(levels, head).numpy() for levels in own])
+    expected: Any = None
+    for name, level in zip("ABC", kept, strict=False):
+        own = np.einsum("c,nchw->nhw", head[f"{name}.weight"], level[rows]) + head[f"{name}.bias"]
+        expected = own if expected is None else np.stack([upsampled(e, own.shape[1:]) for e in expected]) + own
     worst = float(np.abs(got[:, 0] - expected).max() / max(float(np.abs(expected).max()), 1e-30))
     moved = float(np.abs(features - kept[0][rows]).max() / max(float(np.abs(features).max()), 1e-30))
     if not max(worst, moved) <= _TOLERANCE:

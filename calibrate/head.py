@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
     Labels = NDArray[np.bool_]
 
-__all__ = ["RIDGE", "ROUNDS", "Discriminant", "Fit", "fit_head"]
+__all__ = ["RIDGE", "ROUNDS", "Discriminant", "Fit", "fit_head", "upsampled"]
 
 RIDGE = 0.3
 """Of the mean variance, added to the covariance's diagonal where there are fewer pictures than channels; with more, as
@@ -119,7 +119,7 @@ def fit_head(
                 _grabcut(picture, grid, size)
                 for picture, grid in progress(list(zip(pictures, sums, strict=True)), "cutting")
             ]
-        drawn, sums = np.stack(cut).reshape(count, -1), [_upsampled(grid, size) for grid in sums]
+        drawn, sums = np.stack(cut).reshape(count, -1), [upsampled(grid, size) for grid in sums]
         if agreement is None:
             agreement = float((drawn == (np.stack(sums) > 0).reshape(count, -1)).mean())
         cells = _Cells(activation, progress)
@@ -206,7 +206,8 @@ def _one_opencv_thread() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def _upsampled(grid: Floats, size: tuple[int, ...]) -> NDArray[np.float32]:
+def upsampled(grid: Floats, size: tuple[int, ...]) -> NDArray[np.float32]:
+    """float32[h', w'] of float[h, w], bilinear, half-pixel centres."""
     import cv2
     import numpy as np
 
@@ -222,8 +223,8 @@ def _grabcut(picture: NDArray[np.uint8], grid: Floats, size: tuple[int, ...]) ->
     import cv2
     import numpy as np
 
-    sign = _upsampled(grid, size) > 0
-    score = _upsampled(grid, (GRABCUT * size[0], GRABCUT * size[1]))
+    sign = upsampled(grid, size) > 0
+    score = upsampled(grid, (GRABCUT * size[0], GRABCUT * size[1]))
     inside = score > 0
     if inside.all() or not inside.any():
         return sign

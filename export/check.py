@@ -114,7 +114,7 @@ def check_localizer(
     same = {"class": 0, "level": 0, "box": 0, "end": 0}
     differing = []
     overlap = 0.0
-    with _reference(bundle, source) as (run, rows, apart):
+    with reference(bundle, source) as (run, rows, apart):
         for name, picture in progress(cases):
             pixels = resize(decode(picture), *size) if isinstance(picture, Path) else picture
             batch = np.ascontiguousarray(pixels)[None]
@@ -130,7 +130,7 @@ def check_localizer(
 
             class_id = int(expected["logits"][0].argmax())
             shown = {name: value[0] for name, value in expected.items()}
-            reference = by_rule(rule, size, shown, rows[class_id], torch.from_numpy(batch[0]))
+            drawn = by_rule(rule, size, shown, rows[class_id], torch.from_numpy(batch[0]))
             same["class"] += class_id == int(got["logits"][0].argmax())
 
             request = Request([class_id], heatmaps=True)
@@ -139,12 +139,12 @@ def check_localizer(
                 require_finite(localizer.locator.locate({**o, "picture": batch}, request)) for o in (shared, got)
             )
             worst["map"] = max(
-                worst["map"], float((torch.from_numpy(np.array(kernel.heatmap)) - reference.map).abs().max())
+                worst["map"], float((torch.from_numpy(np.array(kernel.heatmap)) - drawn.map).abs().max())
             )
-            same["level"] += kernel.level == reference.level
-            same["box"] += tuple(kernel.box) == reference.box
-            overlap += iou(end.box, reference.box)
-            if tuple(end.box) == reference.box:
+            same["level"] += kernel.level == drawn.level
+            same["box"] += tuple(kernel.box) == drawn.box
+            overlap += iou(end.box, drawn.box)
+            if tuple(end.box) == drawn.box:
                 same["end"] += 1
             else:
                 differing.append(name)
@@ -201,7 +201,7 @@ def model_from_bundle(bundle: Bundle) -> Any:
 
 
 @contextmanager
-def _reference(bundle: Bundle, source: str | None) -> Iterator[tuple[Callable[[Any], dict[str, Any]], Any, float]]:
+def reference(bundle: Bundle, source: str | None) -> Iterator[tuple[Callable[[Any], dict[str, Any]], Any, float]]:
     """What a picture's tensors should be, the classifier, and how far tensors may be off whatever the precision."""
     if source is not None:
         from wgap.export.source import opened_source

@@ -418,7 +418,7 @@ def test_bad_input_is_told(bundle: Path, tiny_bundle: Path, images: Path, page: 
         ((bundle, images, "--out", out, "--pictures", 0), DataError, "at least one picture"),
         ((bundle, damaged, "--out", out), DataError, "11 unreadable images, at most 10 allowed"),
         ((bundle, damaged, "--out", out, "--max-bad", 15), DataError, "no image of split 'test' could be read"),
-        ((tiny_bundle, images, "--out", out), DataError, "has classes that"),
+        ((tiny_bundle, images, "--out", out), DataError, "expected one class of the model's for"),
     ]
     for arguments, error, text in cases:
         done = wgap("report", *arguments)

@@ -23,7 +23,7 @@ from wgap.calibrate.foreground import fine_tensors, foreground_bundle, head_grap
 from wgap.calibrate.images import image_set
 from wgap.cli import app
 from wgap.errors import BundleError
-from wgap.export.check import _expected, check_localizer, model_from_bundle
+from wgap.export.check import check_localizer, model_from_bundle, reference
 from wgap.export.onnx import bundle_from_checkpoint
 from wgap.runtime.networks.onnxruntime import open_session
 from wgap.runtime.selftest import selftest
@@ -31,6 +31,7 @@ from wgap.train.checkpoint import load_model, save
 from wgap.train.config import TrainConfig
 from wgap.train.loop import train
 from wgap.train.model import WgapNetwork
+from wgap.train.reference import foreground_scores
 from wgap.train.views import normalise
 
 CLASSES = ("disc", "stripes")
@@ -139,20 +140,22 @@ def test_other_families_go_there_and_back(
 
 
 def require_same_fine_activation(bundle: Bundle, path: Path) -> None:
-    """The graph's search and the check's take the same activation: a head of random vectors scores it alike."""
-    graph, info = onnx.load(str(bundle.path("onnx", "fp32"))), bundle.manifest.model
-    [fine] = fine_tensors(graph, info.feature_shape, info.input_size)
-    shapes = onnx.shape_inference.infer_shapes(graph).graph.value_info
-    channels = next(v for v in shapes if v.name == fine).type.tensor_type.shape.dim[1].dim_value
-    head = {"A.weight": np.zeros(info.feature_shape[0]), "B.weight": np.random.default_rng(0).normal(size=channels)}
-    head = {k: v.astype(np.float32) for k, v in (head | {"A.bias": np.zeros(1), "B.bias": np.zeros(1)}).items()}
-    path.write_bytes(head_graph(graph, head, [fine]).SerializeToString())
+    """The graph's search and the check's take the same activations: a head of random vectors scores them alike."""
+    graph, info, rng = onnx.load(str(bundle.path("onnx", "fp32"))), bundle.manifest.model, np.random.default_rng(0)
+    fine = fine_tensors(graph, info.feature_shape, info.input_size)
+    assert len(fine) == (2 if info.input_size[0] // info.feature_shape[1] == 32 else 1)
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in onnx.shape_inference.infer_shapes(graph).graph.value_info}
+    head = {"A.weight": np.zeros(info.feature_shape[0])}
+    head |= {f"{k}.weight": rng.normal(size=shapes[name][1].dim_value) for k, name in zip("BC", fine, strict=False)}
+    head = {k: v.astype(np.float32) for k, v in (head | {f"{k}.bias": np.zeros(1) for k in "ABC"}).items()}
+    path.write_bytes(head_graph(graph, head, fine).SerializeToString())
     images = np.stack([case["image"] for case in bundle.golden() if "image" in case][:1])
     [got] = open_session(path, None).run(["foreground"], {"image": images})
     tensors = {k: torch.from_numpy(v) for k, v in head.items()}
-    with torch.no_grad():
-        x = normalise(torch.from_numpy(images), bundle.manifest.preprocessing)
-        expected = _expected(model_from_bundle(bundle), x, tensors)["foreground"].numpy()
+    with torch.no_grad(), reference(bundle, None) as (run, _, _):
+        found = run(images)
+    levels = [found[name][0] for name in ("features", "fine", "finer") if name in found]
+    expected = foreground_scores(levels, tensors)[None, None].numpy()
     assert np.abs(expected).max() > 0
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
