@@ -80,7 +80,8 @@ struct Schema {
                                    {"separation", kFree},
                                    {"constants", kFree},
                                    {"tools", kTools},
-                                   optional("fine", nullable(kText)), optional("finer", nullable(kText))});
+                                   optional("fine", nullable(kText)),
+                                   optional("finer", nullable(kText))});
   const Type kEngine = object({{"flavor", kText},
                                {"version", kText},
                                {"architecture", kText},
