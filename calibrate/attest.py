@@ -60,6 +60,6 @@ def attest_int8(graph: Path, keep_float: int = 0) -> dict[str, Any]:
         raise CheckFailedError(
             f"{graph.name}: expected {len(convolutions) - keep_float} of {len(convolutions)} convolutions in INT8, "
             f"{found['runtime']} runs {found['ran_int8']}; in float: {', '.join(slow[:8]) or 'none'}. The file would "
-            "be slow and its precision not what it says"
+            "be slow and its precision not what it says; --keep-float NODE leaves one in float32"
         )
     return found

@@ -152,8 +152,8 @@ def foreground_bundle(
     warnings = list(chosen.warnings)
     if not fine:
         warnings.append(
-            "the graph has no activation of twice the features' resolution: the head scores the features alone, and "
-            "boxes are coarser"
+            "the graph has no activation of twice the features' resolution, channels first: the head scores the "
+            "features alone, and boxes are coarser"
         )
     for warning in warnings:
         note(f"warning: {warning}")
@@ -219,6 +219,8 @@ def fine_tensors(model: Any, feature_shape: tuple[int, int, int], input_size: tu
         dimensions = [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
         shapes[value.name] = dimensions
     _, height, width = feature_shape
+    if any("features" in node.output and node.op_type == "Transpose" for node in model.graph.node):
+        return []  # channels last: a shape of that size could be another's
     sigmoids = {node.output[0] for node in model.graph.node if node.op_type == "Sigmoid"}
     found: dict[int, str] = {}
     for node in model.graph.node:

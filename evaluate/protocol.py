@@ -263,7 +263,7 @@ def one_class_id(localizer: Localizer, dataset: Dataset) -> list[int]:
         if len(known) != 1:
             raise DataError(
                 f"{dataset.root}: expected one class of the model's for {name!r}, got {len(known)}: these figures are "
-                "made by class. Say with --label-map which one, or use `wgap evaluate` without --protocol"
+                "made by class. Say with --label-map which one, or take the plain figures of `wgap evaluate`"
             )
     return [known for [known] in ids]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ __all__ = [
     "onnx_errors",
     "plain_model",
     "save",
+    "told_as",
     "wrapped_model",
 ]
 
@@ -33,6 +35,7 @@ _OWN = "input/"
 """What the names of the nodes in front of the network begin with."""
 
 _LARGE = 1 << 12
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _RESERVED = ("image", "logits", "features", "foreground")
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger")
 
@@ -74,9 +77,24 @@ def onnx_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text that says something, not all of a long one."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+@contextmanager
+def told_as(*names: tuple[Path, str]) -> Iterator[None]:
+    """Errors of ours tell of files that only we know by the name that the user gave."""
+    try:
+        yield
+    except WgapError as error:
+        text = str(error)
+        for path, name in names:
+            text = text.replace(str(path), name)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something, without colours, not all of a long one."""
+    text = _COLOURS.sub("", str(error))
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return lines[0][:300]
 
 
@@ -85,8 +103,10 @@ def load(path: Path) -> Any:
     import onnx
     from onnx import inliner
 
-    if path.suffix != ".onnx":
-        raise CheckpointError("expected an .onnx file")
+    if path.suffix != ".onnx" or not path.is_file():
+        raise CheckpointError(f"expected an .onnx file, found {'another' if path.is_file() else 'none'}")
+    if path.stat().st_size == 0:
+        raise CheckpointError("expected an ONNX model, the file is empty")
     model = onnx.load(str(path))
     return inliner.inline_local_functions(model) if model.functions else model
 
@@ -97,7 +117,8 @@ def external_files(path: Path) -> list[Path]:
     from onnx import external_data_helper
 
     model = onnx.load(str(path), load_external_data=False)
-    tensors = [t for t in model.graph.initializer if external_data_helper.uses_external_data(t)]
+    every = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    tensors = [tensor for tensor in every if external_data_helper.uses_external_data(tensor)]
     return sorted({path.parent / external_data_helper.ExternalDataInfo(t).location for t in tensors})
 
 
@@ -253,12 +274,16 @@ def wrapped_model(model: Any, given: NetworkInput, head: LinearHead, steps: Prep
     constants = [tensor for tensor in constants if tensor.name in read]
     for tensor in constants:
         tensor.name = names.get(tensor.name, tensor.name)
+    taken: set[str] = set()
     for number, node in enumerate(graph.node):
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         node.name = node.name or f"{node.op_type}_{number}"
         if node.name.startswith((HEAD, _OWN)):
             node.name = f"network/{node.name}"
+        while node.name in taken:
+            node.name = f"{node.name}_"
+        taken.add(node.name)
         del node.metadata_props[:]
         node.doc_string = ""
     front: list[Any] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ def write_module(name: str, input_size: int | None, path: Path) -> Any:
         raise CheckpointError(f"{name}: a module does not say its input's size; say which with --input-size")
     where, _, factory = name.partition(":")
     try:
-        made = getattr(importlib.import_module(where), factory)()
-    except Exception as error:  # somebody else's code
+        with contextlib.redirect_stdout(sys.stderr):  # which may be JSON
+            made = getattr(importlib.import_module(where), factory)()
+    except (Exception, SystemExit) as error:  # somebody else's code
         raise CheckpointError(
             f"{name}: expected an importable package.module:factory without arguments "
             f"({type(error).__name__}: {first_line(error)})"
@@ -45,8 +48,15 @@ def write_module(name: str, input_size: int | None, path: Path) -> Any:
     if not isinstance(made, torch.nn.Module):
         raise CheckpointError(f"{name}: expected a torch.nn.Module, got {type(made).__name__}")
     try:
-        proto = model_from_module(made.float(), torch.zeros(2, 3, input_size, input_size), "x")
+        with contextlib.redirect_stdout(sys.stderr):
+            proto = model_from_module(made.float(), torch.zeros(2, 3, input_size, input_size), "x")
     except Exception as error:  # the exporter's own, of many kinds
-        raise CheckpointError(f"{name}: PyTorch cannot export it ({first_line(error)})") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise CheckpointError(
+            f"{name}: PyTorch cannot export it ({type(cause).__name__}: {first_line(cause)}); write an .onnx file of "
+            "it by hand and import that"
+        ) from error
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return made

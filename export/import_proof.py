@@ -20,6 +20,9 @@ __all__ = ["LINEARITY", "PARITY", "OwnModel", "Proof", "measured", "prove"]
 LINEARITY = 1e-4
 """Between ``W . pool(features) + b`` and the logits, relative to the largest."""
 
+DROWNED = 1e-2
+"""The same, relative to the largest logit without its bias, beside which the features may be nothing."""
+
 PARITY = {"float32": 1e-4, "float16": 2e-2}
 """Between the bundle's logits and the model's own, relative to the largest, by the model's precision."""
 
@@ -74,11 +77,19 @@ def prove(
     precision = "float16" if half else "float32"
     parity = _worst(logits, own)
     figures = {"pictures": len(pictures), "linearity": linearity[pooling], "parity": parity}
+    own_part = float(np.abs(logits - bias).max())
+    if float(np.ptp(features)) == 0 or not own_part > 0:
+        raise CheckFailedError(
+            f"{path}: the features {head.features} are the same everywhere on all {len(pictures)} pictures, so that no "
+            "box could be told from another; look at --preprocessing and the weights. No bundle was written"
+        )
     through = f"{head.nodes['classifier']} on {head.nodes.get('pooling', 'the given features')}"
-    if not linearity[pooling] <= LINEARITY:
+    drowned = linearity[pooling] * float(np.abs(logits).max()) > DROWNED * own_part
+    if drowned or not linearity[pooling] <= LINEARITY:
         raise CheckFailedError(
             f"{path}: W . pool({head.features}) + b of {through} differs from the logits {head.logits} by "
-            f"{linearity[pooling]:.1e} of their maximum, expected at most {LINEARITY:.0e}; no bundle was written"
+            f"{linearity[pooling]:.1e} of their maximum, expected at most {LINEARITY:.0e}"
+            f"{f', and {DROWNED:g} of what they are without the bias' if drowned else ''}; no bundle was written"
         )
     if not parity <= PARITY[precision]:
         fixed = (
@@ -145,7 +156,10 @@ class OwnModel:
         model = load(path)
         every = {name for node in model.graph.node for name in node.output}
         if gone := [name for name in tensors if name not in every]:
-            raise CheckpointError(f"{path}: raising its opset renamed {gone[0]}; export it at opset {OPSET} or higher")
+            raise CheckpointError(
+                f"{path}: no node of it makes a tensor {gone[0]!r}; it is another model, or raising its opset renamed "
+                f"that: export it at opset {OPSET} or higher"
+            )
         for name in set(tensors) - {value.name for value in model.graph.output}:
             model.graph.output.append(helper.make_empty_tensor_value_info(name))
         kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}

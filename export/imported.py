@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from wgap import __version__
 from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle, describe_file, sha256_of, write_manifest
-from wgap.errors import CheckpointError
-from wgap.export.import_graph import external_files, onnx_errors, plain_model, save, wrapped_model
+from wgap.errors import BundleError, CheckpointError
+from wgap.export.import_graph import external_files, onnx_errors, plain_model, save, told_as, wrapped_model
 from wgap.export.import_module import MODULE, write_module
 from wgap.export.import_proof import measured, prove
 from wgap.export.linear_head import LinearHead, linear_head, printable
@@ -77,9 +77,16 @@ def bundle_from_onnx(
     path, out = Path(model), Path(out)
     require_new(out, force, MANIFEST, "bundle")
     names, steps = read_classes(Path(classes)), read_preprocessing(preprocessing)
-    with tempfile.TemporaryDirectory(prefix="wgap-import-") as exported, atomic_dir(out, force, one_writer) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="wgap-import-") as exported,
+        atomic_dir(out, force, one_writer) as folder,
+        told_as(
+            (Path(exported) / "module.onnx", str(model)), (folder / "source.onnx", str(model)),
+            (folder / "model.onnx", f"the bundle's graph of {model}"), (folder / MANIFEST, f"a bundle of {model}"),
+        ),
+    ):  # fmt: skip
         if MODULE.fullmatch(str(model)):
-            path = Path(exported) / f"{str(model).partition(':')[2]}.onnx"
+            path = Path(exported) / "module.onnx"
             write_module(str(model), input_size, path)
         with onnx_errors(path):
             graph, given, half = plain_model(path, input_size)
@@ -94,6 +101,8 @@ def bundle_from_onnx(
             del graph
             if not all(head.shape):
                 head = measured(folder / "model.onnx", head, given)
+                if head.shape[1:] == (1, 1):
+                    raise CheckpointError(f"the features {head.features} have one position: nowhere to localize")
             onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
         pictures = _pictures(images, given.size)
         proof = prove(path, folder / "model.onnx", given, head, steps, pictures, half)
@@ -125,6 +134,11 @@ def bundle_from_onnx(
             *(describe_file(folder, case, "golden") for case in cases),
         ]
         write_manifest(folder, Manifest(info, steps, chosen, tuple(files), __version__))
+        try:
+            Bundle.open(folder)
+        except BundleError as error:
+            text = str(error).partition("; export")[0]
+            raise CheckpointError(f"{model}: no bundle can hold it: {text}") from error
     return Bundle.open(out)
 
 
@@ -142,8 +156,9 @@ def read_preprocessing(given: str) -> Preprocessing:
         if isinstance(value, dict):
             value = {"name": printable(path.stem), **value}
         steps = from_plain(Preprocessing, value)
-        if not (steps.scale and all(steps.std)):
-            raise PlainError(f"expected scale and std other than 0, got {steps.scale} and {list(steps.std)}")
+        numbers = [steps.scale, *steps.mean, *steps.std]
+        if not all(1e-30 < abs(value) < 1e30 for value in (steps.scale, *steps.std)) or max(map(abs, numbers)) >= 1e30:
+            raise PlainError(f"expected scale and std other than 0 in float32, got {steps.scale} and {list(steps.std)}")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a JSON object of channel_order, scale, mean and std ({error})"

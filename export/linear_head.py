@@ -36,7 +36,7 @@ class LinearHead:
         logits: tensor; before a softmax where the graph ends with one.
         features: tensor, the pooling's input.
         layout: of the features.
-        shape: (C, h, w) of the features; h and w are 0 where the graph computes them.
+        shape: (C, h, w) of the features; 0 where the graph computes an extent, or an operator hides it.
         weight: float32 [K, C].
         bias: float32 [K].
         flat: whether the logits are [N, K]; else they have further extents of 1.
@@ -74,7 +74,9 @@ def linear_head(model: Any, logits: str | None, features: str | None) -> LinearH
     graph = _Graph(model)
     for name in (logits, features):
         if name is not None and name not in graph.producers:
-            raise CheckpointError(f"the graph has no tensor {name!r}; its outputs are {', '.join(graph.outputs)}")
+            raise CheckpointError(
+                f"no node of the graph makes a tensor {name!r}; its outputs are {', '.join(graph.outputs)}"
+            )
     found, reasons = [], []
     for name in [logits] if logits else graph.outputs:
         try:
@@ -146,11 +148,16 @@ def _head_from(graph: _Graph, start: str, given: str | None) -> LinearHead:
         node = graph.producers.get(tensor)
         if node is None:
             raise _RefusedError(f"from {start} back to the input {tensor} there is no {_missing(weight, nodes)}")
+        if not node.input:
+            raise _RefusedError(f"{start} is made by the node {shown(node)}, of no input")
         kind, following = node.op_type, node.input[0]
+        pooled = None if "pooling" in nodes else _pooling(graph, node)
         if kind in _SOFTMAX and weight is None and not biases and "pooling" not in nodes:
             logits = following
-        elif "pooling" not in nodes and (pooled := _pooling(graph, node)):
+        elif pooled and not _pooled_already(graph, node, pooled):
             nodes["pooling"], layout = shown(node), pooled
+        elif pooled:
+            pass  # an average of one position is that
         elif weight is None and kind == "Add":
             following = _summand(graph, node, biases)
         elif weight is None and kind in ("Gemm", "MatMul", "Conv"):
@@ -173,8 +180,11 @@ def _head_from(graph: _Graph, start: str, given: str | None) -> LinearHead:
         tensor, layout = above.input[0], "NCHW"
     if tensor not in graph.producers:
         raise _RefusedError(f"what is pooled is the input {tensor} itself")
+    shape = _feature_shape(graph, tensor, layout)
+    if shape[1:] == (1, 1):
+        raise _RefusedError(f"the features {tensor} have one position, 1x1: there is nowhere to localize")
     return LinearHead(
-        logits, tensor, layout, _feature_shape(graph, tensor, layout), weight, _bias(biases, len(weight), nodes),
+        logits, tensor, layout, shape, weight, _bias(biases, len(weight), nodes),
         len(graph.shapes.get(logits, [])) == 2, pooling, nodes,
     )  # fmt: skip
 
@@ -191,7 +201,7 @@ def _pooling(graph: _Graph, node: Any) -> Literal["NCHW", "NHWC"] | None:
 
     shape = graph.shapes.get(node.input[0], []) if node.input else []
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "GlobalAveragePool" and len(shape) == 4:
+    if node.op_type == "GlobalAveragePool" and len(shape) in (0, 4):  # unknown behind an operator of another domain
         return "NCHW"
     if node.op_type == "AveragePool" and list(attributes["kernel_shape"]) == shape[2:]:
         return "NCHW" if not any(attributes.get("pads", [0])) else None
@@ -222,6 +232,12 @@ def _softmax_weighted(graph: _Graph, tensor: str) -> str | None:
             if "Softmax" in kinds:
                 return str(features)
     return None
+
+
+def _pooled_already(graph: _Graph, node: Any, layout: str) -> bool:
+    """Whether what a node averages has one position only."""
+    shape = graph.shapes.get(node.input[0], [])
+    return (shape[2:] if layout == "NCHW" else shape[1:3]) == [1, 1]
 
 
 def _summand(graph: _Graph, node: Any, biases: list[Any]) -> str:
@@ -278,6 +294,8 @@ def _permutation(node: Any) -> list[int]:
 
 def _feature_shape(graph: _Graph, tensor: str, layout: str) -> tuple[int, int, int]:
     shape = graph.shapes.get(tensor, [])
+    if not shape:
+        return 0, 0, 0
     if len(shape) != 4:
         raise _RefusedError(f"expected features of four extents, got {tensor} {shape}")
     _, a, b, c = (extent or 0 for extent in shape)

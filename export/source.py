@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wgap.bundle import Bundle, sha256_of
 from wgap.errors import BundleError
-from wgap.export.import_graph import external_files, load, onnx_errors, plain_model
+from wgap.export.import_graph import external_files, load, onnx_errors, plain_model, told_as
 from wgap.export.import_module import MODULE, write_module
 from wgap.export.import_proof import PARITY, OwnModel, normalised
 from wgap.export.linear_head import linear_head, printable
@@ -46,11 +46,15 @@ def opened_source(bundle: Bundle, source: str) -> Iterator[tuple[Run, Any, float
         CheckpointError: the source cannot be read, exported or run.
     """
     import torch
+    from torch.utils._pytree import tree_leaves
 
     info, record = bundle.manifest.model, bundle.model_file("fp32").import_
     if record is None:
         raise BundleError(f"{bundle.root} was not made by `wgap import`; leave --source out")
-    with tempfile.TemporaryDirectory(prefix="wgap-source-") as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="wgap-source-") as name,
+        told_as((Path(name) / "module.onnx", source), (Path(name) / "source.onnx", source)),
+    ):
         path, module = Path(source), None
         if MODULE.fullmatch(source):
             path = Path(name) / "module.onnx"
@@ -66,21 +70,26 @@ def opened_source(bundle: Bundle, source: str) -> Iterator[tuple[Run, Any, float
         head = next((entry.foreground for entry in bundle.manifest.files if entry.foreground), None)
         finer = [name for name in (head.fine, head.finer) if name] if head else []
         with onnx_errors(path):
-            every = {printable(tensor): tensor for node in load(path).graph.node for tensor in node.output}
+            whole = load(path).graph
+            outputs_of = [value.name for value in whole.output]  # of a module, in the order of its leaves
+            every = {printable(tensor): tensor for node in whole.node for tensor in node.output}
+            del whole
             wanted = [record.logits, record.features, *finer]
             # The bundle's graph calls a tensor otherwise where the source's name is one of its own.
             tensors = [every.get(one, every.get(one.partition("network/")[2], one)) for one in wanted]
-            graph, given, half = plain_model(path, info.input_size[0])
+            height, width = info.input_size
+            graph, given, half = plain_model(path, height if height == width else None)
             found = linear_head(graph, tensors[0], None if "pooling" in record.nodes else tensors[1])
             del graph
-            own = OwnModel(path, Path(name), given, tensors, bundle.manifest.preprocessing)
+        own = OwnModel(path, Path(name), given, tensors, bundle.manifest.preprocessing)
 
         def run(batch: NDArray[np.uint8]) -> dict[str, Any]:
             logits, features, *more = (torch.from_numpy(value) for value in own(batch[0]))
             features = features if found.layout == "NCHW" else features.movedim(-1, 0)
             if module is not None:
                 x = torch.from_numpy(normalised(batch[0], bundle.manifest.preprocessing))
-                logits = module(x.float().permute(2, 0, 1)[None])
+                leaves = tree_leaves(module(x.float().permute(2, 0, 1)[None]))
+                logits = leaves[outputs_of.index(tensors[0])] if tensors[0] in outputs_of else logits
             outputs = {"logits": logits.reshape(1, -1), "features": features[None]}
             return outputs | {name: value[None] for name, value in zip(("fine", "finer"), more, strict=False)}
 

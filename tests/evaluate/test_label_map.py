@@ -154,3 +154,11 @@ def test_a_file_that_is_no_json_is_named(animals: Path, tmp_path: Path) -> None:
             with_label_map(open_dataset(animals, "test"), tmp_path / "map.json")
     with pytest.raises(DataError, match="expected a JSON object"):
         with_label_map(open_dataset(animals, "test"), tmp_path / "none.json")
+
+
+def test_a_class_that_stands_there_in_both_forms_of_its_accents_is_refused(animals: Path, tmp_path: Path) -> None:
+    (animals / "test" / "eel").rename(animals / "test" / "\u00e9el")
+    path = tmp_path / "map.json"
+    path.write_text('{"cat": 0, "dog": 1, "\u00e9el": 2, "e\u0301el": 0}', encoding="utf-8-sig")
+    with pytest.raises(DataError, match="stands there twice"):
+        with_label_map(open_dataset(animals, "test"), path)

@@ -417,7 +417,7 @@ def test_the_head_that_is_named_is_taken(tmp_path: Path) -> None:
     made = imported(path, logits=second, force=True).file("onnx").import_
     assert made is not None
     assert made.nodes["classifier"].endswith("(MatMul)")
-    with pytest.raises(CheckpointError, match="no tensor 'other'; its outputs are t6, t8"):
+    with pytest.raises(CheckpointError, match="no node of the graph makes a tensor 'other'; its outputs are t6, t8"):
         imported(path, logits="other", force=True)
 
 
@@ -645,7 +645,7 @@ def test_bad_input_is_one_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("a\nb\n")
     given: dict[str, Any] = {"out": tmp_path / "b", "classes": classes, "preprocessing": str(steps)}
     for model, change, message in (
-        (tmp_path / "none.onnx", {}, "none.onnx: onnx cannot take it"),
+        (tmp_path / "none.onnx", {}, "none.onnx: expected an .onnx file, found none"),
         (tmp_path / "bad.onnx", {}, "bad.onnx: "),
         (tmp_path / "m.pt", {}, "expected an .onnx file"),
         (path, {"classes": tmp_path / "two.txt"}, "has 5 classes, but 2 class names"),
@@ -739,3 +739,129 @@ def test_features_of_large_cells_are_scored_at_three_resolutions(
     ys, xs = np.nonzero(image.max(axis=2) > 100)
     truth = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
     assert iou(localizer.one(image).box, truth) > 0.7
+
+
+def test_a_good_bundle_stays_where_the_new_one_cannot_be(tmp_path: Path) -> None:
+    maker = Maker()
+    path = maker.save(tmp_path / "m.onnx", plain(maker))
+    bundle = imported(path)
+    before = {file: file.read_bytes() for file in sorted(bundle.root.rglob("*")) if file.is_file()}
+    classes, steps = files(tmp_path)
+    classes.write_text("a\x07\nb\nc\nd\ne\n")
+    with pytest.raises(CheckpointError, match=r"m\.onnx: no bundle can hold it: .*model\.classes\[0\]"):
+        bundle_from_onnx(path, bundle.root, classes=classes, preprocessing=str(steps), force=True)
+    assert {file: file.read_bytes() for file in sorted(bundle.root.rglob("*")) if file.is_file()} == before
+    with pytest.raises(CheckpointError, match="no bundle can hold it"):
+        bundle_from_onnx(path, tmp_path / "other", classes=classes, preprocessing=str(steps))
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_a_factory_does_beside_its_work_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sly.py").write_text(
+        "import sys\nimport torch\nfrom tests.export.test_import import Small\n"
+        "class Dict(Small):\n"
+        "    def forward(self, x):\n        return {'aux': x.mean((2, 3)), 'logits': super().forward(x)}\n"
+        "def leaves():\n    sys.exit(0)\n"
+        "def talks():\n    print('hello')\n    torch.manual_seed(3)\n    return Small()\n"
+        "def several():\n    torch.manual_seed(3)\n    return Dict()\n"
+        "def flat():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 5))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    classes, steps = files(tmp_path)
+    given: dict[str, Any] = {"classes": classes, "preprocessing": str(steps), "input_size": SIDE}
+    with pytest.raises(CheckpointError, match=r"sly:leaves: expected an importable .* \(SystemExit: 0\)"):
+        bundle_from_onnx("sly:leaves", tmp_path / "b", **given)
+    assert not (tmp_path / "b").exists()
+    bundle = bundle_from_onnx("sly:talks", tmp_path / "b", **given)
+    assert "hello" not in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="sly:leaves: expected"):
+        check_localizer(Localizer(bundle), source="sly:leaves")
+    with pytest.raises(CheckpointError, match=r"^sly:flat: no .*linear"):
+        bundle_from_onnx("sly:flat", tmp_path / "flat", **given)
+    several = bundle_from_onnx("sly:several", tmp_path / "several", **given)
+    assert check_localizer(Localizer(several), source="sly:several").ok
+    with pytest.raises(CheckpointError, match=r"^sly:flat: no "):
+        check_localizer(Localizer(several), source="sly:flat")
+
+
+def test_pictures_that_are_no_squares_are_checked_too(tmp_path: Path) -> None:
+    maker = Maker()
+    path = maker.save(tmp_path / "m.onnx", plain(maker))
+    model = onnx.load(str(path))
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 2 * SIDE
+    onnx.save(model, str(path))
+    bundle = imported(path)
+    assert bundle.manifest.model.input_size == (SIDE, 2 * SIDE)
+    assert check_localizer(Localizer(bundle), source=str(path)).ok
+
+
+def constant_output(maker: Maker) -> tuple[str, ...]:
+    return plain(maker), maker.add("Constant", value_floats=[1.0, 2.0])
+
+
+def same_names(maker: Maker) -> tuple[str, ...]:
+    last = plain(maker)
+    maker.nodes[0].name, maker.nodes[2].name = "Conv_2", ""
+    return (last,)
+
+
+def pooled_twice(maker: Maker) -> tuple[str, ...]:
+    x = maker.add("GlobalAveragePool", pooled(maker, maker.features(), "average"))
+    return (classified(maker, maker.add("Flatten", x), "gemm"),)
+
+
+@pytest.mark.parametrize("make", [constant_output, same_names, pooled_twice])
+def test_odd_but_legal_graphs_are_imported(make: Callable[[Maker], tuple[str, ...]], tmp_path: Path) -> None:
+    maker = Maker()
+    path = maker.save(tmp_path / "m.onnx", *make(maker))
+    bundle = imported(path)
+    assert bundle.manifest.model.feature_shape == (CHANNELS, 8, 8)
+    require_equal(bundle, by_hand(path, noise()))
+
+
+def test_features_that_say_nothing_are_refused(tmp_path: Path) -> None:
+    maker = Maker()
+    x = maker.add("AveragePool", maker.features(), kernel_shape=[8, 8])
+    maker.save(tmp_path / "one.onnx", classified(maker, maker.add("Flatten", maker.add("Relu", x)), "gemm"))
+    with pytest.raises(CheckpointError, match=r"expected a pooling|one position"):
+        imported(tmp_path / "one.onnx")
+    maker = Maker()
+    dead = maker.add("Mul", maker.features(), maker.constant(np.float32(0)))
+    maker.save(tmp_path / "dead.onnx", classified(maker, maker.add("Flatten", pooled(maker, dead)), "gemm"))
+    with pytest.raises(CheckFailedError, match="are the same everywhere on all 3 pictures"):
+        imported(tmp_path / "dead.onnx")
+    maker = Maker()
+    mean = maker.add("Flatten", pooled(maker, maker.features()))
+    squared = maker.add("Mul", mean, mean)
+    far = maker.constant(np.full(CLASSES, 1e5, np.float32))
+    last = maker.add("Gemm", squared, maker.weights(CLASSES, CHANNELS), far, transB=1)
+    maker.save(tmp_path / "far.onnx", last)
+    with pytest.raises(CheckFailedError, match=r"differs from the logits .* of what they are without the bias"):
+        imported(tmp_path / "far.onnx", features=maker.nodes[3].output[0])
+
+
+def test_values_of_a_node_that_lie_in_another_file_count_as_the_source(tmp_path: Path) -> None:
+    maker = Maker()
+    value = maker.weights(CLASSES, CHANNELS)
+    mean = maker.add("Flatten", pooled(maker, maker.features()))
+    [held] = [tensor for tensor in maker.constants if tensor.name == value]
+    maker.constants.remove(held)
+    constant = maker.add("Constant", value=held)
+    maker.save(tmp_path / "m.onnx", maker.add("Gemm", mean, constant, transB=1))
+    onnx.save(
+        onnx.load(str(tmp_path / "m.onnx")), str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data",
+        size_threshold=0, convert_attribute=True,
+    )  # fmt: skip
+    made = imported(tmp_path / "m.onnx").file("onnx").import_
+    assert made is not None
+    assert made.external_sha256 == (sha256_of(tmp_path / "m.data"),)
+
+
+def test_an_empty_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"empty\.onnx: expected an ONNX model, the file is empty"):
+        imported(tmp_path / "empty.onnx")
+    with pytest.raises(CheckpointError, match=r"none\.onnx: expected an \.onnx file, found none"):
+        imported(tmp_path / "none.onnx")

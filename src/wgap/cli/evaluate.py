@@ -87,8 +87,8 @@ def evaluate(
     if nameless := sum(image.label is None for image in report.images):
         note(
             f"{nameless} of {len(report.images)} images are of classes that the model does not have: their GT-known "
-            "box is that of its top-1 class, and they count for no figure of classes. --label-map FILE says what the "
-            "model calls them"
+            "box is that of its top-1 class, and they count for no figure of classes"
+            + ("" if label_map else ". --label-map FILE says what the model calls them")
         )
     if out is not None:
         write_report(out, report, localizer, plot or ("random",), force)

@@ -30,7 +30,7 @@ def import_(
     ] = None,
     features: Annotated[str | None, typer.Option(help="Tensor that is pooled, where no pooling is found.")] = None,
     input_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the input in pixels, where the graph leaves it free.")
+        int | None, typer.Option(min=1, max=4096, help="Side of the input in pixels, where the graph leaves it free.")
     ] = None,
     rule: Annotated[
         str | None,

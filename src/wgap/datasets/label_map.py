@@ -30,18 +30,20 @@ def with_label_map(dataset: Dataset, path: Path | None) -> Dataset:
         return dataset
     what = f"{path}: expected a JSON object of the set's classes, each with the model's: a name, a number, a list, null"
     try:
-        value = read_json(path.read_text(encoding="utf-8"))
+        value = read_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{what} ({error})") from error
     if not isinstance(value, dict):
         raise DataError(f"{what}; got {type(value).__name__}")
     given = {composed(name): _several(model, f"{what}; {name!r} has") for name, model in value.items()}
     known = [composed(name) for name in dataset.classes]
+    if len(given) < len(value):
+        raise DataError(f"{what}; a class stands there twice, its accents composed and apart")
     for names, text in (
         ([name for name in given if name not in known], f"{dataset.root} has no class"),
         (
             [name for name in known if name not in given],
-            f"every class of {dataset.root}, null where the model has none",
+            f"expected every class of {dataset.root}, null where the model has none; missing",
         ),
     ):
         if names:
