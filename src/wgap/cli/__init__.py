@@ -26,6 +26,7 @@ from wgap.cli.options import say
 from wgap.cli.report import report
 from wgap.cli.selftest import selftest
 from wgap.cli.sensitivity import sensitivity
+from wgap.cli.shards import shards
 from wgap.cli.train import train
 from wgap.errors import WgapError
 from wgap.extras import EXTRAS, missing
@@ -42,6 +43,7 @@ for verb in (
     report, bench, inspect,
 ):  # fmt: skip
     app.command(verb.__name__.removesuffix("_"))(verb)
+app.add_typer(shards, name="shards")
 
 
 def _version(value: bool) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,21 @@ def localize(
     max_boxes: MaxBoxes = 1,
     class_: Annotated[str | None, typer.Option("--class", help="Localize this class (name or id).")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 1,
+    shards: Annotated[
+        Path | None, typer.Option(help="Folder of tables, in place of output: a run that goes on where it ended.")
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Of --shards: pictures in a table; default: 4096, or as the run has it.")
+    ] = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --shards: I/N, the I-th of N that share the run; default: whatever no other has claimed."
+        ),
+    ] = None,
+    lease: Annotated[
+        float, typer.Option(min=1, help="Of --shards: seconds after which a silent worker's claim is void.")
+    ] = 120.0,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
 ) -> None:
@@ -39,6 +54,11 @@ def localize(
     from wgap.runtime.localizer import Failure
     from wgap.runtime.results import ResultFolder
 
+    if shards is not None:
+        _sharded(ctx.params)
+        return
+    if shard_size or worker or lease != 120.0:
+        raise DataError("--shard-size, --worker and --lease are of --shards; say where with --shards DIR")
     if (overlay or heatmap) and out is None:
         raise DataError("--overlay and --heatmap write pictures: say where with --out DIR")
     paths = find_images(images, missing="keep")
@@ -58,6 +78,39 @@ def localize(
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)
         raise typer.Exit(1)
+
+
+def _sharded(options: Mapping[str, Any]) -> None:
+    """Make a run's tables, or go on with them."""
+    from wgap.images import find_images
+    from wgap.runtime.shards import Shards, settings_of
+
+    if options["out"] or options["overlay"] or options["heatmap"] or options["force"]:
+        raise DataError("--shards writes tables alone; leave --out, --overlay, --heatmap and --force out")
+    worker, folder = _worker(options["worker"]), options["shards"]
+    paths = find_images(options["images"], missing="keep")
+    localizer = open_localizer(options)
+    class_ = None if options["class_"] is None else _class_of(options["class_"], localizer)
+    run = Shards(folder, paths, settings_of(localizer, class_), options["shard_size"])
+    plan = run.plan
+    with _progress(plan.shards) as advance:
+        made = run.work(localizer, class_, worker, options["lease"], lambda _: advance())
+    found = [sidecar for shard in range(plan.shards) if (sidecar := run.sidecar(shard)) is not None]
+    failed = sum(sidecar.failed for sidecar in found)
+    figures = {"shards": plan.shards, "made": made, "done": len(found), "images": len(paths), "failed": failed}
+    if options["as_json"]:
+        typer.echo(json.dumps(figures))
+    else:
+        say(f"{folder}: made {made} shards, {len(found)} of {plan.shards} are done; {failed} pictures failed")
+
+
+def _worker(given: str | None) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    number, slash, count = given.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise DataError(f"--worker {given}: expected I/N with 1 <= I <= N, such as 2/8")
+    return int(number), int(count)
 
 
 def _class_of(given: str, localizer: Localizer) -> int | str:

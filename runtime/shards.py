@@ -1,0 +1,351 @@
+"""Many pictures in shards: tables that are whole or absent, so that a run goes on where it ended, on any machine.
+
+A folder holds ``plan.json``, what makes the boxes; ``images-HASH.jsonl``, the list of pictures; ``shard-00000.jsonl``
+and so on, a line for each picture; and beside each table ``shard-00000.json``, its sidecar. A shard is done once its
+sidecar is there. Workers share nothing but the folder: a table is a function of the plan, so that two which make the
+same one make the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wgap import __version__
+from wgap.atomic import atomic_file, remove_residue, require_place
+from wgap.bundle import sha256_of
+from wgap.errors import DataError
+from wgap.plain import PlainError, from_plain, read_json, to_plain
+from wgap.runtime.localization import Failure
+
+if TYPE_CHECKING:
+    from wgap.runtime.localizer import Localizer
+
+__all__ = ["LEASE", "SHARD_SIZE", "Plan", "Shards", "Sidecar", "settings_of"]
+
+SHARD_SIZE = 4096
+"""Pictures in a shard, where nothing else is asked for."""
+
+LEASE = 120.0
+"""Seconds after which a claim that its worker did not renew is another's to take."""
+
+_PLAN, _CLAIMS, _VERSION = "plan.json", "claims", 1
+_MADE_OF = ("onnx", "rejected", "classifier", "foreground")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is: two with the same plan make the same tables.
+
+    Attributes:
+        version: of this format.
+        images: how many pictures.
+        list_sha256: of their list, a JSON text a line.
+        shard_size: pictures in a shard; the last one may have fewer.
+        settings: what else the boxes depend on, by the words that a message names it with.
+    """
+
+    version: int
+    images: int
+    list_sha256: str
+    shard_size: int
+    settings: dict[str, str]
+
+    @property
+    def shards(self) -> int:
+        """How many there are."""
+        return -(-self.images // self.shard_size)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of a finished table.
+
+    Attributes:
+        plan: SHA-256 of ``plan.json``.
+        shard: its number.
+        rows: lines of the table.
+        failed: of these, pictures that could not be localized.
+        bytes: of the table.
+        sha256: of the table.
+        worker: who made it; for people.
+        seconds: that it took.
+    """
+
+    plan: str
+    shard: int
+    rows: int
+    failed: int
+    bytes: int
+    sha256: str
+    worker: str
+    seconds: float
+
+
+def settings_of(localizer: Localizer, class_: str | int | None = None) -> dict[str, str]:
+    """What a localizer's boxes depend on, by name.
+
+    Args:
+        localizer: any.
+        class_: that is localized in place of the top-1 class.
+    """
+    network, rule, manifest = localizer.network, localizer.rule, localizer.bundle.manifest
+    made_of = [e.sha256 for e in manifest.files if e.role in _MADE_OF and e.precision in ("fp32", network.precision)]
+    return {
+        "bundle": hashlib.sha256(repr((manifest.model, manifest.preprocessing, made_of)).encode()).hexdigest()[:16],
+        "network": f"{network.name} {network.version}, {network.precision}",
+        "rule": f"{rule} on the {rule.map} map",
+        "classes": f"{localizer.top_k} a picture" if class_ is None else f"{class_}",
+        "boxes": f"{localizer.max_boxes} a class",
+        "batch size": f"{localizer.batch_size}",
+        "wgap": __version__,
+    }
+
+
+class Shards:
+    """A run's folder.
+
+    Args:
+        folder: of an earlier run, or one to make.
+        images: the list, as :func:`wgap.images.find_images` gives it; None of a run that is there.
+        settings: see :func:`settings_of`; likewise. Of a run that is there both must be the same.
+        shard_size: pictures in a shard; None: as the run has it, else ``SHARD_SIZE``.
+
+    Raises:
+        DataError: there is no run, it is of another plan, or it is damaged.
+        OSError: the folder cannot be made or written.
+    """
+
+    def __init__(
+        self, folder: Path, images: Sequence[Path] | None = None, settings: dict[str, str] | None = None,
+        shard_size: int | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, path = folder, folder / _PLAN
+        if images is not None and not path.exists():
+            require_place(folder)
+            self._begin(images, settings or {}, shard_size or SHARD_SIZE)
+        try:
+            content = path.read_bytes()
+            self.plan = from_plain(Plan, read_json(content.decode()))
+        except FileNotFoundError:
+            raise DataError(f"{folder}: expected the {_PLAN} of a run with --shards, found none") from None
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path}: expected the plan of a run with --shards ({error})") from error
+        if self.plan.version != _VERSION or self.plan.shard_size < 1:
+            raise DataError(f"{path}: expected a plan of version {_VERSION}, got {self.plan.version}")
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._token = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
+        listed = _list_path(folder, self.plan.list_sha256)
+        try:
+            lines = listed.read_bytes()
+        except OSError as error:
+            raise DataError(f"{listed}: expected the run's list of pictures ({error.strerror})") from error
+        if hashlib.sha256(lines).hexdigest() != self.plan.list_sha256:
+            raise DataError(f"{listed} was changed after the run began; begin another one in another folder")
+        self.images = [str(json.loads(line)) for line in lines.splitlines()]
+        if images is not None:
+            self._require(images, settings or {}, shard_size)
+
+    def _begin(self, images: Sequence[Path], settings: dict[str, str], shard_size: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if strange := sorted(entry.name for entry in self.folder.glob("shard-*")):
+            raise DataError(f"{self.folder} holds {strange[0]} but no {_PLAN}; choose another folder")
+        lines = _lines(images)
+        digest = hashlib.sha256(lines).hexdigest()
+        with atomic_file(_list_path(self.folder, digest)) as temporary:
+            temporary.write_bytes(lines)
+        plan = Plan(_VERSION, len(images), digest, shard_size, settings)
+        temporary = self.folder / f".plan-{secrets.token_hex(6)}.json"
+        temporary.write_text(json.dumps(to_plain(plan), indent=1) + "\n", encoding="utf-8")
+        with suppress(FileExistsError):  # of several workers that begin at once one plan counts
+            (self.folder / _PLAN).hardlink_to(temporary)
+        temporary.unlink()
+
+    def _require(self, images: Sequence[Path], settings: dict[str, str], shard_size: int | None) -> None:
+        """Refuse another list or other settings than the run's."""
+        plan, differs = self.plan, ""
+        for name in [*plan.settings, *(settings.keys() - plan.settings.keys())]:
+            if not differs and plan.settings.get(name) != settings.get(name):
+                differs = f"its {name} is {plan.settings.get(name)}, not {settings.get(name)}"
+        if not differs and shard_size not in (None, plan.shard_size):
+            differs = f"its shards are of {plan.shard_size} pictures, not {shard_size}"
+        if not differs and len(images) != plan.images:
+            differs = f"its list has {plan.images} pictures, not {len(images)}"
+        if not differs and list(map(str, images)) != self.images:
+            at = next(n for n, (was, now) in enumerate(zip(self.images, images, strict=True)) if was != str(now))
+            differs = f"picture {at} of its list is {self.images[at]}, not {images[at]}"
+        if differs:
+            raise DataError(f"{self.folder} is of another run: {differs}; take another folder")
+
+    def part(self, shard: int) -> list[str]:
+        """The pictures of a shard."""
+        return self.images[shard * self.plan.shard_size : (shard + 1) * self.plan.shard_size]
+
+    def table(self, shard: int) -> Path:
+        """A shard's table, there or not."""
+        return self.folder / f"shard-{shard:05d}.jsonl"
+
+    def sidecar(self, shard: int) -> Sidecar | None:
+        """What is known of a shard; None while it is not done.
+
+        Raises:
+            DataError: the sidecar is damaged, or of another run.
+        """
+        path = self.table(shard).with_suffix(".json")
+        try:
+            found = from_plain(Sidecar, read_json(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (PlainError, ValueError, OSError) as error:
+            raise DataError(
+                f"{path}: expected a shard's sidecar ({error}); remove it to make the shard anew"
+            ) from error
+        if (found.plan, found.shard) != (self.sha256, shard):
+            raise DataError(f"{path} is of another run, or of another shard; remove it to make the shard anew")
+        return found
+
+    def done(self, shard: int) -> bool:
+        """Whether a shard's sidecar is there, and the table beside it as long as that says."""
+        found, table = self.sidecar(shard), self.table(shard)
+        return found is not None and table.is_file() and table.stat().st_size == found.bytes
+
+    def work(
+        self, localizer: Localizer, class_: int | str | None = None, worker: tuple[int, int] | None = None,
+        lease: float = LEASE, finished: Callable[[Sidecar], Any] = lambda _: None,
+    ) -> int:  # fmt: skip
+        """Make the shards that are not done.
+
+        Args:
+            localizer: of the plan's settings.
+            class_: as in :func:`settings_of`.
+            worker: (i, n): every n-th shard from the i-th on, counted from 1, is this one's, and no other's. None:
+                whichever no other worker has claimed, until all are done; the shards of one that died are taken over.
+            lease: seconds after which a claim that was not renewed is void, by the clock of the folder's file system.
+            finished: told of each shard that was made.
+
+        Returns:
+            how many shards were made.
+        """
+        remove_residue(self.folder)
+        made = 0
+        own = range(self.plan.shards) if worker is None else range(worker[0] - 1, self.plan.shards, worker[1])
+        waiting = [shard for shard in own if not self.done(shard)]
+        while waiting:
+            left, before = [], made
+            for shard in waiting:
+                if self.done(shard):
+                    continue
+                claim = None if worker is not None else self._claimed(shard, lease)
+                if worker is None and claim is None:
+                    left.append(shard)
+                    continue
+                try:
+                    finished(self._make(shard, localizer, class_, claim, lease))
+                    made += 1
+                finally:
+                    if claim is not None:
+                        claim.unlink(missing_ok=True)
+            waiting = left
+            if waiting and made == before:
+                time.sleep(min(lease / 4, 5.0))
+        return made
+
+    def verify(self) -> list[str]:
+        """What is wrong with a run that should be complete, a line each; empty where nothing is."""
+        return [problem for shard in range(self.plan.shards) for problem in self._problems(shard)]
+
+    def merge(self, out: Path) -> int:
+        """Write all tables, in order, as one file; whole or not at all.
+
+        Returns:
+            its rows.
+
+        Raises:
+            DataError: a shard is missing or damaged; the first ones are named.
+        """
+        if problems := self.verify():
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise DataError(f"{self.folder} cannot be merged: {'; '.join(problems[:3])}{more}")
+        with atomic_file(out) as temporary, temporary.open("wb") as whole:
+            for shard in range(self.plan.shards):
+                whole.write(self.table(shard).read_bytes())
+        return self.plan.images
+
+    def _make(
+        self, shard: int, localizer: Localizer, class_: int | str | None, claim: Path | None, lease: float
+    ) -> Sidecar:
+        began = renewed = time.monotonic()
+        images, failed, digest = self.part(shard), 0, hashlib.sha256()
+        with atomic_file(self.table(shard)) as temporary, temporary.open("wb") as lines:
+            for result in localizer([Path(image) for image in images], class_, on_error="yield"):
+                failed += isinstance(result, Failure)
+                line = (json.dumps(result.to_json()) + "\n").encode()
+                digest.update(line)
+                lines.write(line)
+                if claim is not None and time.monotonic() - renewed > lease / 6:
+                    renewed = time.monotonic()
+                    with suppress(OSError):  # another has taken it: both make the same table
+                        os.utime(claim)
+        sidecar = Sidecar(
+            self.sha256, shard, len(images), failed, self.table(shard).stat().st_size, digest.hexdigest(), self._token,
+            round(time.monotonic() - began, 3),
+        )  # fmt: skip
+        with atomic_file(self.table(shard).with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(to_plain(sidecar), indent=1) + "\n", encoding="utf-8")
+        return sidecar
+
+    def _claimed(self, shard: int, lease: float) -> Path | None:
+        """This worker's claim on a shard; None where another has one that is not void."""
+        folder = self.folder / _CLAIMS
+        folder.mkdir(exist_ok=True)
+        claim = folder / f"shard-{shard:05d}"
+        for _ in range(2):
+            with suppress(FileExistsError):
+                with claim.open("x", encoding="utf-8") as file:
+                    file.write(self._token)
+                return claim
+            with suppress(FileNotFoundError):
+                probe = folder / f".clock-{secrets.token_hex(6)}"
+                probe.touch()
+                now = probe.stat().st_mtime  # the file system's clock, not this machine's
+                probe.unlink()
+                if now - claim.stat().st_mtime <= lease:
+                    return None
+                claim.rename(folder / f".void-{secrets.token_hex(6)}")
+        return None
+
+    def _problems(self, shard: int) -> Iterator[str]:
+        table, images = self.table(shard), self.part(shard)
+        try:
+            known = self.sidecar(shard)
+        except DataError as error:
+            yield str(error)
+            return
+        if known is None or not table.is_file():
+            yield f"{table.name} is not done"
+        elif sha256_of(table) != known.sha256:
+            yield f"{table} is not the table that its sidecar tells of; remove the sidecar to make it anew"
+        else:
+            try:
+                named = [json.loads(line)["image"] for line in table.read_text(encoding="utf-8").splitlines()]
+            except (ValueError, KeyError, TypeError):
+                named = []
+            if named != images or known.rows != len(images):
+                yield f"{table} has other pictures than the plan; remove its sidecar to make it anew"
+
+
+def _list_path(folder: Path, digest: str) -> Path:
+    return folder / f"images-{digest[:16]}.jsonl"
+
+
+def _lines(images: Sequence[Path]) -> bytes:
+    return "".join(json.dumps(str(image)) + "\n" for image in images).encode()

@@ -1,0 +1,268 @@
+"""Runs in shards: killed, resumed, shared and damaged, they end in the same bytes or are refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from wgap import Localizer
+from wgap.cli import app
+from wgap.errors import DataError
+from wgap.images import find_images
+from wgap.runtime.shards import Shards, settings_of
+
+COUNT, SIZE = 50, 8
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 small pictures, one of them no picture."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(6)
+    for number in range(COUNT):
+        cv2.imwrite(str(folder / f"{number:03d}.png"), rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    (folder / "017.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def localizer(tiny_bundle: Path) -> Localizer:
+    return Localizer(tiny_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(localizer: Localizer, pictures: Path) -> bytes:
+    """The lines that a run in one go has."""
+    results = localizer(find_images(pictures), on_error="yield")
+    return "".join(json.dumps(result.to_json()) + "\n" for result in results).encode()
+
+
+def begun(folder: Path, localizer: Localizer, pictures: Path, size: int | None = SIZE) -> Shards:
+    return Shards(folder, find_images(pictures), settings_of(localizer), size)
+
+
+def merged(folder: Path, out: Path) -> bytes:
+    Shards(folder).merge(out)
+    return out.read_bytes()
+
+
+def wgap(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_the_tables_together_are_the_lines_of_one_run(
+    localizer: Localizer, pictures: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    run = begun(tmp_path / "run", localizer, pictures)
+    seen: list[int] = []
+    assert run.work(localizer, finished=lambda sidecar: seen.append(sidecar.shard)) == 7
+    assert seen == list(range(7))
+    assert merged(tmp_path / "run", tmp_path / "all.jsonl") == undisturbed
+    failed = [run.sidecar(shard).failed for shard in range(7)]  # type: ignore[union-attr]
+    assert failed == [0, 0, 1, 0, 0, 0, 0]
+    assert run.verify() == []
+    assert begun(tmp_path / "run", localizer, pictures, None).work(localizer) == 0, "all is done"
+    assert not list((tmp_path / "run" / "claims").iterdir())
+
+
+def test_workers_by_number_make_their_own_shards_and_no_others(
+    localizer: Localizer, pictures: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    run = begun(tmp_path / "run", localizer, pictures)
+    assert run.work(localizer, worker=(2, 3)) == 2
+    assert [run.done(shard) for shard in range(7)] == [False, True, False, False, True, False, False]
+    assert run.work(localizer, worker=(1, 3)) == 3
+    assert run.work(localizer) == 2, "who has no number makes the rest"
+    assert merged(tmp_path / "run", tmp_path / "all.jsonl") == undisturbed
+
+
+def test_killed_in_the_middle_again_and_again_four_workers_end_in_the_same_bytes(
+    localizer: Localizer, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Whoever holds a claim is killed, and another takes its place, until eight were."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(400):
+        (many / f"{number:03d}.png").hardlink_to(pictures / f"{number % COUNT:03d}.png")
+    command = [
+        sys.executable, "-c", "from wgap.cli import main; main()", "localize", str(tiny_bundle), str(many),
+        "--shards", str(tmp_path / "run"), "--shard-size", "20", "--lease", "1", "--threads", "1",
+    ]  # fmt: skip
+    rng, killed, claims = random.Random(4), 0, tmp_path / "run" / "claims"
+
+    def begin() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    workers = {one.pid: one for one in (begin() for _ in range(4))}
+    while killed < 8 and any(one.poll() is None for one in workers.values()):
+        time.sleep(rng.uniform(0, 0.02))
+        for claim in claims.glob("shard-*"):
+            with suppress(OSError, ValueError, IndexError):  # done, or not yet written
+                holder = workers.pop(int(claim.read_text().split()[1]), None)
+                if holder is not None and killed < 8:
+                    holder.kill()
+                    holder.communicate()
+                    killed += 1
+                    one = begin()
+                    workers[one.pid] = one
+                elif holder is not None:
+                    workers[holder.pid] = holder
+    for worker in workers.values():
+        _, said = worker.communicate(timeout=240)
+        assert worker.returncode == 0, said
+    assert killed >= 3
+    results = localizer(find_images(many), on_error="yield")
+    expected = "".join(json.dumps(result.to_json()) + "\n" for result in results).encode()
+    assert merged(tmp_path / "run", tmp_path / "all.jsonl") == expected
+    assert begun(tmp_path / "run", localizer, many, 20).work(localizer) == 0
+    left = {path.name.split("-")[0] for path in (tmp_path / "run").iterdir()}
+    assert left == {"plan.json", "images", "shard", "claims"}, "what the killed ones left is gone"
+
+
+def test_a_claim_holds_until_its_worker_is_silent_by_the_folder_s_clock(
+    localizer: Localizer, pictures: Path, tmp_path: Path
+) -> None:
+    run = begun(tmp_path / "run", localizer, pictures, 25)
+    (tmp_path / "run" / "claims").mkdir()
+    held = tmp_path / "run" / "claims" / "shard-00000"
+    held.write_text("another machine")
+    assert run._claimed(0, 60) is None
+    ahead = time.time() + 1e6  # its worker's clock is wrong; that counts for nothing but the file's time
+    os.utime(held, (ahead, ahead))
+    assert run._claimed(0, 60) is None
+    old = time.time() - 61
+    os.utime(held, (old, old))
+    assert run._claimed(0, 60) == held
+    assert held.read_text() != "another machine"
+    assert run._claimed(0, 60) is None, "now it is this worker's"
+
+
+def test_two_that_make_one_shard_make_the_same(
+    localizer: Localizer, pictures: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    one, two = (begun(tmp_path / "run", localizer, pictures) for _ in range(2))
+    made = one._make(3, localizer, None, None, 60)
+    again = two._make(3, localizer, None, None, 60)
+    assert (made.sha256, made.bytes, made.rows) == (again.sha256, again.bytes, again.rows)
+    one.work(localizer)
+    assert merged(tmp_path / "run", tmp_path / "all.jsonl") == undisturbed
+
+
+def test_another_run_is_refused_by_what_differs(
+    localizer: Localizer, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    begun(tmp_path / "run", localizer, pictures)
+    paths = find_images(pictures)
+    other = settings_of(Localizer(tiny_bundle, rule="fixed:0.3", top_k=2))
+    for images, settings, size, said in (
+        (paths, other, SIZE, r"its rule is adaptive on .*, not fixed:0\.3"),
+        (paths, settings_of(localizer, "disc"), SIZE, "its classes is 1 a picture, not disc"),
+        (paths, settings_of(localizer), 9, "its shards are of 8 pictures, not 9"),
+        (paths[:-1], settings_of(localizer), SIZE, "its list has 50 pictures, not 49"),
+        (paths[::-1], settings_of(localizer), SIZE, r"picture 0 of its list is .*000\.png, not .*049\.png"),
+    ):
+        with pytest.raises(DataError, match=f"run is of another run: {said}.*; take another folder"):
+            Shards(tmp_path / "run", images, settings, size)
+
+
+def test_a_bundle_s_gate_or_engine_does_not_make_it_another_run(localizer: Localizer, tiny_bundle: Path) -> None:
+    assert settings_of(localizer) == settings_of(Localizer(tiny_bundle, threads=2))
+
+
+def damage(folder: Path, how: str) -> None:
+    table, sidecar = folder / "shard-00001.jsonl", folder / "shard-00001.json"
+    if how == "table gone":
+        table.unlink()
+    elif how == "table cut":
+        table.write_bytes(table.read_bytes()[:-9])
+    elif how == "byte flipped":
+        content = bytearray(table.read_bytes())
+        content[40] ^= 1
+        table.write_bytes(content)
+    elif how == "sidecar edited":
+        sidecar.write_text(sidecar.read_text().replace('"rows": 8', '"rows": "8"'))
+    elif how == "of another shard":
+        for name in ("json", "jsonl"):
+            shutil.copy(folder / f"shard-00000.{name}", folder / f"shard-00001.{name}")
+    elif how == "list changed":
+        [listed] = folder.glob("images-*")
+        listed.write_text(listed.read_text().replace("003.png", "004.png"))
+    elif how == "plan cut":
+        (folder / "plan.json").write_text((folder / "plan.json").read_text()[:-20])
+    elif how == "rows of others":
+        digests = json.loads(sidecar.read_text())
+        lines = table.read_text().replace("010.png", "110.png")
+        table.write_text(lines)
+        import hashlib
+
+        digests["sha256"] = hashlib.sha256(lines.encode()).hexdigest()
+        sidecar.write_text(json.dumps(digests))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("table gone", "shard-00001.jsonl is not done"),
+        ("table cut", "is not the table that its sidecar tells of"),
+        ("byte flipped", "is not the table that its sidecar tells of"),
+        ("sidecar edited", "expected a shard's sidecar (rows"),
+        ("of another shard", "is of another run, or of another shard"),
+        ("list changed", "was changed after the run began"),
+        ("plan cut", "expected the plan of a run"),
+        ("rows of others", "has other pictures than the plan"),
+    ],
+)
+def test_damage_is_named_and_never_merged(
+    how: str, said: str, localizer: Localizer, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    begun(folder, localizer, pictures).work(localizer)
+    damage(folder, how)
+    found = wgap("shards", "verify", folder)
+    assert found.exit_code == 1
+    text = found.stderr + str(found.exception)
+    assert said in text
+    done = wgap("shards", "merge", folder, "--out", tmp_path / "all.jsonl")
+    assert done.exit_code == 1
+    assert said in str(done.exception)
+    assert not (tmp_path / "all.jsonl").exists()
+
+
+def test_the_commands(tiny_bundle: Path, pictures: Path, undisturbed: bytes, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "all.jsonl"
+    command = ["localize", tiny_bundle, pictures, "--shards", run, "--threads", 1]
+    first = wgap(*command, "--shard-size", SIZE, "--worker", "1/2", "--json")
+    assert json.loads(first.stdout) == {"shards": 7, "made": 4, "done": 4, "images": 50, "failed": 1}
+    assert json.loads(wgap("shards", "status", run, "--json").stdout)["images_done"] == 26
+    assert "4 of 7 shards done, 26 of 50 pictures, 1 of them failed" in wgap("shards", "status", run).stdout
+    assert isinstance(wgap("shards", "merge", run, "--out", out).exception, DataError)
+    assert "made 3 shards, 7 of 7 are done" in wgap(*command).stdout
+    assert json.loads(wgap("shards", "verify", run, "--json").stdout) == {"ok": True, "shards": 7, "problems": []}
+    assert json.loads(wgap("shards", "merge", run, "--out", out, "--json").stdout) == {"out": str(out), "rows": 50}
+    assert out.read_bytes() == undisturbed
+    assert "already there" in str(wgap("shards", "merge", run, "--out", out).exception)
+    assert wgap("shards", "merge", run, "--out", out, "--force").exit_code == 0
+    for words, said in (
+        (["--worker", "3/2"], "expected I/N with 1 <= I <= N"),
+        (["--worker", "two"], "expected I/N"),
+        (["--out", tmp_path], "--shards writes tables alone"),
+        (["--shard-size", 9], "its shards are of 8 pictures, not 9"),
+        (["--rule", "fixed:0.5"], "its rule is"),
+    ):
+        assert said in str(wgap(*command, *words).exception)
+    assert "are of --shards" in str(wgap("localize", tiny_bundle, pictures, "--worker", "1/2").exception)
+    (tmp_path / "file").write_text("")
+    assert isinstance(wgap(*command[:4], tmp_path / "file").exception, OSError)
+    assert "found none" in str(wgap("shards", "status", tmp_path).exception)
