@@ -135,7 +135,8 @@ def test_every_verb_of_the_command_is_in_the_readme_or_the_changelog_and_has_jso
     text = README.read_text() + (ROOT / "CHANGELOG.md").read_text()
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         assert f"wgap {name}" in text or name == "demo", name
-        assert any("--json" in parameter.opts for parameter in command.params), f"{name} lacks --json"
+        for each in getattr(command, "commands", {name: command}).values():
+            assert any("--json" in parameter.opts for parameter in each.params), f"{each.name} lacks --json"
 
 
 def test_links_between_pages_lead_somewhere() -> None:
