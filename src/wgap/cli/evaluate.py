@@ -66,7 +66,8 @@ def evaluate(
     from wgap.extras import require
 
     if protocol is not None:
-        _public(ctx.params)
+        paths = {"data": data, "out": out, "masks": masks, "label_map": label_map}
+        _public({**ctx.params, **paths})  # which are texts there in some versions of typer
         return
     if tune or masks or resume or threshold_step != 0.01:
         raise DataError("--threshold-step, --tune, --masks and --resume are of --protocol; name one")

@@ -55,7 +55,7 @@ def localize(
     from wgap.runtime.results import ResultFolder
 
     if shards is not None:
-        _sharded(ctx.params)
+        _sharded({**ctx.params, "shards": shards})  # a path, which it is not there yet in every version of typer
         return
     if shard_size or worker or lease != 120.0:
         raise DataError("--shard-size, --worker and --lease are of --shards; say where with --shards DIR")
