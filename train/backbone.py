@@ -64,10 +64,32 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-class Vgg16:
+class _Sequential:
+    """What backbones share whose convolutions all stand in ``features``.
+
+    Attributes:
+        last: the weights of the last convolution.
+        stages: see :class:`Backbone`.
+    """
+
+    last: str
+    stages: tuple[Stage, ...]
+
+    def channels(self, width: float) -> int:
+        """Those of the last stage, scaled."""
+        return scaled(self.stages[-1].channels, width)
+
+    def width_of(self, shapes: Mapping[str, Sequence[int]]) -> float | None:
+        """Read off the last convolution."""
+        last = shapes.get(self.last)
+        return last[0] / self.stages[-1].channels if last else None
+
+
+class Vgg16(_Sequential):
     """VGG16 without its last pooling and fully connected layers. Stride 8 drops the pooling after block4 too."""
 
     name = "vgg16"
+    last = "features.28.weight"
     blocks = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
     stages: tuple[Stage, ...] = (
         Stage("block1", 5, 64, 2),
@@ -92,15 +114,6 @@ class Vgg16:
                 # An identity keeps torchvision's numbering where stride 8 drops pool4.
                 layers.append(nn.Identity() if number == 4 and stride == 8 else nn.MaxPool2d(2))
         return {"features": nn.Sequential(*layers)}
-
-    def channels(self, width: float) -> int:
-        """512 at width 1."""
-        return scaled(self.stages[-1].channels, width)
-
-    def width_of(self, shapes: Mapping[str, Sequence[int]]) -> float | None:
-        """Read off the last convolution."""
-        last = shapes.get("features.28.weight")
-        return last[0] / self.stages[-1].channels if last else None
 
 
 class Residual(nn.Module):
@@ -236,13 +249,14 @@ def _clipped(incoming: int, channels: int, kernel: int, stride: int = 1, groups:
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU6(inplace=True))
 
 
-class MobileNetV2:
+class MobileNetV2(_Sequential):
     """MobileNetV2 of torchvision's layout without pooling and classifier.
 
     Stride 16 drops the stride of stage4, 8 that of stage3 too.
     """
 
     name = "mobilenet_v2"
+    last = "features.18.0.weight"
     groups = ((16, 1, 2), (24, 2, 4), (32, 3, 8), (64, 4, 16), (96, 3, 16), (160, 3, 32), (320, 1, 32))
     """Output channels, blocks, and natural stride of each row of the paper's table."""
     stages: tuple[Stage, ...] = (
@@ -268,15 +282,6 @@ class MobileNetV2:
                 channels, reached = out, reached * step
         layers.append(_clipped(channels, self.channels(width), 1))
         return {"features": nn.Sequential(*layers)}
-
-    def channels(self, width: float) -> int:
-        """1280 at width 1."""
-        return scaled(self.stages[-1].channels, width)
-
-    def width_of(self, shapes: Mapping[str, Sequence[int]]) -> float | None:
-        """Read off the last convolution."""
-        last = shapes.get("features.18.0.weight")
-        return last[0] / self.stages[-1].channels if last else None
 
 
 VGG16 = Vgg16()

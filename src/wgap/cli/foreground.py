@@ -49,7 +49,7 @@ def foreground(
     found, scores = made.record.separation, made.bundle.manifest.model.signature()["foreground"]
     fine = ""
     if found["fine"] is not None:
-        finer = "".join(f" and {found[name]:.2f}" for name in ("finer",) if name in found)
+        finer = f" and {found['finer']:.2f}" if "finer" in found else ""
         fine = f", finer {found['fine']:.2f}{finer}; GrabCut agrees on {found['grabcut_agreement']:.1%}"
     models = [entry for entry in made.bundle.manifest.files if made.bundle.stale(entry)]
     of_those = {entry.precision for entry in models}

@@ -44,8 +44,9 @@ def localize(
         ),
     ] = None,
     lease: Annotated[
-        float, typer.Option(min=1, help="Of --shards: seconds after which a silent worker's claim is void.")
-    ] = 120.0,
+        float | None,
+        typer.Option(min=1, help="Of --shards: seconds after which a silent worker's claim is void; default: 120."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
 ) -> None:
@@ -57,7 +58,7 @@ def localize(
     if shards is not None:
         _sharded({**ctx.params, "shards": shards})  # a path, which it is not there yet in every version of typer
         return
-    if shard_size or worker or lease != 120.0:
+    if shard_size or worker or lease:
         raise DataError("--shard-size, --worker and --lease are of --shards; say where with --shards DIR")
     if (overlay or heatmap) and out is None:
         raise DataError("--overlay and --heatmap write pictures: say where with --out DIR")
@@ -83,7 +84,7 @@ def localize(
 def _sharded(options: Mapping[str, Any]) -> None:
     """Make a run's tables, or go on with them."""
     from wgap.images import find_images
-    from wgap.runtime.shards import Shards, settings_of
+    from wgap.runtime.shards import LEASE, Shards, settings_of
 
     if options["out"] or options["overlay"] or options["heatmap"] or options["force"]:
         raise DataError("--shards writes tables alone; leave --out, --overlay, --heatmap and --force out")
@@ -94,7 +95,7 @@ def _sharded(options: Mapping[str, Any]) -> None:
     run = Shards(folder, paths, settings_of(localizer, class_), options["shard_size"])
     plan = run.plan
     with _progress(plan.shards) as advance:
-        made = run.work(localizer, class_, worker, options["lease"], lambda _: advance())
+        made = run.work(localizer, class_, worker, options["lease"] or LEASE, lambda _: advance())
     found = [sidecar for shard in range(plan.shards) if (sidecar := run.sidecar(shard)) is not None]
     failed = sum(sidecar.failed for sidecar in found)
     figures = {"shards": plan.shards, "made": made, "done": len(found), "images": len(paths), "failed": failed}
