@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo-out
-ROOMS := train export calibrate runtime evaluate
+ROOMS := train export calibrate runtime evaluate serve
 
 .PHONY: help setup demo wheel test test-wheel test-lowest test-newest lint format types fuzz bench gpu-check clean
 
@@ -16,7 +16,7 @@ setup: .venv/.ready ## create .venv with the package (editable) and everything t
 .venv/.ready: pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard cmake/* runtime/src/*/* runtime/include/wgap/*.h runtime/include/wgap/kernel/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints-dev.txt torch==$$(sed -n 's/^torch==//p' constraints-dev.txt)
-	$(BIN)/pip install -q -c constraints-dev.txt -C cmake.define.WGAP_WERROR=ON -e '.[cpu,openvino,train,calibrate,rtx,cuda,nvcc,dev]'
+	$(BIN)/pip install -q -c constraints-dev.txt -C cmake.define.WGAP_WERROR=ON -e '.[cpu,openvino,train,calibrate,rtx,cuda,nvcc,shards,dev]'
 	touch $@
 
 demo: setup ## train, export, check, localize and evaluate on generated images; pictures and report.md in demo-out/

@@ -249,7 +249,7 @@ class Shards:
                     left.append(shard)
                     continue
                 try:
-                    finished(self._make(shard, localizer, class_, claim, lease))
+                    finished(self.make(shard, localizer, class_, claim=claim, lease=lease))
                     made += 1
                 finally:
                     if claim is not None:
@@ -280,9 +280,19 @@ class Shards:
                 whole.write(self.table(shard).read_bytes())
         return self.plan.images
 
-    def _make(
-        self, shard: int, localizer: Localizer, class_: int | str | None, claim: Path | None, lease: float
-    ) -> Sidecar:
+    def make(
+        self, shard: int, localizer: Localizer, class_: int | str | None = None, *, claim: Path | None = None,
+        lease: float = LEASE,
+    ) -> Sidecar:  # fmt: skip
+        """Make one shard, whether it is done or not, for a scheduler that shares out the work by itself.
+
+        Args:
+            shard: its number, from 0 on.
+            localizer: of the plan's settings.
+            class_: as in :func:`settings_of`.
+            claim: a file that is touched as long as the work goes on, each sixth of ``lease`` seconds.
+            lease: see ``claim``.
+        """
         began = renewed = time.monotonic()
         images, failed, digest = self.part(shard), 0, hashlib.sha256()
         with atomic_file(self.table(shard)) as temporary, temporary.open("wb") as lines:

@@ -8,7 +8,8 @@ from wgap.errors import MissingDependencyError
 
 EXTRAS = {
     "torch": "train", "lightning_fabric": "train", "onnxscript": "train", "onnxruntime": "cpu", "onnx": "calibrate",
-    "ml_dtypes": "calibrate", "matplotlib": "calibrate", "openvino": "openvino",
+    "ml_dtypes": "calibrate", "matplotlib": "calibrate", "openvino": "openvino", "pyarrow": "shards",
+    "fsspec": "shards",
 }  # fmt: skip
 """Top-level module to extra."""
 

@@ -48,6 +48,7 @@ def test_every_room_is_installed() -> None:
         "runtime",
         "runtime.cuda",
         "runtime.networks",
+        "serve",
         "train",
     }
     assert {f"wgap.{room}" for room in rooms} <= set(MODULES)

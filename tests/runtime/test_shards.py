@@ -153,8 +153,8 @@ def test_two_that_make_one_shard_make_the_same(
     localizer: Localizer, pictures: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
     one, two = (begun(tmp_path / "run", localizer, pictures) for _ in range(2))
-    made = one._make(3, localizer, None, None, 60)
-    again = two._make(3, localizer, None, None, 60)
+    made = one.make(3, localizer)
+    again = two.make(3, localizer)
     assert (made.sha256, made.bytes, made.rows) == (again.sha256, again.bytes, again.rows)
     one.work(localizer)
     assert merged(tmp_path / "run", tmp_path / "all.jsonl") == undisturbed

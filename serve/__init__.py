@@ -1,0 +1,1 @@
+"""The runtime behind other people's servers and schedulers: Triton, Ray."""
