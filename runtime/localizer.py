@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import operator
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import islice, repeat
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias, cast, overload
 
 from wgap import _native
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 
     from wgap._native import BoxRecord
 
-__all__ = ["Failure", "Localization", "Localizer", "chosen_rule"]
+__all__ = ["Failure", "Localization", "Localizer", "Stages", "chosen_rule"]
 
 Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8]"
 """A path, the bytes of an image file, or a decoded image uint8[H, W, 3] RGB (any object NumPy can view as one)."""
@@ -47,6 +52,27 @@ class _Prepared(NamedTuple):
     class_id: int | None
     pixels: Any  # uint8[H, W, 3], or None
     error: WgapError | None
+
+
+@dataclass
+class Stages:
+    """What a localizer's calls spent their time on, in seconds; those of several calls add up.
+
+    Attributes:
+        prepare: decoding and resizing, summed over the threads that do it.
+        wait: that the network had nothing to do, for want of prepared images.
+        network: forward passes and kernel.
+    """
+
+    prepare: float = 0.0
+    wait: float = 0.0
+    network: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, stage: str, since: float) -> None:
+        """The time from ``since``, of ``perf_counter``, until now."""
+        with self._lock:
+            setattr(self, stage, getattr(self, stage) + perf_counter() - since)
 
 
 class Localizer:
@@ -76,6 +102,8 @@ class Localizer:
         max_boxes: how many boxes a class may have, 1 to 64: of the heaviest components of its mask, each of at least a
             tenth of the heaviest's weight.
         batch_size: images per forward pass. 1 has the lowest latency and, on a CPU, nearly the highest throughput.
+        prepare: threads that decode and resize ahead of the network, at most ``prepare + 2 * batch_size`` images, which
+            must stay readable until their result is there; 0: as it needs them, in the calling thread.
         threads: CPU threads, of the forward pass and of the kernel; None lets the backend take every core, the kernel
             one. Refused by backends on GPUs.
         device: of a backend on GPUs: an ordinal, or a UUID as ``nvidia-smi -L`` prints it; None for the first GPU. Of
@@ -110,6 +138,7 @@ class Localizer:
         top_k: int = 1,
         max_boxes: int = 1,
         batch_size: int = 1,
+        prepare: int = 0,
         threads: int | None = None,
         device: int | str | None = None,
         slots: int | None = None,
@@ -142,6 +171,7 @@ class Localizer:
         self.top_k = _in_range("top_k", top_k, 1, len(self.classes))
         self.max_boxes = _in_range("max_boxes", max_boxes, 1, _native.MAX_BOXES)
         self.batch_size = _in_range("batch_size", batch_size, 1, 4096)
+        self.prepare = _in_range("prepare", prepare, 0, 1024)
         self.threads = None if threads is None else _in_range("threads", threads, 1, 1024)
         for name, value, most in (
             ("slots", slots, 1024),
@@ -151,7 +181,7 @@ class Localizer:
             if value is not None:
                 _in_range(name, value, 1, most)
         options = NetworkOptions(precision, ungated, self.rule, threads, device, slots, memory_limit, hint, streams)
-        sizes = {"top_k": top_k, "max_boxes": max_boxes, "batch_size": batch_size}
+        sizes = {"top_k": top_k, "max_boxes": max_boxes, "batch_size": batch_size, "prepare": prepare}
         self._reopen = None if network or locator else (backend, options, sizes)
         if network is None:
             network = open_network(backend, self.bundle, options)
@@ -197,25 +227,29 @@ class Localizer:
 
     @overload
     def __call__(
-        self, images: Images, classes: Classes = ..., heatmap: bool = ..., *, on_error: Literal["raise"] = ...
-    ) -> Iterator[Localization]: ...
+        self, images: Images, classes: Classes = ..., heatmap: bool = ..., *, on_error: Literal["raise"] = ...,
+        stages: Stages | None = ...,
+    ) -> Iterator[Localization]: ...  # fmt: skip
     @overload
     def __call__(
-        self, images: Images, classes: Classes = ..., heatmap: bool = ..., *, on_error: Literal["yield"]
-    ) -> Iterator[Localization | Failure]: ...
+        self, images: Images, classes: Classes = ..., heatmap: bool = ..., *, on_error: Literal["yield"],
+        stages: Stages | None = ...,
+    ) -> Iterator[Localization | Failure]: ...  # fmt: skip
     def __call__(
-        self, images: Images, classes: Classes = None, heatmap: bool = False, *, on_error: str = "raise"
-    ) -> Iterator[Localization | Failure]:
+        self, images: Images, classes: Classes = None, heatmap: bool = False, *, on_error: str = "raise",
+        stages: Stages | None = None,
+    ) -> Iterator[Localization | Failure]:  # fmt: skip
         """Localize images, lazily: one result per image, in order.
 
         Args:
             images: one image, a batch uint8[N, H, W, 3], or any iterable of images; a generator is consumed one batch
-                at a time. Arrays are RGB.
+                at a time, or as far ahead as ``prepare`` says. Arrays are RGB.
             classes: the class to localize, by id or name, for all images or one per image (``GT-known``); None takes
                 the top-1, or the ``top_k`` best.
             heatmap: also return the normalised map of each result.
             on_error: ``yield`` puts a :class:`Failure` in the place of an image that cannot be localized and goes on;
                 ``raise`` raises its error when the iteration reaches it.
+            stages: receives what the time went to.
 
         Raises:
             ImageError: an image is missing, damaged, or not uint8[H, W, 3].
@@ -224,7 +258,8 @@ class Localizer:
             BackendError: the forward pass failed.
         """
         _require_known(on_error)
-        return self._results(_each(images), self._each_class(classes), heatmap, on_error == "raise")
+        raising, stages = on_error == "raise", stages or Stages()
+        return self._results(_each(images), self._each_class(classes), heatmap, raising, stages)
 
     def one(self, image: Image, class_: int | str | None = None, heatmap: bool = False) -> Localization:
         """Localize one image; arguments and errors as in :meth:`__call__`."""
@@ -232,13 +267,33 @@ class Localizer:
         return _raised(self._localize([item], heatmap)[0])
 
     def _results(
-        self, images: Iterator[Image], class_ids: Iterator[int | None], heatmap: bool, raising: bool
+        self, images: Iterator[Image], class_ids: Iterator[int | None], heatmap: bool, raising: bool, stages: Stages
     ) -> Iterator[Localization | Failure]:
-        numbered = enumerate(images)
-        while batch := list(islice(numbered, self.batch_size)):
-            items = [self._prepare(index, image, _following(class_ids, index)) for index, image in batch]
-            for result in self._localize(items, heatmap):
-                yield _raised(result) if raising else _released(result)
+        def prepared(index: int, image: Image, class_id: int | None) -> _Prepared:
+            began = perf_counter()
+            try:
+                return self._prepare(index, image, class_id)
+            finally:
+                stages.add("prepare", began)
+
+        work = ((index, image, _following(class_ids, index)) for index, image in enumerate(images))
+        items: Generator[_Prepared, None, None]
+        if self.prepare:
+            items = _ahead(prepared, work, self.prepare, self.prepare + 2 * self.batch_size)
+        else:
+            items = (prepared(*one) for one in work)
+        with closing(items):
+            while True:
+                began = perf_counter()
+                batch = list(islice(items, self.batch_size))
+                stages.add("wait", began)
+                if not batch:
+                    return
+                began = perf_counter()
+                results = self._localize(batch, heatmap)
+                stages.add("network", began)
+                for result in results:
+                    yield _raised(result) if raising else _released(result)
 
     def _prepare(self, index: int, image: Image, class_id: int | None) -> _Prepared:
         """Decode and resize one image; the only work outside the graph before it."""
@@ -352,6 +407,32 @@ class Localizer:
             return operator.index(given)
         names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
         raise DataError(f"no class {given!r}; expected a name ({names}) or an id of 0..{len(self.classes) - 1}")
+
+
+def _ahead(
+    function: Callable[..., _Prepared], work: Iterator[tuple[Any, ...]], threads: int, bound: int
+) -> Generator[_Prepared, None, None]:
+    """``starmap`` in threads, in order, at most ``bound`` ahead; what ``work`` raises comes behind the last result."""
+    pool = ThreadPoolExecutor(threads, "wgap-prepare")
+    futures: deque[Future[_Prepared]] = deque()
+    failure = None
+    try:
+        while True:
+            try:
+                while len(futures) < bound:
+                    futures.append(pool.submit(function, *next(work)))
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001  (raised below)
+                failure = error
+                break
+            yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+        if failure is not None:
+            raise failure
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _each(images: Images) -> Iterator[Image]:

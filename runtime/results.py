@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -14,6 +15,7 @@ from wgap.errors import ImageError, OutputExistsError, WgapError
 from wgap.images import decode
 from wgap.runtime.localization import Failure, Localization
 from wgap.runtime.overlay import save_picture
+from wgap.stores import Picture
 
 __all__ = ["PARTIAL", "RESULTS", "ResultFolder", "picture_names"]
 
@@ -48,7 +50,7 @@ class ResultFolder:
         OSError: nothing can be written into ``out``, or it cannot be made.
     """
 
-    def __init__(self, out: Path, images: Sequence[Path], pictures: bool = False, force: bool = False) -> None:
+    def __init__(self, out: Path, images: Sequence[Picture], pictures: bool = False, force: bool = False) -> None:
         require_place(out)
         self._out = out
         self._pictures = {path: out / name for path, name in picture_names(images).items()} if pictures else {}
@@ -77,7 +79,7 @@ class ResultFolder:
                 shutil.copyfile(self._temporary, partial)
         self._open.__exit__(*raised)
 
-    def add(self, path: Path, result: Localization | Failure) -> Localization | Failure:
+    def add(self, path: Picture, result: Localization | Failure) -> Localization | Failure:
         """Write one image's line, and its picture.
 
         Returns:
@@ -90,13 +92,13 @@ class ResultFolder:
             except (WgapError, OSError) as error:
                 why = error if isinstance(error, WgapError) else error.strerror or error
                 text = f"{self._pictures[path]}: the picture was not written ({why})"
-                failure = Failure(str(path), ImageError(text))
+                failure = Failure(os.fspath(path), ImageError(text))
                 line.update(failure.to_json())
         self._lines.write(json.dumps(line) + "\n")
         return failure or result
 
 
-def picture_names(images: Sequence[Path]) -> dict[Path, str]:
+def picture_names(images: Sequence[Picture]) -> dict[Picture, str]:
     """``<stem>.jpg`` for each image; where several share a stem, ``<stem>-2.jpg`` and so on in their order."""
     taken: set[str] = set()
     names = {}

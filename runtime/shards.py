@@ -14,21 +14,25 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wgap import __version__
 from wgap.atomic import atomic_file, remove_residue, require_place
 from wgap.bundle import sha256_of
-from wgap.errors import DataError
+from wgap.errors import DataError, StoreError
 from wgap.plain import PlainError, from_plain, read_json, to_plain
-from wgap.runtime.localization import Failure
+from wgap.runtime.localizer import Failure, Stages
+from wgap.runtime.tables import FORMATS
+from wgap.stores import Picture, Stored, require_stores
 
 if TYPE_CHECKING:
-    from wgap.runtime.localizer import Localizer
+    from wgap.runtime.localizer import Localization, Localizer
 
 __all__ = ["LEASE", "SHARD_SIZE", "Plan", "Shards", "Sidecar", "settings_of"]
 
@@ -52,6 +56,7 @@ class Plan:
         list_sha256: of their list, a JSON text a line.
         shard_size: pictures in a shard; the last one may have fewer.
         settings: what else the boxes depend on, by the words that a message names it with.
+        tables: ``jsonl`` or ``parquet``.
     """
 
     version: int
@@ -59,6 +64,7 @@ class Plan:
     list_sha256: str
     shard_size: int
     settings: dict[str, str]
+    tables: Literal["jsonl", "parquet"]
 
     @property
     def shards(self) -> int:
@@ -79,6 +85,7 @@ class Sidecar:
         sha256: of the table.
         worker: who made it; for people.
         seconds: that it took.
+        stages: seconds of :class:`wgap.runtime.localizer.Stages`.
     """
 
     plan: str
@@ -89,6 +96,7 @@ class Sidecar:
     sha256: str
     worker: str
     seconds: float
+    stages: dict[str, float]
 
 
 def settings_of(localizer: Localizer, class_: str | int | None = None) -> dict[str, str]:
@@ -111,28 +119,49 @@ def settings_of(localizer: Localizer, class_: str | int | None = None) -> dict[s
     }
 
 
+def speeds(sidecars: Sequence[Sidecar]) -> dict[str, float]:
+    """Images per second of the worker that made these shards, or on average of several.
+
+    Returns:
+        ``total``; ``prepare`` of one thread; ``network``; and ``waiting``, the part of the time in which the network
+        had no images. Empty where there are no shards.
+    """
+    rows, spent = sum(one.rows for one in sidecars), sum(one.seconds for one in sidecars)
+    took = {name: sum(one.stages[name] for one in sidecars) for name in ("prepare", "wait", "network")}
+    if not rows:
+        return {}
+    rates = {"total": spent, "prepare": took["prepare"], "network": took["network"]}
+    least = 1e-3  # which sidecars round to
+    return {**{name: rows / max(s, least) for name, s in rates.items()}, "waiting": took["wait"] / max(spent, least)}
+
+
 class Shards:
     """A run's folder.
 
     Args:
         folder: of an earlier run, or one to make.
-        images: the list, as :func:`wgap.images.find_images` gives it; None of a run that is there.
+        images: the list, as :func:`wgap.stores.find_pictures` gives it; None of a run that is there.
         settings: see :func:`settings_of`; likewise. Of a run that is there both must be the same.
         shard_size: pictures in a shard; None: as the run has it, else ``SHARD_SIZE``.
+        tables: ``jsonl`` or ``parquet`` (see :func:`wgap.runtime.tables.schema`); None: as the run has it, else
+            ``jsonl``.
 
     Raises:
         DataError: there is no run, it is of another plan, or it is damaged.
+        MissingDependencyError: pyarrow, for Parquet, is not installed.
         OSError: the folder cannot be made or written.
     """
 
     def __init__(
-        self, folder: Path, images: Sequence[Path] | None = None, settings: dict[str, str] | None = None,
-        shard_size: int | None = None,
+        self, folder: Path, images: Sequence[Picture] | None = None, settings: dict[str, str] | None = None,
+        shard_size: int | None = None, tables: Literal["jsonl", "parquet"] | None = None,
     ) -> None:  # fmt: skip
         self.folder, path = folder, folder / _PLAN
         if images is not None and not path.exists():
             require_place(folder)
-            self._begin(images, settings or {}, shard_size or SHARD_SIZE)
+            self._begin(
+                images, _with_tables(settings or {}, tables or "jsonl"), shard_size or SHARD_SIZE, tables or "jsonl"
+            )
         try:
             content = path.read_bytes()
             self.plan = from_plain(Plan, read_json(content.decode()))
@@ -143,34 +172,28 @@ class Shards:
         if self.plan.version != _VERSION or self.plan.shard_size < 1:
             raise DataError(f"{path}: expected a plan of version {_VERSION}, got {self.plan.version}")
         self.sha256 = hashlib.sha256(content).hexdigest()
+        self._format = FORMATS[self.plan.tables]()
         self._token = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
-        listed = _list_path(folder, self.plan.list_sha256)
-        try:
-            lines = listed.read_bytes()
-        except OSError as error:
-            raise DataError(f"{listed}: expected the run's list of pictures ({error.strerror})") from error
-        if hashlib.sha256(lines).hexdigest() != self.plan.list_sha256:
-            raise DataError(f"{listed} was changed after the run began; begin another one in another folder")
-        self.images = [str(json.loads(line)) for line in lines.splitlines()]
-        if images is not None:
-            self._require(images, settings or {}, shard_size)
+        if settings is not None:
+            self._require(images, _with_tables(settings, tables or self.plan.tables), shard_size)
 
-    def _begin(self, images: Sequence[Path], settings: dict[str, str], shard_size: int) -> None:
+    def _begin(
+        self, images: Sequence[Picture], settings: dict[str, str], shard_size: int, tables: Literal["jsonl", "parquet"]
+    ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if strange := sorted(entry.name for entry in self.folder.glob("shard-*")):
             raise DataError(f"{self.folder} holds {strange[0]} but no {_PLAN}; choose another folder")
-        lines = _lines(images)
-        digest = hashlib.sha256(lines).hexdigest()
-        with atomic_file(_list_path(self.folder, digest)) as temporary:
-            temporary.write_bytes(lines)
-        plan = Plan(_VERSION, len(images), digest, shard_size, settings)
+        digest = _digest(_lines(images))
+        with atomic_file(_list_path(self.folder, digest)) as temporary, temporary.open("wb") as file:
+            file.writelines(_lines(images))
+        plan = Plan(_VERSION, len(images), digest, shard_size, settings, tables)
         temporary = self.folder / f".plan-{secrets.token_hex(6)}.json"
         temporary.write_text(json.dumps(to_plain(plan), indent=1) + "\n", encoding="utf-8")
         with suppress(FileExistsError):  # of several workers that begin at once one plan counts
             (self.folder / _PLAN).hardlink_to(temporary)
         temporary.unlink()
 
-    def _require(self, images: Sequence[Path], settings: dict[str, str], shard_size: int | None) -> None:
+    def _require(self, images: Sequence[Picture] | None, settings: dict[str, str], shard_size: int | None) -> None:
         """Refuse another list or other settings than the run's."""
         plan, differs = self.plan, ""
         for name in [*plan.settings, *(settings.keys() - plan.settings.keys())]:
@@ -178,21 +201,53 @@ class Shards:
                 differs = f"its {name} is {plan.settings.get(name)}, not {settings.get(name)}"
         if not differs and shard_size not in (None, plan.shard_size):
             differs = f"its shards are of {plan.shard_size} pictures, not {shard_size}"
-        if not differs and len(images) != plan.images:
+        if not differs and images is not None and len(images) != plan.images:
             differs = f"its list has {plan.images} pictures, not {len(images)}"
-        if not differs and list(map(str, images)) != self.images:
-            at = next(n for n, (was, now) in enumerate(zip(self.images, images, strict=True)) if was != str(now))
-            differs = f"picture {at} of its list is {self.images[at]}, not {images[at]}"
+        if not differs and images is not None and _digest(_lines(images)) != plan.list_sha256:
+            for number, (was, now) in enumerate(zip(self._listed(), _lines(images), strict=True)):
+                if was != now:
+                    differs = f"picture {number} of its list is {_said(was)}, not {_said(now)}"
+                    break
         if differs:
             raise DataError(f"{self.folder} is of another run: {differs}; take another folder")
 
-    def part(self, shard: int) -> list[str]:
-        """The pictures of a shard."""
-        return self.images[shard * self.plan.shard_size : (shard + 1) * self.plan.shard_size]
+    def _listed(self) -> Iterator[bytes]:
+        """The lines of the run's list, which is compared with its hash at their end."""
+        path, digest = _list_path(self.folder, self.plan.list_sha256), hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                for line in file:
+                    digest.update(line)
+                    yield line
+        except OSError as error:
+            raise DataError(f"{path}: expected the run's list of pictures ({error.strerror})") from error
+        if digest.hexdigest() != self.plan.list_sha256:
+            raise DataError(f"{path} was changed after the run began; begin another one in another folder")
+
+    @cached_property
+    def _starts(self) -> array[int]:
+        """Where in the list each shard begins, and its end: a list of any length takes 8 bytes a shard."""
+        starts, at = array("q", [0]), 0
+        for number, line in enumerate(self._listed(), 1):
+            at += len(line)
+            if number % self.plan.shard_size == 0 or number == self.plan.images:
+                starts.append(at)
+        return starts
+
+    def part(self, shard: int) -> list[Picture]:
+        """The pictures of a shard.
+
+        Raises:
+            DataError: the list is missing or was changed.
+        """
+        start, end = self._starts[shard : shard + 2]
+        with _list_path(self.folder, self.plan.list_sha256).open("rb") as file:
+            file.seek(start)
+            return [_picture(line) for line in file.read(end - start).splitlines()]
 
     def table(self, shard: int) -> Path:
         """A shard's table, there or not."""
-        return self.folder / f"shard-{shard:05d}.jsonl"
+        return self.folder / f"shard-{shard:05d}.{self.plan.tables}"
 
     def sidecar(self, shard: int) -> Sidecar | None:
         """What is known of a shard; None while it is not done.
@@ -213,10 +268,14 @@ class Shards:
             raise DataError(f"{path} is of another run, or of another shard; remove it to make the shard anew")
         return found
 
-    def done(self, shard: int) -> bool:
-        """Whether a shard's sidecar is there, and the table beside it as long as that says."""
+    def done(self, shard: int) -> Sidecar | None:
+        """The sidecar of a shard that is done: it is there, and the table beside it as long as it says."""
         found, table = self.sidecar(shard), self.table(shard)
-        return found is not None and table.is_file() and table.stat().st_size == found.bytes
+        return found if found is not None and table.is_file() and table.stat().st_size == found.bytes else None
+
+    def sidecars(self) -> list[Sidecar]:
+        """Those of the shards that are done, in order."""
+        return [found for shard in range(self.plan.shards) if (found := self.done(shard)) is not None]
 
     def work(
         self, localizer: Localizer, class_: int | str | None = None, worker: tuple[int, int] | None = None,
@@ -275,9 +334,8 @@ class Shards:
         if problems := self.verify():
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise DataError(f"{self.folder} cannot be merged: {'; '.join(problems[:3])}{more}")
-        with atomic_file(out) as temporary, temporary.open("wb") as whole:
-            for shard in range(self.plan.shards):
-                whole.write(self.table(shard).read_bytes())
+        with atomic_file(out) as temporary:
+            self._format.merge(temporary, map(self.table, range(self.plan.shards)))
         return self.plan.images
 
     def make(
@@ -292,23 +350,35 @@ class Shards:
             class_: as in :func:`settings_of`.
             claim: a file that is touched as long as the work goes on, each sixth of ``lease`` seconds.
             lease: see ``claim``.
+
+        Raises:
+            StoreError: a picture's store cannot be reached; the shard is not done then.
+            OSError: the table cannot be written; likewise.
         """
         began = renewed = time.monotonic()
-        images, failed, digest = self.part(shard), 0, hashlib.sha256()
-        with atomic_file(self.table(shard)) as temporary, temporary.open("wb") as lines:
-            for result in localizer([Path(image) for image in images], class_, on_error="yield"):
-                failed += isinstance(result, Failure)
-                line = (json.dumps(result.to_json()) + "\n").encode()
-                digest.update(line)
-                lines.write(line)
+        images, failed, stages = self.part(shard), 0, Stages()
+        require_stores(images)
+
+        def results() -> Iterator[Localization | Failure]:
+            nonlocal failed, renewed
+            for result in localizer(images, class_, on_error="yield", stages=stages):
+                if isinstance(result, Failure):
+                    if isinstance(result.error, StoreError):  # which is no fault of the picture
+                        raise StoreError(f"{result.error}; shard {shard} is left, and the same command goes on with it")
+                    failed += 1
+                yield result
                 if claim is not None and time.monotonic() - renewed > lease / 6:
                     renewed = time.monotonic()
                     with suppress(OSError):  # another has taken it: both make the same table
                         os.utime(claim)
+
+        with atomic_file(self.table(shard)) as temporary:
+            self._format.write(temporary, results())
+            size, digest = temporary.stat().st_size, sha256_of(temporary)
+        took = {name: round(getattr(stages, name), 3) for name in ("prepare", "wait", "network")}
         sidecar = Sidecar(
-            self.sha256, shard, len(images), failed, self.table(shard).stat().st_size, digest.hexdigest(), self._token,
-            round(time.monotonic() - began, 3),
-        )  # fmt: skip
+            self.sha256, shard, len(images), failed, size, digest, self._token, round(time.monotonic() - began, 3), took
+        )
         with atomic_file(self.table(shard).with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(to_plain(sidecar), indent=1) + "\n", encoding="utf-8")
         return sidecar
@@ -345,17 +415,42 @@ class Shards:
         elif sha256_of(table) != known.sha256:
             yield f"{table} is not the table that its sidecar tells of; remove the sidecar to make it anew"
         else:
-            try:
-                named = [json.loads(line)["image"] for line in table.read_text(encoding="utf-8").splitlines()]
-            except (ValueError, KeyError, TypeError):
-                named = []
-            if named != images or known.rows != len(images):
+            named = self._format.images(table)
+            if named != list(map(os.fspath, images)) or known.rows != len(images):
                 yield f"{table} has other pictures than the plan; remove its sidecar to make it anew"
+
+
+def _with_tables(settings: dict[str, str], tables: str) -> dict[str, str]:
+    return {**settings, "kind of tables": FORMATS[tables]().label}
 
 
 def _list_path(folder: Path, digest: str) -> Path:
     return folder / f"images-{digest[:16]}.jsonl"
 
 
-def _lines(images: Sequence[Path]) -> bytes:
-    return "".join(json.dumps(str(image)) + "\n" for image in images).encode()
+def _lines(images: Iterable[Picture]) -> Iterator[bytes]:
+    """A JSON text for each picture: its name, or of an archive's member a list of its name, offset and size."""
+    for image in images:
+        name, place = os.fspath(image), image.place if isinstance(image, Stored) else None
+        yield (json.dumps(name if place is None else [name, *place]) + "\n").encode()
+
+
+def _digest(lines: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _picture(line: bytes) -> Picture:
+    value = json.loads(line)
+    if isinstance(value, list):
+        return Stored(value[0], (value[1], value[2]))
+    return Stored(value) if "://" in value else Path(value)
+
+
+def _said(line: bytes) -> str:
+    """A line of the list as a message names it."""
+    picture = _picture(line)
+    place = picture.place if isinstance(picture, Stored) else None
+    return os.fspath(picture) + ("" if place is None else f" ({place[1]} bytes at {place[0]})")

@@ -1,8 +1,15 @@
-"""Results as columns: what a Parquet table of shards, a Ray Dataset and a Spark frame hold of each picture."""
+"""Results as columns: what a Parquet table of shards, a Ray Dataset and a Spark frame hold of each picture.
+
+And results in tables on the disk, as JSON lines or Parquet.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wgap.extras import require
@@ -12,7 +19,7 @@ if TYPE_CHECKING:
 
     from wgap.runtime.localization import Failure, Localization
 
-__all__ = ["schema", "table_of"]
+__all__ = ["FORMATS", "JsonLines", "Parquet", "schema", "table_of"]
 
 
 def schema() -> pa.Schema:
@@ -55,3 +62,68 @@ def table_of(results: Iterable[Localization | Failure]) -> pa.Table:
     import pyarrow as pa
 
     return pa.Table.from_pylist([result.to_json() for result in results], schema=columns)
+
+
+class JsonLines:
+    """Tables of a JSON line for each result, as ``wgap localize --json`` prints it."""
+
+    label = "JSON lines"
+
+    def write(self, path: Path, results: Iterable[Localization | Failure]) -> None:
+        """Write results, in order, as they come."""
+        with path.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(result.to_json()) + "\n" for result in results)
+
+    def images(self, path: Path) -> list[str] | None:
+        """What each row calls its picture; None of what is no such table."""
+        try:
+            return [json.loads(line)["image"] for line in path.read_text(encoding="utf-8").splitlines()]
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def merge(self, out: Path, tables: Iterable[Path]) -> None:
+        """Write tables, in order, as one."""
+        with out.open("wb") as whole:
+            for table in tables:
+                with table.open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+
+
+class Parquet:
+    """Tables of :func:`schema` in Parquet.
+
+    Raises:
+        MissingDependencyError: pyarrow is not installed.
+    """
+
+    def __init__(self) -> None:
+        require("a Parquet table", "pyarrow")
+        self.label = f"Parquet of pyarrow {version('pyarrow')}"  # which its bytes depend on
+
+    def write(self, path: Path, results: Iterable[Localization | Failure]) -> None:
+        """Write results, in order, once all of them are there."""
+        from pyarrow import parquet
+
+        parquet.write_table(table_of(results), path)
+
+    def images(self, path: Path) -> list[str] | None:
+        """What each row calls its picture; None of what is no such table."""
+        from pyarrow import ArrowException, parquet
+
+        try:
+            named: list[str] = parquet.read_table(path, columns=["image"])["image"].to_pylist()
+        except (ArrowException, KeyError, OSError):
+            return None
+        return named
+
+    def merge(self, out: Path, tables: Iterable[Path]) -> None:
+        """Write tables, in order, as one, whose row groups they are."""
+        from pyarrow import parquet
+
+        with parquet.ParquetWriter(out, schema()) as whole:
+            for table in tables:
+                whole.write_table(parquet.read_table(table))
+
+
+FORMATS: dict[str, type[JsonLines | Parquet]] = {"jsonl": JsonLines, "parquet": Parquet}
+"""Kinds of tables by name, which is their ending, too."""

@@ -28,7 +28,8 @@ from __future__ import annotations
 __all__ = [
     "BackendError", "BundleError", "CalibrationError", "CheckFailedError", "CheckpointError", "DataError",
     "EngineError", "EngineMismatchError", "FeatureError", "GateError", "HashMismatchError", "ImageError",
-    "ManifestError", "MissingDependencyError", "OutputExistsError", "RuleError", "WgapError",
+    "ManifestError", "MissingDependencyError", "OutputExistsError", "RuleError", "StoreError",
+    "WgapError",
 ]  # fmt: skip
 
 
@@ -38,6 +39,10 @@ class WgapError(Exception):
 
 class ImageError(WgapError):
     """An image is missing, empty, cut short or not an image."""
+
+
+class StoreError(ImageError):
+    """A store cannot be reached, or does not let an image be read: nothing is said of the image."""
 
 
 class DataError(WgapError):

@@ -190,12 +190,13 @@ def find_images(
         inputs = [inputs]
     found: dict[Path, Path] = {}
     for entry in inputs:
-        for path in _expand(os.fspath(entry), missing):
+        for path in expand(os.fspath(entry), missing):
             found.setdefault(Path(os.path.abspath(path)), path)  # noqa: PTH100  (two names of one file are two)
     return list(found.values())
 
 
-def _expand(entry: str, missing: Literal["raise", "keep"]) -> list[Path]:
+def expand(entry: str, missing: Literal["raise", "keep"]) -> list[Path]:
+    """One input of :func:`find_images`."""
     path = Path(entry)
     if path.is_dir():
         left_out: list[LeftOut] = []
@@ -269,7 +270,7 @@ def _read(source: Source, name: str | None) -> tuple[Any, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         data: Any = source
         name = name or "<bytes>"
-    elif isinstance(source, str | os.PathLike):
+    elif isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
         name = name or os.fspath(source)
         data = read_file(source, name)
     else:

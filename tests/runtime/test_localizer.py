@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from wgap import Localization, Localizer
 from wgap.errors import DataError, FeatureError, ImageError
 from wgap.images import decode
 from wgap.rule import Rule
-from wgap.runtime.localizer import Failure
+from wgap.runtime.localizer import Failure, Stages
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 BLACK = np.zeros((64, 64, 3), np.uint8)
@@ -32,6 +33,9 @@ def blot(channel: int = 0, rows: tuple[int, int] = (16, 40), columns: tuple[int,
     image = WHITE.copy()
     image[slice(*rows), slice(*columns), channel] = 0
     return image
+
+
+IMAGES = [blot(0), blot(1), blot(2)]
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +336,61 @@ if child == 0:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or (run() != expected))
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("prepare", [1, 4])
+def test_prepared_ahead_results_are_the_same_and_in_order(prepare: int, batch_size: int, glass_bundle: Path) -> None:
+    """Bounded: no more images are asked for than it may be ahead."""
+    asked = done = 0
+    most = 0
+
+    def each() -> Iterator[Any]:
+        nonlocal asked, most
+        for number in range(40):
+            asked += 1
+            most = max(most, asked - done)
+            yield b"no image" if number == 7 else IMAGES[number % 3]
+
+    plain = list(Localizer(glass_bundle, threads=1, batch_size=batch_size)(each(), on_error="yield"))
+    asked, most, stages = 0, 0, Stages()
+    results = []
+    ahead = Localizer(glass_bundle, threads=1, batch_size=batch_size, prepare=prepare)
+    for result in ahead(each(), on_error="yield", stages=stages):
+        results.append(result)
+        done += 1
+    assert [r.to_json() for r in results] == [r.to_json() for r in plain]
+    assert isinstance(results[7], Failure)
+    assert most <= prepare + 3 * batch_size
+    assert min(stages.prepare, stages.network) > 0
+    assert stages.wait >= 0
+    assert not [t for t in threading.enumerate() if t.name.startswith("wgap-prepare")]
+
+
+def test_prepared_ahead_errors_come_in_their_place_and_threads_end(glass_bundle: Path) -> None:
+    localizer = Localizer(glass_bundle, threads=1, prepare=3)
+
+    def breaks() -> Iterator[Any]:
+        yield from IMAGES[:2]
+        raise KeyError("the list broke")
+
+    seen: list[Localization] = []
+    with pytest.raises(KeyError, match="the list broke"):
+        seen.extend(localizer(breaks()))
+    assert len(seen) == 2, "what came before it is there"
+    seen = []
+    with pytest.raises(ImageError, match="image 1"):
+        seen.extend(localizer([blot(0), b"no image", blot(1)]))
+    assert len(seen) == 1
+    with pytest.raises(DataError, match="classes"):
+        list(localizer(IMAGES[:2], classes=[0]))
+    left = localizer(IMAGES * 10)
+    next(left)
+    left.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("wgap-prepare")]
+    with pytest.raises(DataError, match="prepare"):
+        Localizer(glass_bundle, prepare=-1)
+    assert pickle.loads(pickle.dumps(localizer)).prepare == 3
 
 
 def test_a_localizer_is_closed_by_with(glass: Localizer) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ import pytest
 from typer.testing import CliRunner
 
 from wgap import Localizer
+from wgap.bundle import sha256_of
 from wgap.cli import app
-from wgap.errors import DataError
+from wgap.errors import DataError, MissingDependencyError, StoreError
 from wgap.images import find_images
 from wgap.runtime.shards import Shards, settings_of
+from wgap.stores import find_pictures
 
 COUNT, SIZE = 50, 8
 
@@ -82,7 +85,7 @@ def test_workers_by_number_make_their_own_shards_and_no_others(
 ) -> None:
     run = begun(tmp_path / "run", localizer, pictures)
     assert run.work(localizer, worker=(2, 3)) == 2
-    assert [run.done(shard) for shard in range(7)] == [False, True, False, False, True, False, False]
+    assert [run.done(shard) is not None for shard in range(7)] == [False, True, False, False, True, False, False]
     assert run.work(localizer, worker=(1, 3)) == 3
     assert run.work(localizer) == 2, "who has no number makes the rest"
     assert merged(tmp_path / "run", tmp_path / "all.jsonl") == undisturbed
@@ -244,8 +247,15 @@ def test_the_commands(tiny_bundle: Path, pictures: Path, undisturbed: bytes, tmp
     run, out = tmp_path / "run", tmp_path / "all.jsonl"
     command = ["localize", tiny_bundle, pictures, "--shards", run, "--threads", 1]
     first = wgap(*command, "--shard-size", SIZE, "--worker", "1/2", "--json")
-    assert json.loads(first.stdout) == {"shards": 7, "made": 4, "done": 4, "images": 50, "failed": 1}
-    assert json.loads(wgap("shards", "status", run, "--json").stdout)["images_done"] == 26
+    figures = json.loads(first.stdout)
+    speeds = figures.pop("speeds")
+    assert figures == {"shards": 7, "made": 4, "done": 4, "images": 50, "failed": 1}
+    assert set(speeds) == {"total", "prepare", "network", "waiting"}
+    assert speeds["network"] >= speeds["total"] > 0
+    assert 0 <= speeds["waiting"] < 1
+    status = json.loads(wgap("shards", "status", run, "--json").stdout)
+    assert (status["images_done"], status["speeds"]) == (26, speeds)
+    assert "images/s of a worker" in wgap("shards", "status", run).stdout
     assert "4 of 7 shards done, 26 of 50 pictures, 1 of them failed" in wgap("shards", "status", run).stdout
     assert isinstance(wgap("shards", "merge", run, "--out", out).exception, DataError)
     assert "made 3 shards, 7 of 7 are done" in wgap(*command).stdout
@@ -254,7 +264,12 @@ def test_the_commands(tiny_bundle: Path, pictures: Path, undisturbed: bytes, tmp
     assert out.read_bytes() == undisturbed
     assert "already there" in str(wgap("shards", "merge", run, "--out", out).exception)
     assert wgap("shards", "merge", run, "--out", out, "--force").exit_code == 0
+    joined = wgap("localize", tiny_bundle, "--shards", run, "--threads", 1)
+    assert "made 0 shards, 7 of 7 are done" in joined.stdout, "the run has its list"
     for words, said in (
+        (["--format", "parquet"], "its kind of tables is JSON lines, not Parquet"),
+        (["--format", "xml"], "expected jsonl or parquet"),
+        (["--devices", "0,1", "--worker", "1/2"], "leave --worker and --device out"),
         (["--worker", "3/2"], "expected I/N with 1 <= I <= N"),
         (["--worker", "two"], "expected I/N"),
         (["--out", tmp_path], "--shards writes tables alone"),
@@ -266,3 +281,135 @@ def test_the_commands(tiny_bundle: Path, pictures: Path, undisturbed: bytes, tmp
     (tmp_path / "file").write_text("")
     assert isinstance(wgap(*command[:4], tmp_path / "file").exception, OSError)
     assert "found none" in str(wgap("shards", "status", tmp_path).exception)
+    assert "found none" in str(wgap("localize", tiny_bundle, "--shards", tmp_path / "no").exception)
+    assert "expected images" in str(wgap("localize", tiny_bundle).exception)
+
+
+def test_parquet_tables_hold_what_the_lines_do(
+    tiny_bundle: Path, pictures: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    command = ["localize", tiny_bundle, pictures, "--threads", 1, "--shard-size", SIZE, "--format", "parquet"]
+    for run in ("one", "two"):
+        assert wgap(*command, "--shards", tmp_path / run).exit_code == 0
+        assert wgap("shards", "verify", tmp_path / run).exit_code == 0
+        assert wgap("shards", "merge", tmp_path / run, "--out", tmp_path / f"{run}.parquet").exit_code == 0
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    table = parquet.read_table(tmp_path / "one.parquet")
+    rows = [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
+    assert rows == [json.loads(line) for line in undisturbed.splitlines()]
+    assert parquet.ParquetFile(tmp_path / "one.parquet").num_row_groups == 7
+    table, sidecar = tmp_path / "one" / "shard-00002.parquet", tmp_path / "one" / "shard-00002.json"
+    table.write_bytes(b"no table")
+    about = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({**about, "bytes": 8, "sha256": sha256_of(table)}))
+    assert "shard-00002.parquet has other pictures than the plan" in wgap("shards", "verify", tmp_path / "one").stderr
+
+
+def test_parquet_without_its_library_is_refused_before_the_work(
+    localizer: Localizer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pyarrow, which is not installed: pip install 'wgap\[shards\]'"):
+        Shards(tmp_path / "run", find_images(pictures), settings_of(localizer), tables="parquet")
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_a_store_that_fails_ends_the_worker_and_not_the_picture(
+    localizer: Localizer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is forever; that a store could not be reached is not."""
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    for path in find_images(pictures)[:20]:
+        store.pipe_file(f"/wgap-shards/{path.name}", path.read_bytes())
+    found = find_pictures("memory://wgap-shards")
+    run = Shards(tmp_path / "run", found, settings_of(localizer), SIZE)
+    read = type(store).cat_file
+
+    expired = True
+
+    def refused(self: Any, path: str, *span: int, **more: Any) -> bytes:
+        if path.endswith("012.png") and expired:
+            raise PermissionError("the token has expired")
+        if path.endswith("013.png"):
+            raise FileNotFoundError(path)
+        return read(self, path, *span, **more)
+
+    monkeypatch.setattr(type(store), "cat_file", refused)
+    with pytest.raises(StoreError, match=r"012\.png: cannot be read \(PermissionError.*shard 1 is left"):
+        run.work(localizer)
+    assert [run.done(shard) is not None for shard in range(3)] == [True, False, False]
+    assert not list((tmp_path / "run" / "claims").iterdir())
+    assert not list((tmp_path / "run").glob(".*"))
+    expired = False
+    assert Shards(tmp_path / "run").work(localizer) == 2, "whose list is in the folder"
+    rows = [json.loads(line) for line in merged(tmp_path / "run", tmp_path / "all.jsonl").splitlines()]
+    assert [row["image"] for row in rows] == [f"memory:///wgap-shards/{number:03d}.png" for number in range(20)]
+    assert [number for number, row in enumerate(rows) if "error" in row] == [13, 17]
+
+
+def test_a_full_disk_ends_a_worker_and_loses_nothing(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    """A file system of 64 KiB of its own, which is full after some shards; then it is made larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = f"localize '{tiny_bundle}' '{pictures}' --threads 1 --shard-size 4 --shards '{disk}/run'"
+    script = f"""
+        set -e
+        mount -t tmpfs -o size=64k none '{disk}'
+        wgap() {{ '{sys.executable}' -c 'from wgap.cli import main; main()' "$@"; }}
+        if wgap {words}; then exit 9; fi
+        ls -a '{disk}/run' '{disk}/run/claims'
+        wgap shards status '{disk}/run' --json
+        mount -o remount,size=1m '{disk}'
+        wgap {words}
+        wgap shards merge '{disk}/run' --out '{tmp_path}/all.jsonl'
+    """
+    spaces = ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = [*spaces, "mount", "-t", "tmpfs", "none", str(disk)]
+    if shutil.which("unshare") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("no file system of one's own may be mounted here")
+    done = subprocess.run([*spaces, "bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    names = done.stdout.split()
+    assert not [name for name in names if name.startswith(".") and name not in (".", "..")], (
+        "nothing half-written stays"
+    )
+    [status] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert 0 < status["done"] < status["shards"] == 13
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) == COUNT
+
+
+def test_a_list_of_any_length_is_read_a_shard_at_a_time(localizer: Localizer, tmp_path: Path) -> None:
+    names = [Path(f"/pictures/{number:07d}.jpg") for number in range(200_000)]
+    Shards(tmp_path / "run", names, settings_of(localizer), 1000)
+    tracemalloc.start()
+    run = Shards(tmp_path / "run")
+    assert run.part(150) == names[150_000:151_000]
+    assert run.part(199) == names[199_000:]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2 << 20, "all of them are 30 MiB"
+
+
+@pytest.mark.parametrize("devices", ["CPU,CPU", "CPU,NOPE"])
+def test_a_worker_on_each_device(devices: str, tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    command = [
+        "localize", tiny_bundle, pictures, "--backend", "openvino", "--shard-size", SIZE, "--shards", tmp_path / "run",
+        "--threads", 1, "--lease", 5,
+    ]  # fmt: skip
+    program = [sys.executable, "-c", "from wgap.cli import main; main()", *map(str, command), "--devices", devices]
+    done = subprocess.run([*program, "--json"], capture_output=True, text=True, check=False)
+    if devices == "CPU,CPU":
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(done.stdout)
+        assert (figures["made"], figures["done"], figures["failed"]) == (7, 7, 1)
+    else:
+        assert done.returncode == 1
+        assert "error: device NOPE: " in done.stderr
+        assert "the worker on device NOPE ended with an error" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert len(Shards(tmp_path / "run").sidecars()) == 7, "the other one made them all"

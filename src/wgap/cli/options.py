@@ -160,7 +160,7 @@ def open_localizer(options: Mapping[str, Any]) -> Localizer:
 
     names = (
         "backend", "precision", "ungated", "threads", "slots", "memory_limit", "hint", "streams", "top_k", "max_boxes",
-        "batch_size",
+        "batch_size", "prepare",
     )  # fmt: skip
     given = {name: options[name] for name in names if name in options}
     rule, map_, device = rule_text(options), options.get("map_"), device_of(options.get("device"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wgap.cli.localize import speeds_text
 from wgap.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,11 +29,14 @@ def _opened(folder: Path) -> Shards:
 @shards.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Say how many shards and pictures are done."""
+    from wgap.runtime.shards import speeds
+
     run = _opened(folder)
-    found = [run.sidecar(shard) for shard in range(run.plan.shards) if run.done(shard)]
+    found = run.sidecars()
+    rates = speeds(found)
     figures = {
         "shards": run.plan.shards, "done": len(found), "images": run.plan.images,
-        "images_done": sum(one.rows for one in found if one), "failed": sum(one.failed for one in found if one),
+        "images_done": sum(one.rows for one in found), "failed": sum(one.failed for one in found), "speeds": rates,
         "settings": run.plan.settings,
     }  # fmt: skip
     if as_json:
@@ -43,6 +47,8 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
         f"{figures['images']} pictures, {figures['failed']} of them failed\n"
         + ", ".join(f"{name} {value}" for name, value in run.plan.settings.items())
     )
+    if rates:
+        typer.echo(speeds_text(rates))
 
 
 @shards.command()
@@ -64,7 +70,7 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:
 @shards.command()
 def merge(
     folder: Folder,
-    out: Annotated[Path, typer.Option(help="File of JSON lines to write.")],
+    out: Annotated[Path, typer.Option(help="File to write, of the kind that the tables are of.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
     as_json: AsJson = False,
 ) -> None:
