@@ -17,6 +17,8 @@
     ├── EngineError            an engine could not be built or found
     │   └── EngineMismatchError an engine does not fit the library, the GPU, the batch or its bundle
     ├── MissingDependencyError an optional dependency is not installed
+    ├── ServerError            a server cannot be reached, refuses a request, or is not what it should be
+    │   └── OverloadError      a server has more requests than it can answer in time; try again later
     ├── OutputExistsError      the output is already there and overwriting was not asked for
     └── CheckFailedError       a parity or golden check found a difference
 
@@ -28,8 +30,8 @@ from __future__ import annotations
 __all__ = [
     "BackendError", "BundleError", "CalibrationError", "CheckFailedError", "CheckpointError", "DataError",
     "EngineError", "EngineMismatchError", "FeatureError", "GateError", "HashMismatchError", "ImageError",
-    "ManifestError", "MissingDependencyError", "OutputExistsError", "RuleError", "StoreError",
-    "WgapError",
+    "ManifestError", "MissingDependencyError", "OutputExistsError", "OverloadError", "RuleError", "ServerError",
+    "StoreError", "WgapError",
 ]  # fmt: skip
 
 
@@ -95,6 +97,14 @@ class EngineMismatchError(EngineError):
 
 class MissingDependencyError(WgapError, ImportError):
     """An optional dependency is not installed."""
+
+
+class ServerError(WgapError):
+    """A server cannot be reached, refuses a request, or is not what it should be."""
+
+
+class OverloadError(ServerError):
+    """A server has more requests than it can answer in time; try again later."""
 
 
 class OutputExistsError(WgapError):

@@ -93,12 +93,13 @@ class _NotTakenError(Exception):
     """Likewise, of a file that is whole and of a kind that is not taken."""
 
 
-def decode(source: Source, name: str | None = None) -> RgbImage:
+def decode(source: Source, name: str | None = None, max_pixels: int = MAX_PIXELS) -> RgbImage:
     """Decode one image.
 
     Args:
         source: a path, the encoded bytes of the whole file, or a file opened in binary mode.
         name: what error messages call the image; by default its path, or ``<bytes>``.
+        max_pixels: of images from elsewhere, a lower limit than ``MAX_PIXELS``.
 
     Returns:
         uint8[H, W, 3], RGB, C-contiguous. EXIF orientation is applied; 16 bits per channel become 8 (the high byte);
@@ -106,10 +107,10 @@ def decode(source: Source, name: str | None = None) -> RgbImage:
 
     Raises:
         ImageError: the file is missing, no regular file, unreadable, empty, cut short, corrupt, of more than
-            ``MAX_BYTES`` bytes, ``MAX_PIXELS`` pixels or ``MAX_SCANS`` scans, or not an image of a supported kind.
+            ``MAX_BYTES`` bytes, ``max_pixels`` pixels or ``MAX_SCANS`` scans, or not an image of a supported kind.
     """
     data, name = _read(source, name)
-    header = _checked_header(data, name)
+    header = _checked_header(data, name, max_pixels)
     if header.animated:
         data = _still(data)
     import cv2
@@ -318,7 +319,7 @@ def read_file(path: str | os.PathLike[str], name: str | None = None) -> bytes:
         raise ImageError(f"{name!a}: is no path ({error})") from error
 
 
-def _checked_header(data: Any, name: str) -> _Header:
+def _checked_header(data: Any, name: str, max_pixels: int = MAX_PIXELS) -> _Header:
     try:
         header = _header(data)
     except (_CutShortError, struct.error, IndexError) as error:
@@ -331,9 +332,9 @@ def _checked_header(data: Any, name: str) -> _Header:
         if start[4:8] == b"ftyp":
             raise ImageError(f"{name}: HEIC, AVIF and other pictures of that family are not taken; save it as a JPEG")
         raise ImageError(f"{name}: not an image: expected {_KINDS}, got a file that starts with {start!r}")
-    if header.width * header.height > MAX_PIXELS:
+    if header.width * header.height > max_pixels:
         raise ImageError(
-            f"{name}: {header.width} x {header.height} pixels exceed the limit of {MAX_PIXELS} pixels; "
+            f"{name}: {header.width} x {header.height} pixels exceed the limit of {max_pixels} pixels; "
             "make the image smaller first"
         )
     if max(header.width, header.height) > _WIDEST:

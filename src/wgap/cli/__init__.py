@@ -26,6 +26,7 @@ from wgap.cli.options import say
 from wgap.cli.report import report
 from wgap.cli.selftest import selftest
 from wgap.cli.sensitivity import sensitivity
+from wgap.cli.serve import serve
 from wgap.cli.shards import shards
 from wgap.cli.train import train
 from wgap.errors import WgapError
@@ -40,7 +41,7 @@ app = typer.Typer(
 )
 for verb in (
     demo, train, export, import_, foreground, calibrate, gate, sensitivity, build, check, selftest, localize, evaluate,
-    report, bench, inspect,
+    report, bench, serve, inspect,
 ):  # fmt: skip
     app.command(verb.__name__.removesuffix("_"))(verb)
 app.add_typer(shards, name="shards")
