@@ -298,14 +298,17 @@ def _is_warm(warm: list[list[float]], rounds: int | None, began: float) -> bool:
     return over or all(map(steady, warm))
 
 
-def encoded_image(bundle: Bundle, path: Path | None) -> tuple[bytes, dict[str, Any]]:
+def encoded_image(bundle: Bundle | None, path: Path | None) -> tuple[bytes, dict[str, Any]]:
     """An image file's bytes, or a JPEG of the bundle's first golden image, and what a report says of it.
 
     Raises:
         ImageError: the image cannot be decoded.
         BundleError: no image was given and the bundle has no golden one.
+        DataError: there is neither an image nor a bundle.
     """
     if path is None:
+        if bundle is None:
+            raise DataError("expected a picture to send: --image FILE, or a bundle, whose golden image is taken")
         encoded, source = _golden_jpeg(bundle), "golden image as JPEG"
     else:
         decode(path)  # says what is wrong with it, by name

@@ -13,7 +13,9 @@ from wgap.errors import DataError
 from wgap.evaluate.latency import Cell, Run, Settings
 from wgap.evaluate.statistics import summary
 
-__all__ = ["Load", "arrival_times", "at_bound", "closed_loop", "measure_loads", "open_loop", "require_loads"]
+__all__ = [
+    "Load", "arrival_times", "at_bound", "closed_loop", "measure_loads", "most_within", "open_loop", "require_loads"
+]  # fmt: skip
 
 SLICES = 4
 """A load's seconds are cut into so many, which take turns with those of other loads."""
@@ -34,20 +36,24 @@ class Load:
             so with the time it waited for a caller to be free.
         seconds: from the start to the last answer; of an open loop at least those that were asked for.
         unserved: arrivals that were not begun when time was up.
+        refused: of each call that was refused the name of its error's class; it has no latency.
     """
 
     latencies_ms: tuple[float, ...]
     seconds: float
     unserved: int = 0
+    refused: tuple[str, ...] = ()
 
 
-def closed_loop(call: Callable[[], object], callers: int, seconds: float) -> Load:
+def closed_loop(
+    call: Callable[[], object], callers: int, seconds: float, refusals: tuple[type[Exception], ...] = ()
+) -> Load:
     """``callers`` threads, each of which calls again as soon as it has an answer, for so many seconds; once at least.
 
     Raises:
-        whatever ``call`` raises.
+        whatever ``call`` raises, but for ``refusals``.
     """
-    return _drive(call, callers, repeat(None), seconds, seconds, time.perf_counter, time.sleep)
+    return _drive(call, callers, repeat(None), seconds, seconds, time.perf_counter, time.sleep, refusals)
 
 
 def open_loop(
@@ -57,6 +63,7 @@ def open_loop(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
+    refusals: tuple[type[Exception], ...] = (),
 ) -> Load:
     """Calls that arrive at given times, whether or not earlier ones were answered, served by ``callers`` threads.
 
@@ -69,19 +76,21 @@ def open_loop(
         seconds: after ``PATIENCE`` times as many, what still waits is left unserved.
         clock: seconds.
         sleep: waits so many seconds.
+        refusals: errors of a call that are counted.
 
     Raises:
-        whatever ``call`` raises.
+        whatever else ``call`` raises.
     """
-    return _drive(call, callers, arrivals, seconds, PATIENCE * seconds, clock, sleep)
+    return _drive(call, callers, arrivals, seconds, PATIENCE * seconds, clock, sleep, refusals)
 
 
 def _drive(
     call: Callable[[], object], callers: int, arrivals: Iterable[float | None], seconds: float, limit: float,
-    clock: Callable[[], float], sleep: Callable[[float], None],
+    clock: Callable[[], float], sleep: Callable[[float], None], refusals: tuple[type[Exception], ...],
 ) -> Load:  # fmt: skip
     due, lock = iter(arrivals), threading.Lock()
     answers: list[tuple[float, float]] = []  # when, and after how many seconds
+    refused: list[tuple[float, str]] = []  # when, and how
     errors: list[BaseException] = []
     ready = threading.Barrier(callers + 1)
     start = 0.0
@@ -103,6 +112,9 @@ def _drive(
             begun += 1
             try:
                 call()
+            except refusals as error:
+                refused.append((clock(), type(error).__name__))
+                continue
             except BaseException as error:  # noqa: BLE001  (raised again where the threads are joined)
                 errors.append(error)
                 return
@@ -120,8 +132,9 @@ def _drive(
         raise errors[0]
     answers.sort()
     waiting = sum(1 for arrival in due if arrival is not None) if seconds < limit else 0
-    took = max(answers[-1][0] - start, seconds if seconds < limit else 0.0)
-    return Load(tuple(1e3 * latency for _, latency in answers), took, waiting)
+    last = max(when for when, _ in [*answers[-1:], *refused])
+    took = max(last - start, seconds if seconds < limit else 0.0)
+    return Load(tuple(1e3 * latency for _, latency in answers), took, waiting, tuple(name for _, name in refused))
 
 
 def arrival_times(per_second: float, seconds: float, seed: int = 0) -> list[float]:
@@ -205,16 +218,31 @@ def at_bound(
         settings, bound, percentile, the rate (0 where none held) and every rate that was tried with its percentile and
         unserved calls.
     """
+    most = loaded(run, replace(run.settings, load="closed", callers=callers), seconds)
+    settings = replace(run.settings, load="open", callers=callers)
+    low, tried = most_within(
+        run.settings.batch * len(most.latencies_ms) / most.seconds, bound_ms, percent,
+        lambda rate: loaded(run, replace(settings, arrivals=rate), seconds),
+    )  # fmt: skip
+    return {"settings": settings, "bound_ms": bound_ms, "percentile": percent, "images_per_second": low, "tried": tried}
+
+
+def most_within(
+    most: float, bound_ms: float, percent: float, loaded: Callable[[float], Load]
+) -> tuple[float, list[dict[str, Any]]]:
+    """Bisection for the most images per second, up to ``most``, at which a percentile stays within a bound.
+
+    Returns:
+        the rate, and every one that was tried. With unserved or refused calls a rate does not hold.
+    """
     import numpy as np
 
-    most = loaded(run, replace(run.settings, load="closed", callers=callers), seconds)
-    low, high, tried = 0.0, run.settings.batch * len(most.latencies_ms) / most.seconds, []
-    settings = replace(run.settings, load="open", callers=callers)
+    low, high, tried = 0.0, most, []
     for _ in range(STEPS):
         rate = (low + high) / 2
-        load = loaded(run, replace(settings, arrivals=rate), seconds)
-        reached = float(np.percentile(load.latencies_ms, percent))
-        held = reached <= bound_ms and not load.unserved
+        load = loaded(rate)
+        reached = float(np.percentile(load.latencies_ms, percent)) if load.latencies_ms else float("inf")
+        held = reached <= bound_ms and not load.unserved and not load.refused
         low, high = (rate, high) if held else (low, rate)
         tried.append({"arrivals": rate, "ms": reached, "unserved": load.unserved, "held": held})
-    return {"settings": settings, "bound_ms": bound_ms, "percentile": percent, "images_per_second": low, "tried": tried}
+    return low, tried

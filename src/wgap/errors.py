@@ -4,6 +4,7 @@
 
     WgapError
     ├── ImageError             an image is missing, empty, cut short or not an image
+    │   └── StoreError         a store cannot be reached, or does not let an image be read
     ├── CalibrationError       calibration images are too few, damaged, or the same as the gate's
     ├── DataError              a dataset folder, list or label file is not what its layout promises
     │   └── RuleError          a rule or a map of that name is not known, or its parameter is out of range

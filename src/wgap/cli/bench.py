@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from wgap.cli.options import device_of, open_localizer, rule_text, say, show_progress, warn, with_network, with_rule
+from wgap.cli.bench_server import bench_server
+from wgap.cli.options import (
+    changed_network_options,
+    device_of,
+    open_localizer,
+    rule_text,
+    say,
+    show_progress,
+    warn,
+    with_network,
+    with_rule,
+)
 from wgap.errors import DataError, WgapError
 
 if TYPE_CHECKING:
@@ -59,6 +70,14 @@ def bench(
     ] = None,
     bound_percentile: Annotated[float, typer.Option(help="Percentile of the latencies that --bound is for.")] = 99,
     duration: Annotated[float, typer.Option(help="Seconds of each load: of --callers, --arrivals, --bound.")] = 5,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Load a running server instead, http://HOST:PORT or grpc://HOST:PORT, at --arrivals or up to its knee."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Of --url: the model's name on the server.")] = "wgap",
+    timeout: Annotated[float, typer.Option(help="Of --url: seconds that an answer may take.")] = 30.0,
     no_transfers: Annotated[
         bool, typer.Option("--no-transfers", help="On a GPU: time from images that lie there already.")
     ] = False,
@@ -91,13 +110,22 @@ def bench(
             raise DataError("--compare takes two reports and no bundle: wgap bench --compare BEFORE.json AFTER.json")
         _compare(*compare, as_json)
         return
+    rates = [] if arrivals is None else _list("arrivals", arrivals, _rate)
+    require_loads(duration, bound, bound_percentile)
+    if url is not None:
+        refused = changed_network_options({**ctx.params, "threads": None if threads == "all" else threads})
+        refused += ["--figures"] if figures else []
+        if refused or len(bundle or ()) > 1:
+            raise DataError(f"--url loads a server as it is; leave {', '.join(refused) or 'all bundles but one'} out")
+        options = {**ctx.params, "image": image, "export": export}
+        counts = [] if callers is None else _list("callers", callers, _whole)
+        bench_server(options, bundle[0] if bundle else None, counts, rates)
+        return
     if not bundle:
         raise DataError("expected a bundle to time, or two reports: wgap bench --compare BEFORE.json AFTER.json")
     sizes = _list("batch", batch, _whole)
     rounds = None if warmup == "steady" else _whole("warmup", warmup, "a whole number or steady")
     counts = [1] if callers is None else _list("callers", callers, _whole)
-    rates = [] if arrivals is None else _list("arrivals", arrivals, _rate)
-    require_loads(duration, bound, bound_percentile)
     if export is not None and export.is_dir():
         raise DataError(f"--export expects a file, {export} is a folder")
     for place in (figures, None if export is None else export.parent):
