@@ -47,7 +47,7 @@ class Stored(os.PathLike[str]):
         """
         try:
             if self.place is None:
-                return _cat(self.name, 0, size)
+                return _start(self.name, size)
             archive, (start, length) = self.name.partition("::")[2], self.place
             end = start + min(size, length)
             if _is_url(archive):
@@ -144,7 +144,21 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 def _cat(url: str, start: int, end: int) -> bytes:
     store, path = _file_system(url)
-    data: bytes = store.cat_file(path, start, end)
+    data: bytes = store.cat_file(path, start=start, end=end)
+    return data
+
+
+def _start(url: str, size: int) -> bytes:
+    """A file of a store, and of one that is larger its first bytes."""
+    store, path = _file_system(url)
+    try:
+        data: bytes = store.cat_file(path, start=0, end=size)
+    except FileNotFoundError:
+        raise
+    except Exception:  # no byte of an empty file can be asked for, and some stores refuse to go beyond a file's end
+        if (store.info(path)["size"] or 0) >= size:
+            raise
+        data = store.cat_file(path)
     return data
 
 
@@ -156,8 +170,10 @@ def _store(url: str) -> list[Picture]:
             found = [name for name, about in store.glob(path, detail=True).items() if about["type"] == "file"]
         elif store.isdir(path):
             found = [name for name in store.find(path) if _is_shown(name[len(path) :])]
-        else:
+        elif not url.endswith("/"):
             return [Stored(url)]
+        else:
+            found = []
     except Exception as error:  # each store raises what its own library does
         raise DataError(f"{url}: cannot be listed ({type(error).__name__}: {error})") from error
     if not found:

@@ -329,12 +329,12 @@ def test_a_store_that_fails_ends_the_worker_and_not_the_picture(
 
     expired = True
 
-    def refused(self: Any, path: str, *span: int, **more: Any) -> bytes:
+    def refused(self: Any, path: str, **span: int) -> bytes:
         if path.endswith("012.png") and expired:
             raise PermissionError("the token has expired")
         if path.endswith("013.png"):
             raise FileNotFoundError(path)
-        return read(self, path, *span, **more)
+        return read(self, path, **span)
 
     monkeypatch.setattr(type(store), "cat_file", refused)
     with pytest.raises(StoreError, match=r"012\.png: cannot be read \(PermissionError.*shard 1 is left"):

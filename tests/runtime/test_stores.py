@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -213,6 +214,7 @@ def test_stores_that_are_none(store: Any, tmp_path: Path, monkeypatch: pytest.Mo
         ("nosuch://bucket/a.png", "nosuch://bucket/a.png: there is no such store here"),
         ("memory://wgap-stores/*.gif", "expected images there, found none"),
         ("memory://wgap-stores/no.csv", "no.csv: cannot be read"),
+        ("memory://wgap-stores/no/", "expected images there, found none"),
     ):
         with pytest.raises(DataError, match=said):
             find_pictures(url)
@@ -228,6 +230,29 @@ def test_stores_that_are_none(store: Any, tmp_path: Path, monkeypatch: pytest.Mo
             MissingDependencyError, match=r"fsspec, which is not installed: pip install 'wgap\[shards\]'"
         ):
             find_pictures(inputs)
+
+
+def test_a_store_that_takes_ranges_within_a_file_alone(
+    store: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As S3 of an empty object; and its second positional argument is no offset."""
+    read = type(store).cat_file
+
+    def strict(self: Any, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        if end is not None and end > self.size(path):
+            raise OSError(errno.EINVAL, "The requested range is not satisfiable")
+        return bytes(read(self, path, start=start, end=end))
+
+    store.pipe_file("/wgap-stores/a.tar", archive(tmp_path / "a.tar", pictures).read_bytes())
+    store.pipe_file("/wgap-stores/empty.png", b"")
+    monkeypatch.setattr(type(store), "cat_file", strict)
+    assert same(find_pictures("memory://wgap-stores/0"), pictures)
+    assert same(find_pictures("memory://wgap-stores/a.tar"), pictures, NAMES[::-1])
+    with pytest.raises(ImageError, match=r"empty\.png: expected an image, got an empty file"):
+        decode(Stored("memory://wgap-stores/empty.png"))
+    monkeypatch.setattr("wgap.images.MAX_BYTES", 100)
+    with pytest.raises(ImageError, match="got a larger file"):
+        decode(Stored("memory://wgap-stores/0/00.png"))
 
 
 def test_results_carry_the_name_and_the_command_takes_them(
