@@ -302,5 +302,6 @@ def _members(name: str, _column: str | None = None) -> Iterator[Picture]:
 
 CONTAINERS: dict[str, Callable[[str, str | None], Iterator[Picture]]] = {
     ".txt": _lines, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".tar": _members,
+    ".tgz": _members, ".gz": _members,
 }  # fmt: skip
-"""Files that name or hold pictures, by their endings, and what gives these."""
+"""Files that name or hold pictures, by their endings, and what gives these; compressed archives, to be refused as such."""

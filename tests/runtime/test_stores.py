@@ -154,6 +154,10 @@ def test_archives_that_are_none(pictures: Path, tmp_path: Path) -> None:
     for name in ("cut3000", "cut12000", "cut22000", "damaged", "packed", "text"):
         with pytest.raises(DataError, match=rf"{name}\.tar: expected an uncompressed tar archive that is whole"):
             find_pictures(tmp_path / f"{name}.tar")
+    for name in ("packed.tgz", "packed.tar.gz"):
+        archive(tmp_path / name, pictures, "gz")
+        with pytest.raises(DataError, match=rf"{name}: expected an uncompressed tar archive"):
+            find_pictures(tmp_path / name)
     with tarfile.open(tmp_path / "twice.tar", "w") as tar:
         for _ in range(2):
             tar.add(pictures / NAMES[0], "a.png")
