@@ -304,4 +304,4 @@ CONTAINERS: dict[str, Callable[[str, str | None], Iterator[Picture]]] = {
     ".txt": _lines, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".tar": _members,
     ".tgz": _members, ".gz": _members,
 }  # fmt: skip
-"""Files that name or hold pictures, by their endings, and what gives these; compressed archives, to be refused as such."""
+"""Files that name or hold pictures, by their endings, and what gives these; compressed archives are refused there."""
