@@ -39,7 +39,8 @@ def made() -> Path:
 
 def main(arguments: list[str]) -> int:
     """Return pytest's exit code."""
-    command = [made(), "-m", "pytest", "-q", "--durations=5", *(arguments or ["tests/serve"])]
+    workers = ("-n", "auto", "--maxprocesses", "2", "--dist", "loadfile")
+    command = [made(), "-m", "pytest", "-q", "--durations=5", *workers, *(arguments or ["tests/serve"])]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "WGAP_REQUIRE_TRITON": "1"}, check=False).returncode
 
 

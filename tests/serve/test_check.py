@@ -10,7 +10,7 @@ import pytest
 from tests.runtime.conftest import scene
 
 from wgap import Localizer
-from wgap.errors import FeatureError, ImageError, MissingDependencyError, ServerError
+from wgap.errors import FeatureError, ImageError, ServerError
 from wgap.runtime.localization import Failure, Localization
 from wgap.serve.check import _difference, _equal
 from wgap.serve.client import Client
@@ -73,13 +73,3 @@ def test_failures_are_the_same_if_their_kind_is() -> None:
 def test_an_address_is_one(url: str) -> None:
     with pytest.raises(ServerError, match=r"expected http://HOST:PORT or grpc://HOST:PORT"):
         Client(url)
-
-
-def test_without_tritonclient_the_extra_is_named() -> None:
-    try:
-        import tritonclient  # noqa: F401
-    except ImportError:
-        with pytest.raises(MissingDependencyError, match=r"pip install 'wgap\[serve\]'"):
-            Client("http://127.0.0.1:8000")
-    else:
-        pytest.skip("tritonclient is installed")

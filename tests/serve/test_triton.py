@@ -8,12 +8,15 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import urllib.error
 import urllib.request
+import venv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -36,6 +39,7 @@ from wgap.serve.client import Client
 from wgap.serve.repository import Options, Queue, write_repository
 
 pytestmark = pytest.mark.usefixtures("triton")
+EXAMPLES = Path(__file__).parents[2] / "examples"
 BOTH = pytest.mark.parametrize("protocol", ["http", "grpc"])
 
 
@@ -192,6 +196,37 @@ def test_a_huge_body_is_refused_others_are_answered_and_memory_stays(server: Ser
     assert kilobytes["RssAnon"] << 10 < len(body)
 
 
+def example(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, EXAMPLES / "triton_client.py", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@BOTH
+@pytest.mark.parametrize("way", [[], ["--pixels"], ["--pixels", "--shared-memory"]], ids=["file", "pixels", "shared"])
+def test_the_example_prints_the_localizers_boxes(
+    server: Server, local: Localizer, tmp_path: Path, protocol: str, way: list[str]
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(scene(90, 70), ".png"))
+    done = example(getattr(server, protocol), path, *way)
+    assert (done.returncode, done.stderr) == (0, "")
+    best = local.one(path)
+    assert json.loads(done.stdout) == {
+        "image": str(path),
+        "classes": [
+            {"class_name": one.class_name, "score": one.score, "boxes": [list(box) for box in one.boxes]}
+            for one in (best, *best.others)
+        ],
+    }
+
+
+def test_the_example_tells_an_image_that_failed(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    done = example(server.http, tmp_path / "a.jpg")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["code"] == "ImageError"
+
+
 @BOTH
 def test_overload_is_answered_and_passes(server: Server, tiny_bundle: Path, slow: bytes, protocol: str) -> None:
     [expected] = list(Localizer(tiny_bundle)(slow))
@@ -296,8 +331,9 @@ def test_other_classes_on_the_server_are_found(tiny_bundle: Path, server: Server
     )
 
 
+@pytest.mark.parametrize("whole_group", [False, True], ids=["server", "group"])
 def test_sigterm_answers_what_was_accepted_and_ends(
-    repository: Path, tiny_bundle: Path, tmp_path: Path, slow: bytes
+    tiny_bundle: Path, tmp_path: Path, slow: bytes, whole_group: bool
 ) -> None:
     one = tmp_path / "one"
     one.mkdir()
@@ -312,7 +348,7 @@ def test_sigterm_answers_what_was_accepted_and_ends(
         with ThreadPoolExecutor(6) as pool:
             asked = [pool.submit(ask, caller) for caller in range(6)]
             _until(lambda: _pending(server, "wgap") >= 5)  # the sixth runs
-            server.process.send_signal(signal.SIGTERM)
+            (os.killpg if whole_group else os.kill)(server.process.pid, signal.SIGTERM)
             assert [one.result() for one in asked] == [True] * 6
         assert server.process.wait(30) == 0
         with Client(server.http) as client, pytest.raises(ServerError, match="no server answers there"):
@@ -345,10 +381,12 @@ def test_a_model_that_must_not_be_served_is_not_and_the_server_says_why(tiny_bun
 
 
 def test_a_python_without_wgap_or_with_the_wrong_numpy_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
-    root = tmp_path / "models"
+    root, bare = tmp_path / "models", tmp_path / "bare"
     write_repository(tiny_bundle, root)
+    venv.create(bare, with_pip=False)
+    (next((bare / "lib").glob("python*/site-packages")) / "numpy.pth").write_text(sysconfig.get_path("purelib") + "\n")
     for python, words in (
-        (Path(sys.base_prefix) / "bin", "cannot import wgap"),
+        (bare / "bin", "cannot import wgap"),
         (Path(__file__).parents[2] / ".venv" / "bin", "cannot hand arrays to NumPy 2"),
     ):
         with pytest.raises(RuntimeError, match="tritonserver ended"), Server(root, tmp_path / "log.txt", python=python):
@@ -373,3 +411,27 @@ def test_doors_that_the_command_shuts_are_shut(tiny_bundle: Path, tmp_path: Path
             assert "restricted" in refused.value.read().decode(), path
         with Client(server.http) as client:
             assert len(list(client(mixed(3)))) == 3
+
+
+def test_a_server_ends_with_its_test(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Server(repository, tmp_path / "log.txt") as server:
+        1 / 0  # noqa: B018
+    assert server.process.returncode == -signal.SIGKILL
+    program = f"from tests.serve.server import *; Server(Path({str(repository)!r}), Path('log.txt')).__enter__()"
+    program += "; print(1, flush=True); time.sleep(99)"
+    killed = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, env=_ROOTED)
+    assert killed.stdout is not None
+    killed.stdout.read(1)
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    _until(lambda: not _listens(tmp_path / "log.txt"))
+
+
+_ROOTED = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def _listens(log: Path) -> bool:
+    [port] = re.findall(r"Started HTTPService at 127.0.0.1:(\d+)", log.read_text())
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0
