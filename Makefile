@@ -6,7 +6,7 @@ BIN := .venv/bin
 OUT ?= demo-out
 ROOMS := train export calibrate runtime evaluate serve
 
-.PHONY: help setup demo wheel test test-wheel test-lowest test-newest lint format types fuzz bench gpu-check clean
+.PHONY: help setup demo wheel test test-wheel test-serve test-lowest test-newest lint format types fuzz bench gpu-check clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ wheel: setup ## a wheel with the C++ runtime, and a module for each engine whose
 
 test-wheel: wheel ## run the runtime tests against that wheel, installed, away from the tree
 	$(BIN)/python tests/wheel.py
+
+test-serve: setup ## the tests of serving with a real tritonserver, in an environment of its own
+	$(BIN)/python tests/serving.py
 
 test-lowest: setup ## the tests on the lowest Python here with the declared minimums; EXTRAS=cpu,calibrate,train adds PyTorch
 	$(BIN)/python tests/versions.py lowest $(EXTRAS)
@@ -66,4 +69,4 @@ gpu-check: ## on a machine with an NVIDIA GPU: every GPU test, parity, timings, 
 	.venv-gpu/bin/python -m benchmarks.gpu_check $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA)) $(CHECK_FLAGS)
 
 clean: ## remove what make made
-	rm -rf .venv .venv-gpu build $(OUT)
+	rm -rf .venv .venv-gpu .venv-serve build $(OUT)

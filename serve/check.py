@@ -151,12 +151,15 @@ def _difference(
     model = localizer.bundle.manifest.model
     pixel = max(s / m for s, m in zip(size, model.input_size, strict=True)) * BOX_TOLERANCE
     tolerance = feature_tolerance(localizer.network.precision)
+    if len(own.others) != len(got.others):
+        return f"expected {1 + len(own.others)} classes, the server gave {1 + len(got.others)}"
     for a, b in zip((own, *own.others), (got, *got.others), strict=True):
-        if a.class_id != b.class_id:
-            return f"expected class {a.class_name}, the server gave {b.class_name}"
-        if abs(a.score - b.score) > tolerance:
+        if (a.class_id, a.class_name) != (b.class_id, b.class_name):
+            told = [f"{one.class_id} {one.class_name!r}" for one in (a, b)]
+            return f"expected class {told[0]}, the server gave {told[1]}"
+        if not abs(a.score - b.score) <= tolerance:
             return f"{a.class_name}: expected score {a.score:.6g}, the server gave {b.score:.6g}"
         apart = np.abs(np.subtract(a.boxes, b.boxes)).max() if len(a.boxes) == len(b.boxes) else np.inf
-        if apart > pixel:
+        if not apart <= pixel:
             return f"{a.class_name}: expected boxes {a.boxes}, the server gave {b.boxes}"
     return None

@@ -104,7 +104,7 @@ class Model:
 
     def _pictures(self, request: Mapping[str, NDArray[Any]]) -> list[_Picture] | WgapError:
         """A request's pictures, or why it is none."""
-        names = " or ".join(one.name for one in INPUTS)
+        names, most = " or ".join(one.name for one in INPUTS), self.options.max_request
         if len(request) != 1:
             return DataError(f"a request: expected one input, {names}, got {' and '.join(request) or 'none'}")
         [(name, array)] = request.items()
@@ -117,7 +117,12 @@ class Model:
                 return DataError(
                     f"{name}: expected {one.datatype} {['N', *one.dims]}, got {array.dtype} {[*array.shape]}"
                 )
-            return [_Picture(self, row[0] if name == "IMAGE" else row) for row in array]
+            rows = [row[0] if name == "IMAGE" else row for row in array]
+            if (size := sum(row.nbytes if isinstance(row, np.ndarray) else len(row) for row in rows)) > most:
+                return DataError(
+                    f"{name}: {size} bytes exceed the limit of {most} bytes a request; send fewer pictures"
+                )
+            return [_Picture(self, row) for row in rows]
         return DataError(f"a request: expected one input, {names}, got {name}")
 
 
@@ -134,8 +139,6 @@ class _Picture:
                 height, width = given.shape[:2]
                 raise ImageError(f"{width} x {height} pixels exceed the limit of {options.max_pixels} pixels")
             return given
-        if not isinstance(given, bytes):
-            raise ImageError(f"IMAGE: expected the bytes of an image file, got {type(given).__name__}")
         if len(given) > options.max_bytes:
             raise ImageError(f"IMAGE: {len(given)} bytes exceed the limit of {options.max_bytes} bytes")
         began = time.perf_counter()

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle
-from wgap.errors import DataError, EngineError, OutputExistsError
+from wgap.errors import BackendError, DataError, EngineError, OutputExistsError
 from wgap.plain import from_plain, read_json, to_plain
 from wgap.runtime.engine import about, engines
 from wgap.runtime.localizer import Localizer, chosen_rule
+from wgap.runtime.networks import BACKENDS
 from wgap.serve.tensors import INPUTS, Tensor, outputs
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = ["TritonPythonModel"]
 """
 _ON_CPU = ("onnxruntime", "openvino")
 _USUAL_BATCH = 8
+_ROOM = 1 << 20  # bytes of a request beside its pictures
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Options:
         max_batch: pictures in a request, or of several in a forward pass; None for what the engine takes, or 8.
         max_bytes: of an encoded picture.
         max_pixels: of a picture.
+        max_request: bytes of a request's pictures.
     """
 
     backend: str = "onnxruntime"
@@ -101,6 +104,7 @@ class Options:
     max_batch: int | None = None
     max_bytes: int = 32 << 20
     max_pixels: int = 1 << 26
+    max_request: int = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def write_repository(
 
     Raises:
         OutputExistsError: there is a model of that name and ``force`` is false, or it is not one of ours.
-        DataError: the name or an option is not as above.
+        DataError: the name or an option is not as above, or the path is one that Triton cannot start a model in.
+        BackendError: there is no such backend.
         GateError: as a localizer of these options.
         EngineError: the bundle has no engine for the backend, or it takes smaller batches.
         BundleError: see :meth:`wgap.bundle.Bundle.open`.
@@ -150,6 +155,11 @@ def write_repository(
     queue = queue or Queue()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         raise DataError(f"a model's name: expected letters, digits, '_', '.' and '-', got {name!r}")
+    if odd := re.search(r"[^A-Za-z0-9_.,:=@%+/-]", str(repository.absolute())):
+        raise DataError(
+            f"{repository}: Triton's Python backend hands the path of a model to a shell, unquoted; choose one without "
+            f"{odd.group()!r}"
+        )
     bundle, place = Bundle.open(source), repository / name
     options = _settled(bundle, options or Options(), queue)
     require_new(place, force, f"1/{BUNDLE}/{MANIFEST}", "model of `wgap serve`")
@@ -170,6 +180,8 @@ def write_repository(
 def _settled(bundle: Bundle, options: Options, queue: Queue) -> Options:
     """The options with rule and batch, once all of them were judged without a GPU or a backend's library."""
     gpu = options.backend not in _ON_CPU
+    if options.backend not in BACKENDS:
+        raise BackendError(f"unknown backend {options.backend!r}; expected one of: {', '.join(sorted(BACKENDS))}")
     if options.backend == "auto":
         raise DataError("a server's backend depends on where it runs; name it: --backend onnxruntime, tensorrt, ...")
     if queue.devices and not gpu:
@@ -179,9 +191,10 @@ def _settled(bundle: Bundle, options: Options, queue: Queue) -> Options:
     ranges = [
         ("top_k", options.top_k, 1, len(bundle.manifest.model.classes)),
         ("max_boxes", options.max_boxes, 1, 64),
-        ("max_batch", options.max_batch or 1, 1, 4096),
+        ("max_batch", 1 if options.max_batch is None else options.max_batch, 1, 4096),
         ("max_bytes", options.max_bytes, 1, 1 << 31),
         ("max_pixels", options.max_pixels, 1, 1 << 28),
+        ("max_request", options.max_request, 1, (1 << 31) - (1 << 20)),
         ("queue delay", queue.delay_us, 0, 60_000_000),
         ("queue size", queue.size, 1, 1 << 20),
         ("queue timeout", queue.timeout_ms, 1, 86_400_000),
@@ -287,36 +300,39 @@ def options_of(text: str) -> Options:
 def open_served(bundle: Path, options: Options, device: int | str | None = None) -> Localizer:
     """The localizer of these options, on that GPU of a backend on GPUs."""
     given = asdict(options)
-    for name in ("max_bytes", "max_pixels"):
+    for name in ("max_bytes", "max_pixels", "max_request"):
         del given[name]
     batch = given.pop("max_batch") or _USUAL_BATCH
     given["device"] = options.device if device is None else device
     return Localizer(bundle, batch_size=batch, **given)
 
 
-def server_command(repository: Path, options: Options, queue: Queue, server: str = "tritonserver") -> list[str]:
-    """What serves the repository on this machine alone, within the limits.
+def server_command(
+    repository: Path, options: Options, queue: Queue, shared_memory: bool = False, server: str = "tritonserver"
+) -> list[str]:
+    """What serves the repository to this machine alone, within the limits, with every door shut but inference.
 
     Args:
         repository: as it was written.
         options: likewise.
         queue: likewise.
-        server: the program; its flag for the size of a body is among the words where it has one.
+        shared_memory: let clients register shared memory; any of them can then read what others put there.
+        server: the program; where it is here, it is asked whether it has a limit on the bytes of a body.
     """
-    body = max(options.max_bytes, 3 * options.max_pixels) * (options.max_batch or _USUAL_BATCH) + (1 << 20)
-    closed = f"model-repository,trace,logging:closed={secrets.token_hex(16)}"
+    closed = ["model-repository", "trace", "logging", *([] if shared_memory else ["shared-memory"])]
+    nobody = f"{','.join(closed)}:wgap-closed={secrets.token_hex(16)}"
     words = [server, f"--model-repository={repository.absolute()}", "--disable-auto-complete-config"]
     words += [f"--{part}-address=127.0.0.1" for part in ("http", "grpc", "metrics")]
-    words += [f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}"]
+    words += [f"--http-restricted-api={nobody}", f"--grpc-restricted-protocol={nobody}"]
     words += [f"--exit-timeout-secs={-(-queue.timeout_ms // 1000) + 30}"]
-    if _has_body_limit(server):
-        words.append(f"--http-max-input-size={min(body, (1 << 31) - 1)}")
+    if has_body_limit(server):
+        words.append(f"--http-max-input-size={options.max_request + _ROOM}")
     return words
 
 
-def _has_body_limit(server: str) -> bool:
-    """Whether the server, if it is here, has a limit on bodies; 2.51 has none."""
+def has_body_limit(server: str = "tritonserver") -> bool:
+    """Whether a server refuses bodies by their size: since 2.59 (25.06), which is assumed of one that is not here."""
     if shutil.which(server) is None:
-        return False
+        return True
     told = subprocess.run([server, "--help"], capture_output=True, text=True, check=False)
     return "--http-max-input-size" in told.stdout + told.stderr

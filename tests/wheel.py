@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = ("house", "kernel/test_parity.py", "runtime", "datasets")
+SUITES = ("house", "kernel/test_parity.py", "runtime", "serve", "datasets")
 
 
 def run_away(work: Path, python: Path, suites: Sequence[str], **environment: str) -> int:

@@ -38,6 +38,10 @@ main()
         (["matplotlib"], ["calibrate", "BUNDLE", "--images", "DATA", "--report", "OUT"], "--report needs matplotlib"),
         (["matplotlib"], ["foreground", "BUNDLE", "--images", "DATA", "--report", "OUT"], "--report needs matplotlib"),
         (["onnx"], ["calibrate", "BUNDLE", "--images", "DATA"], "onnx, which is not installed"),
+        (
+            ["tritonclient"], ["serve", "BUNDLE", "--check", "http://127.0.0.1:1"],
+            "a client needs tritonclient, which is not installed: pip install 'wgap[serve]'",
+        ),
         (["onnx"], ["foreground", "BUNDLE", "--images", "DATA"], "onnx, which is not installed"),
         (["onnx"], ["build", "BUNDLE"], "onnx, which is not installed"),
         (["torch"], ["train", "DATA", "--out", "OUT"], "training needs torch"),

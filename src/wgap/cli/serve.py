@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wgap.cli.options import BundleFolder, MaxBoxes, rule_text, say, with_network, with_rule
+from wgap.cli.options import BundleFolder, MaxBoxes, rule_text, say, warn, with_network, with_rule
 from wgap.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,9 +41,13 @@ def serve(
     ] = None,
     max_bytes: Annotated[int, typer.Option(help="Bytes of an encoded picture, at most.")] = 32 << 20,
     max_pixels: Annotated[int, typer.Option(help="Pixels of a picture, at most.")] = 1 << 26,
+    max_request: Annotated[int, typer.Option(help="Bytes of a request's pictures, at most.")] = 128 << 20,
     queue_size: Annotated[int, typer.Option(help="Requests that may wait; further ones are refused at once.")] = 64,
     queue_timeout: Annotated[int, typer.Option(help="Milliseconds that a request may wait.")] = 5000,
     queue_delay: Annotated[int, typer.Option(help="Microseconds that a request waits for others of its batch.")] = 1000,
+    shared_memory: Annotated[
+        bool, typer.Option("--shared-memory", help="Let clients register shared memory, which all of them can read.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Of --check: seconds that an answer may take.")] = 30.0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier model of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -75,7 +79,7 @@ def _options(given: Mapping[str, Any]) -> Options:
 
 
 def _write(given: Mapping[str, Any]) -> None:
-    from wgap.serve.repository import Queue, server_command, write_repository
+    from wgap.serve.repository import Queue, has_body_limit, server_command, write_repository
 
     queue = Queue(
         delay_us=given["queue_delay"], size=given["queue_size"], timeout_ms=given["queue_timeout"],
@@ -83,7 +87,9 @@ def _write(given: Mapping[str, Any]) -> None:
     )  # fmt: skip
     out, name = Path(given["out"]), given["name"]
     options = write_repository(Path(given["bundle"]), out, name, _options(given), queue, given["force"])
-    command = server_command(out, options, queue)
+    command = server_command(out, options, queue, given["shared_memory"])
+    if not has_body_limit():
+        warn("the tritonserver here, before 2.59 (25.06), takes bodies of any size; put a proxy with a limit before it")
     if given["as_json"]:
         typer.echo(json.dumps({"model": name, "folder": str(out / name), "command": command}))
         return
