@@ -6,14 +6,16 @@ BIN := .venv/bin
 OUT ?= demo-out
 ROOMS := train export calibrate runtime evaluate serve
 
-.PHONY: help setup demo wheel test test-wheel test-serve test-lowest test-newest lint format types fuzz bench gpu-check clean
+.PHONY: help setup demo wheel test test-wheel test-serve test-ray test-spark test-lowest test-newest lint format types fuzz bench gpu-check clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## create .venv with the package (editable) and everything to develop it
 
-.venv/.ready: pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard cmake/* runtime/src/*/* runtime/include/wgap/*.h runtime/include/wgap/kernel/*)
+BUILT_FROM := pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard cmake/* runtime/src/*/* runtime/include/wgap/*.h runtime/include/wgap/kernel/*)
+
+.venv/.ready: $(BUILT_FROM)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints-dev.txt torch==$$(sed -n 's/^torch==//p' constraints-dev.txt)
 	$(BIN)/pip install -q -c constraints-dev.txt -C cmake.define.WGAP_WERROR=ON -e '.[cpu,openvino,train,calibrate,rtx,cuda,nvcc,shards,dev]'
@@ -40,6 +42,20 @@ test-lowest: setup ## the tests on the lowest Python here with the declared mini
 
 test-newest: setup ## the tests on the newest Python here with the newest packages
 	$(BIN)/python tests/versions.py newest $(EXTRAS)
+
+# Ray and Spark are large, and choose versions of their own: each has its own environment.
+NEEDS_ray = '.[cpu,ray]' 'ray[serve]' pillow
+NEEDS_spark = '.[cpu]' pyspark pyarrow 'pandas<3'
+.venv-ray/.ready .venv-spark/.ready: .venv-%/.ready: $(BUILT_FROM)
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -q -c constraints-dev.txt -C build-dir='build/$*' -e $(NEEDS_$*) pytest
+	touch $@
+
+test-ray: setup .venv-ray/.ready ## Datasets, shards and a deployment on a cluster of Ray on this machine
+	$(BIN)/python tests/apart.py .venv-ray/bin/python tests/ray
+
+test-spark: setup .venv-spark/.ready ## docs/ray.md's ways into Spark; needs Java 17
+	$(BIN)/python tests/apart.py .venv-spark/bin/python tests/ray
 
 SECONDS ?= 60
 fuzz: setup ## damaged manifests, checkpoints, images and kernel calls for SECONDS
@@ -69,4 +85,4 @@ gpu-check: ## on a machine with an NVIDIA GPU: every GPU test, parity, timings, 
 	.venv-gpu/bin/python -m benchmarks.gpu_check $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA)) $(CHECK_FLAGS)
 
 clean: ## remove what make made
-	rm -rf .venv .venv-gpu .venv-serve build $(OUT)
+	rm -rf .venv .venv-gpu .venv-serve .venv-ray .venv-spark build $(OUT)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from wheel import ROOT, copy_tests, run_away
+from wheel import ROOT, copy_tests, exported, run_away
 
 if sys.version_info < (3, 11):
     sys.exit("this script reads pyproject.toml, for which it needs Python 3.11 itself")
@@ -51,16 +51,6 @@ def minimums(extras: list[str]) -> list[str]:
         major, minor, patch = [*map(int, least.split(".")), 0, 0][:3]
         rows.append(f"{requirement.name}>={least},<{major}.{minor}.{patch + 1}")
     return sorted(rows)
-
-
-def exported(folder: Path) -> Path:
-    """The bundle that tests share, made by ``tests/conftest.py`` here."""
-    made = folder / "made"
-    script = "import shutil\ndef test(tiny_bundle): shutil.copytree(tiny_bundle, {!r})\n"
-    (folder / "test_export.py").write_text(script.format(str(made)))
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", folder / "test_export.py", "--rootdir", ROOT]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return made
 
 
 def main(which: str, extras: list[str]) -> int:

@@ -38,6 +38,16 @@ def copy_tests(work: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", work)
 
 
+def exported(folder: Path) -> Path:
+    """The bundle that tests share, made by ``tests/conftest.py`` here."""
+    made = folder / "made"
+    script = "import shutil\ndef test(tiny_bundle): shutil.copytree(tiny_bundle, {!r})\n"
+    (folder / "test_export.py").write_text(script.format(str(made)))
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", folder / "test_export.py", "--rootdir", ROOT]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return made
+
+
 def main() -> int:
     """Return pytest's exit code."""
     with tempfile.TemporaryDirectory() as name:

@@ -9,7 +9,7 @@ from wgap.errors import MissingDependencyError
 EXTRAS = {
     "torch": "train", "lightning_fabric": "train", "onnxscript": "train", "onnxruntime": "cpu", "onnx": "calibrate",
     "ml_dtypes": "calibrate", "matplotlib": "calibrate", "openvino": "openvino", "pyarrow": "shards",
-    "fsspec": "shards", "tritonclient": "serve",
+    "fsspec": "shards", "tritonclient": "serve", "ray": "ray",
 }  # fmt: skip
 """Top-level module to extra."""
 
