@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--shard-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--format", default="jsonl", help="of the tables: jsonl or parquet")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -45,7 +46,7 @@ def main() -> None:
         many.mkdir()
         for number, path in enumerate(itertools.islice(itertools.cycle(find_images(options.pictures)), options.images)):
             (many / f"{number:08d}{path.suffix}").hardlink_to(path)
-        size = ["--shard-size", str(options.shard_size)]
+        size = ["--shard-size", str(options.shard_size), "--format", options.format]
         began = time.perf_counter()
         begin([options.bundle, str(many), "--shards", str(root / "one"), *size]).wait()
         alone = time.perf_counter() - began
@@ -65,8 +66,8 @@ def main() -> None:
         codes = [one.wait() for one in workers.values()]
         together = time.perf_counter() - began
         for run in ("one", "run"):
-            Shards(root / run).merge(root / f"{run}.jsonl")
-        same = (root / "one.jsonl").read_bytes() == (root / "run.jsonl").read_bytes()
+            Shards(root / run).merge(root / f"{run}.merged")
+        same = (root / "one.merged").read_bytes() == (root / "run.merged").read_bytes()
         print(
             f"{options.images} pictures, {Shards(root / 'run').plan.shards} shards: one worker alone {alone:.0f} s; "
             f"{options.workers} workers, {killed} killed while they held a claim, {together:.0f} s, exit codes "
