@@ -265,6 +265,16 @@ def test_overload_is_answered_and_passes(server: Server, tiny_bundle: Path, slow
     assert ask(0) == [expected]
 
 
+@BOTH
+def test_a_client_that_has_waited_long_enough_says_so(server: Server, slow: bytes, protocol: str) -> None:
+    with (
+        Client(getattr(server, protocol), timeout=0.02) as client,
+        pytest.raises(ServerError, match=r": no answer within 0.02 s$") as raised,
+    ):
+        client.request([slow])
+    assert not isinstance(raised.value, OverloadError)
+
+
 def test_a_request_that_waits_for_too_long_is_refused_and_not_run(server: Server, slow: bytes) -> None:
     import tritonclient.http as triton
     from tritonclient.utils import InferenceServerException
