@@ -98,6 +98,23 @@ def test_500_requests_of_8_clients_are_batched_and_a_bad_one_fails_alone(server:
     assert counts['wgap_seconds_total{model="wgap",stage="localize"}'] > 0
 
 
+def test_pixels_of_different_sizes_go_into_one_batch(server: Server) -> None:
+    pictures = [scene(40 + n, 60) for n in range(160)]
+
+    def ask(caller: int) -> None:
+        with Client((server.http, server.grpc)[caller % 2], timeout=60) as client:
+            for picture in pictures[caller::8]:
+                client.request([picture])
+
+    with Client(server.http) as client:
+        before = client.statistics()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(8)))
+        after = client.statistics()
+    counted = {name: int(after[name]) - int(before.get(name, 0)) for name in ("inference_count", "execution_count")}
+    assert counted["execution_count"] < counted["inference_count"] == 160
+
+
 def test_paths_are_only_bytes_to_a_server(server: Server, tmp_path: Path) -> None:
     real = tmp_path / "real.jpg"
     real.write_bytes(encode(scene(50, 50), ".jpg"))
@@ -246,6 +263,16 @@ def test_overload_is_answered_and_passes(server: Server, tiny_bundle: Path, slow
     assert all(answer == [expected] for answer in answers if not isinstance(answer, OverloadError))
     assert len(refused) < 12
     assert ask(0) == [expected]
+
+
+@BOTH
+def test_a_client_that_has_waited_long_enough_says_so(server: Server, slow: bytes, protocol: str) -> None:
+    with (
+        Client(getattr(server, protocol), timeout=0.02) as client,
+        pytest.raises(ServerError, match=r": no answer within 0.02 s$") as raised,
+    ):
+        client.request([slow])
+    assert not isinstance(raised.value, OverloadError)
 
 
 def test_a_request_that_waits_for_too_long_is_refused_and_not_run(server: Server, slow: bytes) -> None:
