@@ -81,6 +81,15 @@ class JsonLines:
         except (ValueError, KeyError, TypeError):
             return None
 
+    def read(self, content: bytes) -> pa.Table:
+        """The table of a file's bytes, by :func:`schema`."""
+        import pyarrow as pa
+        from pyarrow import json as lines
+
+        known = lines.ParseOptions(explicit_schema=schema(), unexpected_field_behavior="error")
+        whole = lines.ReadOptions(block_size=max(1, len(content)))  # no line lies across two blocks
+        return lines.read_json(pa.BufferReader(content), whole, known)
+
     def merge(self, out: Path, tables: Iterable[Path]) -> None:
         """Write tables, in order, as one."""
         with out.open("wb") as whole:
@@ -115,6 +124,13 @@ class Parquet:
         except (ArrowException, KeyError, OSError):
             return None
         return named
+
+    def read(self, content: bytes) -> pa.Table:
+        """The table of a file's bytes, by :func:`schema`."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        return parquet.read_table(pa.BufferReader(content))
 
     def merge(self, out: Path, tables: Iterable[Path]) -> None:
         """Write tables, in order, as one, whose row groups they are."""

@@ -19,7 +19,7 @@ from wgap.extras import require
 from wgap.plain import to_plain
 from wgap.runtime.localizer import Localizer
 from wgap.runtime.shards import Shards, settings_of
-from wgap.runtime.tables import schema, table_of
+from wgap.runtime.tables import FORMATS, schema, table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,12 +122,8 @@ class ShardMaker:
         self, folder: str | os.PathLike[str], bundle: str | os.PathLike[str], class_: int | str | None = None,
         **options: Any,
     ) -> None:  # fmt: skip
-        self.run, self.class_ = Shards(Path(folder)), class_
-        self.localizer = Localizer(bundle, **_options_here(options))
-        here = settings_of(self.localizer, class_)
-        for name, was in self.run.plan.settings.items():
-            if here.get(name) != was:
-                raise DataError(f"{folder} is of another run: its {name} is {was}, not {here.get(name)}")
+        self.localizer, self.class_ = Localizer(bundle, **_options_here(options)), class_
+        self.run = Shards(Path(folder), settings=settings_of(self.localizer, class_))
         remove_residue(self.run.folder)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -136,7 +132,7 @@ class ShardMaker:
 
         rows = []
         for shard in table["id"].to_pylist():
-            known = self.run.sidecar(shard) if self.run.done(shard) else None
+            known = self.run.done(shard)
             sidecar = known or self.run.make(shard, self.localizer, self.class_)
             rows.append({**to_plain(sidecar), "made": known is None})
         return pa.Table.from_pylist(rows)
@@ -191,32 +187,29 @@ def read_shards(folder: str | os.PathLike[str]) -> Any:
     run = Shards(Path(folder).absolute())
     tables = []
     for shard in range(run.plan.shards):
-        known = run.sidecar(shard) if run.done(shard) else None
+        known = run.done(shard)
         if known is None:
             raise DataError(f"{run.table(shard)} is not done; make_shards makes what is missing")
         tables.append({"path": str(run.table(shard)), "sha256": known.sha256})
     blocks = min(len(tables), _MOST_BLOCKS) or 1
     return ray.data.from_items(tables, override_num_blocks=blocks).map_batches(
-        _rows, batch_size=1, batch_format="pyarrow"
+        _rows, batch_size=1, batch_format="pyarrow", fn_kwargs={"tables": run.plan.tables}
     )
 
 
-def _rows(named: pa.Table) -> pa.Table:
-    """The rows of finished tables, which are named by path and SHA-256."""
+def _rows(named: pa.Table, tables: str) -> pa.Table:
+    """The rows of finished tables of a kind, which are named by path and SHA-256."""
     import pyarrow as pa
-    from pyarrow import json
 
-    tables = []
+    read = []
     for row in named.to_pylist():
         content = Path(row["path"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != row["sha256"]:
             raise DataError(
                 f"{row['path']} is not the table that its sidecar tells of; remove the sidecar to make it anew"
             )
-        known = json.ParseOptions(explicit_schema=schema(), unexpected_field_behavior="error")
-        whole = json.ReadOptions(block_size=len(content))  # no line lies across two blocks
-        tables.append(json.read_json(pa.BufferReader(content), whole, known))
-    return pa.concat_tables(tables)
+        read.append(FORMATS[tables]().read(content))
+    return pa.concat_tables(read)
 
 
 def _pictures(table: pa.Table, column: str) -> Iterator[Any]:

@@ -25,6 +25,7 @@ from wgap.cli import app
 from wgap.errors import DataError, MissingDependencyError, StoreError
 from wgap.images import find_images
 from wgap.runtime.shards import Shards, settings_of
+from wgap.runtime.tables import FORMATS
 from wgap.stores import find_pictures
 
 COUNT, SIZE = 50, 8
@@ -299,6 +300,8 @@ def test_parquet_tables_hold_what_the_lines_do(
     rows = [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
     assert rows == [json.loads(line) for line in undisturbed.splitlines()]
     assert parquet.ParquetFile(tmp_path / "one.parquet").num_row_groups == 7
+    whole = FORMATS["parquet"]().read((tmp_path / "one.parquet").read_bytes())
+    assert whole.equals(FORMATS["jsonl"]().read(undisturbed))
     table, sidecar = tmp_path / "one" / "shard-00002.parquet", tmp_path / "one" / "shard-00002.json"
     table.write_bytes(b"no table")
     about = json.loads(sidecar.read_text())
