@@ -96,7 +96,7 @@ class TableLocalizer:
             raise DataError(
                 f"the table has {', '.join(taken)} already; give the added columns a prefix= that keeps them apart"
             )
-        found = table_of(self.localizer(list(_pictures(table, self.column)), self.class_, on_error="yield"))
+        found = table_of(self.localizer(_pictures(table, self.column), self.class_, on_error="yield"))
         for name in added:
             kept = kept.append_column(
                 self.prefix + name, _without_numbers(found[name]) if name == "error" else found[name]
