@@ -70,8 +70,8 @@ class Server:
             self._start(ports)
             try:
                 self._await_ready()
-            except RuntimeError:
-                if "already in use" not in self.text().lower() or attempt == 2:  # another took the port meanwhile
+            except RuntimeError as error:
+                if "already in use" not in str(error) or attempt == 2:  # another took the port meanwhile
                     raise
             except BaseException:
                 self.end()
@@ -110,7 +110,8 @@ class Server:
         end = time.monotonic() + START_S
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise RuntimeError(f"tritonserver ended with {self.process.returncode}: {self.text()[-2000:]}")
+                why = [line for line in self.text().splitlines() if re.search(r"^E|^error|already in use", line)]
+                raise RuntimeError("\n".join([f"tritonserver ended with {self.process.returncode}:", *why]))
             with suppress(urllib.error.URLError, OSError):
                 if urllib.request.urlopen(f"{self.http}/v2/health/ready", timeout=1).status == 200:
                     return
