@@ -87,7 +87,7 @@ class Server:
         program = server_program()
         assert program is not None, "needs tritonserver: make test-serve"
         if re.search(r"\s", str(program)):  # the Python backend hands its own path to a shell, unquoted
-            link = Path(self._opened.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))) / "server"
+            link = Path(self._opened.enter_context(tempfile.TemporaryDirectory())) / "server"
             link.symlink_to(program.parents[1])
             program = link / "bin" / program.name
         given = {
