@@ -185,7 +185,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wgap-serving-") as name:
         repository = Path(name) / "models"
         asked = Options(max_batch=options.max_batch, precision=options.precision)
-        write_repository(options.bundle, repository, options=asked, queue=Queue())
+        queue = Queue() if options.body else Queue(timeout_ms=600_000)
+        write_repository(options.bundle, repository, options=asked, queue=queue)
         with Server(repository, Path(name) / "log.txt") as server:
             if options.transports:
                 measure_transports(server)

@@ -72,6 +72,7 @@ class Options:
         backend: its name; not ``auto``, for where the model's instances lie depends on it.
         precision: of the model file.
         ungated: whether that may be one that no gate has passed.
+        untested: whether the model may be served although its selftest fails on the server's device.
         rule: its text; None for the bundle's own.
         map: of the rule; likewise.
         threads: of one instance, on the CPU.
@@ -91,6 +92,7 @@ class Options:
     backend: str = "onnxruntime"
     precision: str = "fp32"
     ungated: bool = False
+    untested: bool = False
     rule: str | None = None
     map: str | None = None
     threads: int | None = None
@@ -300,7 +302,7 @@ def options_of(text: str) -> Options:
 def open_served(bundle: Path, options: Options, device: int | str | None = None) -> Localizer:
     """The localizer of these options, on that GPU of a backend on GPUs."""
     given = asdict(options)
-    for name in ("max_bytes", "max_pixels", "max_request"):
+    for name in ("untested", "max_bytes", "max_pixels", "max_request"):
         del given[name]
     batch = given.pop("max_batch") or _USUAL_BATCH
     given["device"] = options.device if device is None else device

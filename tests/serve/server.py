@@ -70,8 +70,8 @@ class Server:
             self._start(ports)
             try:
                 self._await_ready()
-            except RuntimeError:
-                if "already in use" not in self.text().lower() or attempt == 2:  # another took the port meanwhile
+            except RuntimeError as error:
+                if "already in use" not in str(error) or attempt == 2:  # another took the port meanwhile
                     raise
             except BaseException:
                 self.end()
@@ -87,7 +87,7 @@ class Server:
         program = server_program()
         assert program is not None, "needs tritonserver: make test-serve"
         if re.search(r"\s", str(program)):  # the Python backend hands its own path to a shell, unquoted
-            link = Path(self._opened.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))) / "server"
+            link = Path(self._opened.enter_context(tempfile.TemporaryDirectory())) / "server"
             link.symlink_to(program.parents[1])
             program = link / "bin" / program.name
         given = {
@@ -110,7 +110,8 @@ class Server:
         end = time.monotonic() + START_S
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise RuntimeError(f"tritonserver ended with {self.process.returncode}: {self.text()[-2000:]}")
+                why = [line for line in self.text().splitlines() if re.search(r"^E|^error|already in use", line)]
+                raise RuntimeError("\n".join([f"tritonserver ended with {self.process.returncode}:", *why]))
             with suppress(urllib.error.URLError, OSError):
                 if urllib.request.urlopen(f"{self.http}/v2/health/ready", timeout=1).status == 200:
                     return

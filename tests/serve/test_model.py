@@ -162,10 +162,15 @@ def test_pictures_and_seconds_are_counted(tiny_bundle: Path) -> None:
     assert all(seconds > 0 for seconds in model.seconds.values())
 
 
-def test_a_bundle_whose_golden_cases_come_out_otherwise_is_not_served(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_whose_golden_cases_come_out_otherwise_is_not_served_unless_asked(
+    tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     Model(edited(tiny_bundle, tmp_path / "same", 0), OPTIONS).close()
     with pytest.raises(CheckFailedError, match=r"checks of the selftest failed on onnxruntime .*kernel box: expected"):
         Model(edited(tiny_bundle, tmp_path / "other", 3), OPTIONS)
+    assert not caplog.text
+    Model(tmp_path / "other", replace(OPTIONS, untested=True)).close()
+    assert "checks of the selftest failed" in caplog.text
 
 
 def edited(source: Path, root: Path, moved: int) -> Path:

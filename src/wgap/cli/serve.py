@@ -39,6 +39,9 @@ def serve(
     devices: Annotated[
         str | None, typer.Option(help="GPUs of a backend on GPUs, by ordinal, such as 0,1; default: all.")
     ] = None,
+    untested: Annotated[
+        bool, typer.Option("--untested", help="Serve the model even if its selftest fails on the server's device.")
+    ] = False,
     max_bytes: Annotated[int, typer.Option(help="Bytes of an encoded picture, at most.")] = 32 << 20,
     max_pixels: Annotated[int, typer.Option(help="Pixels of a picture, at most.")] = 1 << 26,
     max_request: Annotated[int, typer.Option(help="Bytes of a request's pictures, at most.")] = 128 << 20,
