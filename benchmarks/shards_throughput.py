@@ -64,11 +64,12 @@ def main() -> None:
                 if turn:
                     rates.setdefault(what, []).append(options.images / (time.perf_counter() - began))
     [waiting] = rates.pop("of stages")
-    bare = statistics.median(rates["network and kernel alone"])
-    for what in turns:
-        middle = statistics.median(rates[what])
+    bare = rates["network and kernel alone"]
+    for what, own in rates.items():
+        ratios = sorted(one / other for one, other in zip(own, bare, strict=True))
         print(
-            f"{what:26} {middle:8.2f} images/s ({min(rates[what]):.2f} to {max(rates[what]):.2f}), {middle / bare:.3f}"
+            f"{what:26} {statistics.median(own):8.2f} images/s ({min(own):.2f} to {max(own):.2f}); over the network alone "
+            f"in the same round {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         )
     print(f"the network of the last shards waited {waiting:.1%} of the time; MiB at most: {[round(m) for m in memory]}")
 
