@@ -68,8 +68,8 @@ def main() -> None:
     for what, own in rates.items():
         ratios = sorted(one / other for one, other in zip(own, bare, strict=True))
         print(
-            f"{what:26} {statistics.median(own):8.2f} images/s ({min(own):.2f} to {max(own):.2f}); over the bare network "
-            f"of its round {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+            f"{what:26} {statistics.median(own):8.2f} images/s ({min(own):.2f} to {max(own):.2f}); over the bare "
+            f"network of its round {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         )
     print(f"the network of the last shards waited {waiting:.1%} of the time; MiB at most: {[round(m) for m in memory]}")
 
