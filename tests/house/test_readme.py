@@ -62,22 +62,24 @@ def run(command: str, desk: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_commands_run_in_order_and_the_python_after_them(desk: Path, tiny_bundle: Path) -> None:
-    (listing,) = blocks("console", after="<!-- run -->\n")
+    listing, many = blocks("console", after="<!-- run -->\n")
     outputs = {}
     few = listing.replace("--views 6 --epochs 4", "--views 1 --epochs 1")  # nothing is learnt of these photos anyway
     assert few != listing
-    for command in few.splitlines():
+    for command in [*few.splitlines(), *many.splitlines()]:
         result = run(command, desk)
         # the desk's network is random: whether its boxes survive INT8 is for the gate to say, and 3 is how it says no
         expected = (0, 3) if command.startswith("wgap calibrate") else (0,)
         assert result.returncode in expected, f"{command}\n{result.stdout}\n{result.stderr}"
-        outputs[command.split()[1]] = result.stdout
+        outputs.setdefault(command.split()[1], result.stdout)
     assert Bundle.open(desk / "bundle").manifest.model.classes == ("heron", "otter")
     records = [json.loads(line) for line in outputs["localize"].splitlines()]
     assert len(records) == 8
     assert {"image", "class_id", "class_name", "score", "box", "threshold", "degenerate"} <= records[0].keys()
     assert len(list((desk / "boxes").rglob("*.*"))) >= 9
     assert "gate on 8 images" in outputs["calibrate"]
+    assert outputs["shards"] == "many.parquet: 8 rows\n"
+    assert (desk / "models" / "wgap" / "1" / "bundle" / "wgap.json").is_file()
     assert "13 convolutions in INT8" in outputs["calibrate"]
     assert (desk / "int8-report" / "worst.png").stat().st_size > 1000
     assert "int8" in outputs["inspect"]
