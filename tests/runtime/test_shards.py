@@ -165,13 +165,14 @@ def test_two_that_make_one_shard_make_the_same(
 
 
 def test_another_run_is_refused_by_what_differs(
-    localizer: Localizer, tiny_bundle: Path, pictures: Path, tmp_path: Path
+    localizer: Localizer, tiny_bundle: Path, glass_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
     begun(tmp_path / "run", localizer, pictures)
     paths = find_images(pictures)
     other = settings_of(Localizer(tiny_bundle, rule="fixed:0.3", top_k=2))
     for images, settings, size, said in (
         (paths, other, SIZE, r"its rule is adaptive on .*, not fixed:0\.3"),
+        (paths, settings_of(Localizer(glass_bundle)), SIZE, "its bundle is "),
         (paths, settings_of(localizer, "disc"), SIZE, "its classes is 1 a picture, not disc"),
         (paths, settings_of(localizer), 9, "its shards are of 8 pictures, not 9"),
         (paths[:-1], settings_of(localizer), SIZE, "its list has 50 pictures, not 49"),
