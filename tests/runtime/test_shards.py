@@ -269,7 +269,6 @@ def test_the_commands(tiny_bundle: Path, pictures: Path, undisturbed: bytes, tmp
     joined = wgap("localize", tiny_bundle, "--shards", run, "--threads", 1)
     assert "made 0 shards, 7 of 7 are done" in joined.stdout, "the run has its list"
     for words, said in (
-        (["--format", "parquet"], "its kind of tables is JSON lines, not Parquet"),
         (["--format", "xml"], "expected jsonl or parquet"),
         (["--devices", "0,1", "--worker", "1/2"], "leave --worker and --device out"),
         (["--worker", "3/2"], "expected I/N with 1 <= I <= N"),
@@ -308,6 +307,13 @@ def test_parquet_tables_hold_what_the_lines_do(
     about = json.loads(sidecar.read_text())
     sidecar.write_text(json.dumps({**about, "bytes": 8, "sha256": sha256_of(table)}))
     assert "shard-00002.parquet has other pictures than the plan" in wgap("shards", "verify", tmp_path / "one").stderr
+
+
+def test_a_run_of_lines_does_not_go_on_in_parquet(localizer: Localizer, pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    begun(tmp_path / "run", localizer, pictures)
+    with pytest.raises(DataError, match="its kind of tables is JSON lines, not Parquet"):
+        Shards(tmp_path / "run", None, settings_of(localizer), tables="parquet")
 
 
 def test_parquet_without_its_library_is_refused_before_the_work(
