@@ -109,7 +109,7 @@ def print_run(lines: int, shards: int) -> None:
             with ProcessPoolExecutor(1, mp_context=apart) as pool:
                 print(f"{lines} paths: {pool.submit(*work).result()}")
         print(f"its list: {sum(path.stat().st_size for path in folder.glob('images-*')) / lines:.0f} bytes a picture")
-        small = Shards(Path(name) / "small", [Path(f"{n}.jpg") for n in range(shards)], {}, 1)
+        small = Shards(Path(name) / "small", [Path(f"/{n}.jpg") for n in range(shards)], {}, 1)
         for shard in range(shards):
             small.table(shard).touch()
             known = Sidecar(small.sha256, shard, 1, 0, 0, "0" * 64, "worker", 1.0, {})

@@ -398,6 +398,14 @@ class Localizer:
             return repeat(self._class_id(classes))
         return map(self._class_id, classes)
 
+    def class_name(self, given: int | str) -> str:
+        """The name of a class given by id or by name.
+
+        Raises:
+            DataError: there is no such class.
+        """
+        return self.classes[self._class_id(given)]
+
     def _class_id(self, given: int | str) -> int:
         """The index of a class given by index or by name."""
         if isinstance(given, str):

@@ -16,7 +16,7 @@ import socket
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +112,7 @@ def settings_of(localizer: Localizer, class_: str | int | None = None) -> dict[s
         "bundle": hashlib.sha256(repr((manifest.model, manifest.preprocessing, made_of)).encode()).hexdigest()[:16],
         "network": f"{network.name} {network.version}, {network.precision}",
         "rule": f"{rule} on the {rule.map} map",
-        "classes": f"{localizer.top_k} a picture" if class_ is None else f"{class_}",
+        "classes": f"{localizer.top_k} a picture" if class_ is None else localizer.class_name(class_),
         "boxes": f"{localizer.max_boxes} a class",
         "batch size": f"{localizer.batch_size}",
         "wgap": __version__,
@@ -140,14 +140,16 @@ class Shards:
 
     Args:
         folder: of an earlier run, or one to make.
-        images: the list, as :func:`wgap.stores.find_pictures` gives it; None of a run that is there.
+        images: the list, as :func:`wgap.stores.find_pictures` gives it, of absolute paths, since workers have working
+            directories of their own; None of a run that is there.
         settings: see :func:`settings_of`; likewise. Of a run that is there both must be the same.
         shard_size: pictures in a shard; None: as the run has it, else ``SHARD_SIZE``.
         tables: ``jsonl`` or ``parquet`` (see :func:`wgap.runtime.tables.schema`); None: as the run has it, else
             ``jsonl``.
 
     Raises:
-        DataError: there is no run, it is of another plan, or it is damaged.
+        DataError: there is no run, it is of another plan, or it is damaged; a path is relative, or of characters that
+            Parquet cannot hold.
         MissingDependencyError: pyarrow, for Parquet, is not installed.
         OSError: the folder cannot be made or written.
     """
@@ -157,6 +159,10 @@ class Shards:
         shard_size: int | None = None, tables: Literal["jsonl", "parquet"] | None = None,
     ) -> None:  # fmt: skip
         self.folder, path = folder, folder / _PLAN
+        if (shard_size is not None and shard_size < 1) or tables not in (None, *FORMATS):
+            raise DataError(
+                f"expected shards of 1 picture or more, and {' or '.join(FORMATS)}; got {shard_size}, {tables}"
+            )
         if images is not None and not path.exists():
             require_place(folder)
             self._begin(
@@ -169,8 +175,12 @@ class Shards:
             raise DataError(f"{folder}: expected the {_PLAN} of a run with --shards, found none") from None
         except (ValueError, OSError) as error:
             raise DataError(f"{path}: expected the plan of a run with --shards ({error})") from error
-        if self.plan.version != _VERSION or self.plan.shard_size < 1:
-            raise DataError(f"{path}: expected a plan of version {_VERSION}, got {self.plan.version}")
+        plan = self.plan
+        if plan.version != _VERSION or plan.shard_size < 1 or plan.images < 0:
+            raise DataError(
+                f"{path}: expected a plan of version {_VERSION} with whole shards, got version {plan.version}, "
+                f"{plan.images} pictures, {plan.shard_size} in a shard"
+            )
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._format = FORMATS[self.plan.tables]()
         self._token = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
@@ -183,11 +193,18 @@ class Shards:
         self.folder.mkdir(parents=True, exist_ok=True)
         if strange := sorted(entry.name for entry in self.folder.glob("shard-*")):
             raise DataError(f"{self.folder} holds {strange[0]} but no {_PLAN}; choose another folder")
+        for image in images:
+            name = os.fspath(image)
+            place = image.archive if isinstance(image, Stored) else name
+            if "://" not in place and not Path(place).is_absolute():
+                raise DataError(f"{name}: expected absolute paths in a run's list")
+            if tables == "parquet" and not _is_text(name):
+                raise DataError(f"{name!a}: Parquet holds texts of whole characters alone; take --format jsonl")
         digest = _digest(_lines(images))
         with atomic_file(_list_path(self.folder, digest)) as temporary, temporary.open("wb") as file:
             file.writelines(_lines(images))
         plan = Plan(_VERSION, len(images), digest, shard_size, settings, tables)
-        temporary = self.folder / f".plan-{secrets.token_hex(6)}.json"
+        temporary = self.folder / f".plan.{secrets.token_hex(6)}"  # no other worker takes it for what a killed one left
         temporary.write_text(json.dumps(to_plain(plan), indent=1) + "\n", encoding="utf-8")
         with suppress(FileExistsError):  # of several workers that begin at once one plan counts
             (self.folder / _PLAN).hardlink_to(temporary)
@@ -232,14 +249,18 @@ class Shards:
             at += len(line)
             if number % self.plan.shard_size == 0 or number == self.plan.images:
                 starts.append(at)
+        if len(starts) != self.plan.shards + 1:
+            raise DataError(f"{self.folder / _PLAN}: says {self.plan.images} pictures, which its list has not")
         return starts
 
     def part(self, shard: int) -> list[Picture]:
         """The pictures of a shard.
 
         Raises:
-            DataError: the list is missing or was changed.
+            DataError: the list is missing or was changed; or there is no such shard.
         """
+        if not 0 <= shard < self.plan.shards:
+            raise DataError(f"{self.folder}: expected a shard of 0..{self.plan.shards - 1}, got {shard}")
         start, end = self._starts[shard : shard + 2]
         with _list_path(self.folder, self.plan.list_sha256).open("rb") as file:
             file.seek(start)
@@ -288,7 +309,8 @@ class Shards:
             class_: as in :func:`settings_of`.
             worker: (i, n): every n-th shard from the i-th on, counted from 1, is this one's, and no other's. None:
                 whichever no other worker has claimed, until all are done; the shards of one that died are taken over.
-            lease: seconds after which a claim that was not renewed is void, by the clock of the folder's file system.
+            lease: seconds after which a claim of this worker that was not renewed is void, by the clock of the folder's
+                file system.
             finished: told of each shard that was made.
 
         Returns:
@@ -320,6 +342,7 @@ class Shards:
 
     def verify(self) -> list[str]:
         """What is wrong with a run that should be complete, a line each; empty where nothing is."""
+        _ = self._starts  # a plan that its list does not fit is no run
         return [problem for shard in range(self.plan.shards) for problem in self._problems(shard)]
 
     def merge(self, out: Path) -> int:
@@ -334,6 +357,10 @@ class Shards:
         if problems := self.verify():
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise DataError(f"{self.folder} cannot be merged: {'; '.join(problems[:3])}{more}")
+        if out.suffix[1:] in FORMATS and out.suffix[1:] != self.plan.tables:
+            raise DataError(
+                f"{out}: the run's tables are {self.plan.tables}; choose a name that does not say otherwise"
+            )
         with atomic_file(out) as temporary:
             self._format.merge(temporary, map(self.table, range(self.plan.shards)))
         return self.plan.images
@@ -372,14 +399,14 @@ class Shards:
                     with suppress(OSError):  # another has taken it: both make the same table
                         os.utime(claim)
 
-        with atomic_file(self.table(shard)) as temporary:
+        with _named(self.table(shard)) as table, atomic_file(table) as temporary:
             self._format.write(temporary, results())
             size, digest = temporary.stat().st_size, sha256_of(temporary)
         took = {name: round(getattr(stages, name), 3) for name in ("prepare", "wait", "network")}
         sidecar = Sidecar(
             self.sha256, shard, len(images), failed, size, digest, self._token, round(time.monotonic() - began, 3), took
         )
-        with atomic_file(self.table(shard).with_suffix(".json")) as temporary:
+        with _named(self.table(shard).with_suffix(".json")) as beside, atomic_file(beside) as temporary:
             temporary.write_text(json.dumps(to_plain(sidecar), indent=1) + "\n", encoding="utf-8")
         return sidecar
 
@@ -390,17 +417,24 @@ class Shards:
         claim = folder / f"shard-{shard:05d}"
         for _ in range(2):
             with suppress(FileExistsError):
-                with claim.open("x", encoding="utf-8") as file:
-                    file.write(self._token)
+                with _named(claim), claim.open("x", encoding="utf-8") as file:
+                    try:
+                        file.write(f"{self._token} {lease}")
+                        file.flush()
+                    except OSError:
+                        claim.unlink()
+                        raise
                 return claim
             with suppress(FileNotFoundError):
                 probe = folder / f".clock-{secrets.token_hex(6)}"
                 probe.touch()
                 now = probe.stat().st_mtime  # the file system's clock, not this machine's
                 probe.unlink()
-                if now - claim.stat().st_mtime <= lease:
+                if now - claim.stat().st_mtime <= _lease_of(claim, lease):
                     return None
-                claim.rename(folder / f".void-{secrets.token_hex(6)}")
+                void = folder / f".void-{secrets.token_hex(6)}"
+                claim.rename(void)  # of two that find it void one does this
+                void.unlink()
         return None
 
     def _problems(self, shard: int) -> Iterator[str]:
@@ -418,6 +452,33 @@ class Shards:
             named = self._format.images(table)
             if named != list(map(os.fspath, images)) or known.rows != len(images):
                 yield f"{table} has other pictures than the plan; remove its sidecar to make it anew"
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[Path]:
+    """Errors of the system that name no file, as those of writing do, name this one."""
+    try:
+        yield path
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _lease_of(claim: Path, default: float) -> float:
+    """The seconds that a claim's own worker asked for; of one that it is just writing ``default``."""
+    try:
+        return float(claim.read_text(encoding="utf-8").split()[3])
+    except (ValueError, IndexError):
+        return default
 
 
 def _with_tables(settings: dict[str, str], tables: str) -> dict[str, str]:
@@ -445,7 +506,7 @@ def _digest(lines: Iterable[bytes]) -> str:
 def _picture(line: bytes) -> Picture:
     value = json.loads(line)
     if isinstance(value, list):
-        return Stored(value[0], (value[1], value[2]))
+        return Stored(value[0], (value[1], value[2], value[3]))
     return Stored(value) if "://" in value else Path(value)
 
 

@@ -130,6 +130,8 @@ def _boxes(client: Client, localizer: Localizer, pictures: Sequence[Picture]) ->
             identical += 1
         elif why := _difference(localizer, picture, own, got):
             problems.append(f"{picture if isinstance(picture, Path) else f'golden picture {number}'}: {why}")
+    if all(isinstance(own, Failure) for own in here):
+        problems.append(f"none of the pictures could be localized here, the first: {here[0].error}")  # type: ignore[union-attr]
     return ServerReport(client.url, len(pictures), identical, tuple(problems))
 
 

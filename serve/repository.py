@@ -15,12 +15,13 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from wgap.atomic import atomic_dir, require_new
 from wgap.bundle import MANIFEST, Bundle
-from wgap.errors import BackendError, DataError, EngineError, OutputExistsError
+from wgap.errors import BackendError, DataError, EngineError, MissingDependencyError, OutputExistsError
 from wgap.plain import from_plain, read_json, to_plain
 from wgap.runtime.engine import about, engines
 from wgap.runtime.localizer import Localizer, chosen_rule
@@ -205,13 +206,19 @@ def _settled(bundle: Bundle, options: Options, queue: Queue) -> Options:
     for what, value, low, high in ranges:
         if not low <= value <= high:
             raise DataError(f"{what}: expected a whole number in {low}..{high}, got {value}")
+    if len(set(queue.devices)) < len(queue.devices):
+        raise DataError(f"--devices: expected each GPU once, got {', '.join(map(str, queue.devices))}")
     rule = chosen_rule(bundle, options.rule, options.map)
     bundle.manifest.require_rule(rule)
     bundle.model_file(options.precision, options.ungated, rule, options.backend)
     batch = options.max_batch
     if options.backend in ("tensorrt", "tensorrt_rtx"):
         batch = _engine_batch(bundle, options)
-    return replace(options, rule=str(rule), map=rule.map, max_batch=batch or _USUAL_BATCH)
+    settled = replace(options, rule=str(rule), map=rule.map, max_batch=batch or _USUAL_BATCH)
+    if not gpu:
+        with suppress(MissingDependencyError):  # the server's Python may have what this one has not
+            open_served(bundle, settled).close()  # what its backend refuses it refuses here
+    return settled
 
 
 def _engine_batch(bundle: Bundle, options: Options) -> int:
@@ -234,9 +241,11 @@ def _engine_batch(bundle: Bundle, options: Options) -> int:
 
 def _require_ours(place: Path) -> None:
     """Refuse to replace a model that has something in it that was not written here."""
-    there = {path.relative_to(place).as_posix() for folder in (place, place / "1") for path in folder.iterdir()}
-    foreign = sorted(there - {"config.pbtxt", "1", "1/model.py", f"1/{BUNDLE}", "1/__pycache__"})
-    model = place / "1" / "model.py"
+    model, bundle = place / "1" / "model.py", place / "1" / BUNDLE
+    ours = {"config.pbtxt", "1/model.py", f"1/{BUNDLE}/{MANIFEST}"}
+    ours |= {f"1/{BUNDLE}/{entry.path}" for entry in Bundle.open(bundle, verify=False).manifest.files}
+    there = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
+    foreign = sorted(name for name in there - ours if not name.startswith("1/__pycache__/"))
     if not foreign and model.is_file() and not model.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
         foreign = ["1/model.py"]
     if foreign:
@@ -299,7 +308,7 @@ def options_of(text: str) -> Options:
     return from_plain(Options, read_json(text))
 
 
-def open_served(bundle: Path, options: Options, device: int | str | None = None) -> Localizer:
+def open_served(bundle: Bundle | Path, options: Options, device: int | str | None = None) -> Localizer:
     """The localizer of these options, on that GPU of a backend on GPUs."""
     given = asdict(options)
     for name in ("untested", "max_bytes", "max_pixels", "max_request"):

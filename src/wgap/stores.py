@@ -6,14 +6,16 @@ import csv
 import io
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, TypeAlias
 
 from wgap.errors import DataError, ImageError, StoreError
 from wgap.extras import require
-from wgap.images import SUFFIXES, expand
+from wgap.images import SUFFIXES, LeftOut, expand, tell_left_out
 
 __all__ = ["CONTAINERS", "Picture", "Stored", "find_pictures", "require_stores"]
 
@@ -24,11 +26,12 @@ class Stored(os.PathLike[str]):
 
     Attributes:
         name: its URL; of an archive's member ``tar://MEMBER::ARCHIVE``, as fsspec writes it.
-        place: of an archive's member the offset of its first byte, and how many it has.
+        place: of an archive's member the offset of its first byte, how many it has, and the CRC-32 of the header before
+            them, by which an archive that was packed anew is told.
     """
 
     name: str
-    place: tuple[int, int] | None = None
+    place: tuple[int, int, int] | None = None
 
     def __fspath__(self) -> str:
         return self.name
@@ -36,33 +39,40 @@ class Stored(os.PathLike[str]):
     @property
     def stem(self) -> str:
         """Its name without folders and ending."""
-        return PurePosixPath(self.name.removeprefix("tar://").partition("::")[0] if self.place else self.name).stem
+        return PurePosixPath(self.name.removeprefix("tar://").rpartition("::")[0] if self.place else self.name).stem
+
+    @property
+    def archive(self) -> str:
+        """Of an archive's member: the archive."""
+        return self.name.rpartition("::")[2]
 
     def read(self, size: int) -> bytes:
         """Its first ``size`` bytes.
 
         Raises:
             ImageError: it is not there.
-            StoreError: the store cannot be reached, or does not let it be read.
+            StoreError: the store cannot be reached, or does not let it be read; or its archive is another one.
         """
         try:
             if self.place is None:
                 return _start(self.name, size)
-            archive, (start, length) = self.name.partition("::")[2], self.place
-            end = start + min(size, length)
-            if _is_url(archive):
-                data = _cat(archive, start, end)
+            start, length, header = self.place
+            start, end = start - tarfile.BLOCKSIZE, start + min(size, length)
+            if _is_url(self.archive):
+                data = _cat(self.archive, start, end)
             else:
-                with Path(archive).open("rb") as file:
+                with Path(self.archive).open("rb") as file:
                     file.seek(start)
                     data = file.read(end - start)
         except FileNotFoundError as error:
             raise ImageError(f"{self.name}: no such file") from error
         except Exception as error:  # each store raises what its own library does
             raise StoreError(f"{self.name}: cannot be read ({type(error).__name__}: {error})") from error
-        if len(data) < end - start:
-            raise ImageError(f"{self.name}: the archive is shorter than when it was listed")
-        return data
+        if len(data) > end - start:
+            raise StoreError(f"{self.name}: its server gives whole files where a part is asked for; copy the archive")
+        if len(data) < end - start or zlib.crc32(data[: tarfile.BLOCKSIZE]) != header:
+            raise StoreError(f"{self.name}: the archive is not the one that was listed; list it anew")
+        return data[tarfile.BLOCKSIZE :]
 
 
 Picture: TypeAlias = "Path | Stored"
@@ -77,13 +87,15 @@ def find_pictures(
 
     Beside the files, folders and globs of :func:`wgap.images.find_images` these are taken:
 
+    - a name ``tar://MEMBER::ARCHIVE``, as results have it;
     - a list ``.txt``, a picture a line, or a column of a ``.csv``, ``.tsv`` or ``.parquet``: paths, relative ones from
       the list's own folder, URLs, and tar archives;
-    - an uncompressed ``.tar``: its pictures, in its order, other members left out (WebDataset's shards);
+    - an uncompressed ``.tar``: its pictures, in its order, other members left out (WebDataset's shards), and so are
+      symbolic links and sparse files, which the logger ``wgap.images`` tells at INFO;
     - ``scheme://...``, a file, folder or glob in a store that fsspec reaches; also a list or an archive there.
 
-    Order and repetition are as of :func:`~wgap.images.find_images`. Nothing is read but lists, tables, and an archive's
-    headers.
+    Of a glob's matches lists and archives are expanded where the pattern ends as they do. Order and repetition are as
+    of :func:`~wgap.images.find_images`. Nothing is read but lists, tables, and an archive's headers.
 
     Args:
         inputs: one or several.
@@ -91,24 +103,46 @@ def find_pictures(
         column: of tables; None where they have one alone.
 
     Raises:
-        DataError: as :func:`~wgap.images.find_images`; a list or table is unreadable, or has no such column; an archive
-            is compressed, cut short, or has a member twice; a URL is of no store that is reached from here.
+        DataError: as :func:`~wgap.images.find_images`; a list, table or archive is unreadable or names no picture, or
+            has no such column; an archive is compressed, cut short, or has a member twice; a URL is of no store that is
+            reached from here.
         MissingDependencyError: fsspec, or for Parquet pyarrow, is not installed.
     """
     if isinstance(inputs, str | os.PathLike):
         inputs = [inputs]
     found: dict[str, Picture] = {}
     for entry in [os.fspath(entry) for entry in inputs]:
+        if _is_member(entry):
+            found.setdefault(_key(member := _member(entry)), member)
+            continue
+        expanded = _suffix(entry) in CONTAINERS  # a glob's matches only where it asks for such
         for picture in _store(entry) if _is_url(entry) else expand(entry, missing):
-            suffix = PurePosixPath(picture).suffix.lower()
-            for one in CONTAINERS[suffix](os.fspath(picture), column) if suffix in CONTAINERS else [picture]:
+            inside = expanded and _suffix(picture) in CONTAINERS
+            pictures = CONTAINERS[_suffix(picture)](os.fspath(picture), column) if inside else [picture]
+            nothing = True
+            for one in pictures:
+                nothing = False
                 if missing == "raise" and isinstance(one, Path) and not one.exists():
                     raise DataError(f"{one}: no such file")
-                name = os.path.abspath(one) if isinstance(one, Path) else one.name  # noqa: PTH100  (two names of one file are two)
-                found.setdefault(name, one)
-    pictures = list(found.values())
-    require_stores(pictures)
-    return pictures
+                found.setdefault(_key(one), one)
+            if nothing:
+                raise DataError(f"{os.fspath(picture)}: expected pictures, it names none")
+    every = list(found.values())
+    require_stores(every)
+    return every
+
+
+def _key(picture: Picture) -> str:
+    """What two inputs that reach the same picture have in common; two names of one file on the disk are two."""
+    if isinstance(picture, Path):
+        return os.path.abspath(picture)  # noqa: PTH100
+    if picture.place is None or _is_url(picture.archive):
+        return picture.name
+    return picture.name.removesuffix(picture.archive) + os.path.abspath(picture.archive)  # noqa: PTH100
+
+
+def _suffix(name: str | os.PathLike[str]) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def require_stores(pictures: Iterable[Picture]) -> None:
@@ -120,7 +154,7 @@ def require_stores(pictures: Iterable[Picture]) -> None:
     """
     roots: dict[str, str] = {}
     for one in pictures:
-        if isinstance(one, Stored) and _is_url(url := one.name.partition("::")[2] if one.place else one.name):
+        if isinstance(one, Stored) and _is_url(url := one.archive if one.place else one.name):
             roots.setdefault(url.partition("://")[0], url)
     for url in roots.values():
         _file_system(url)
@@ -209,7 +243,9 @@ def _opened(name: str) -> IO[bytes]:
 def _named(text: str, where: str) -> Iterator[Picture]:
     """What a list calls a picture, or the pictures of an archive that it names."""
     name = text if _is_url(text) else os.path.join(where.rpartition("/")[0], text)  # noqa: PTH118  (a store's, too)
-    if name.lower().endswith(".tar"):
+    if _is_member(name):
+        yield _member(name)
+    elif name.lower().endswith(".tar"):
         yield from _members(name)
     else:
         yield Stored(name) if _is_url(name) else Path(name)
@@ -225,13 +261,9 @@ def _text(name: str) -> Iterator[str]:
 
 
 def _lines(name: str, _column: str | None) -> Iterator[Picture]:
-    empty = True
     for line in _text(name):
         if text := line.strip("\r\n"):
-            empty = False
             yield from _named(text, name)
-    if empty:
-        raise DataError(f"{name}: expected a list of pictures, one a line, found none")
 
 
 def _column_of(name: str, columns: list[str], column: str | None) -> str:
@@ -240,6 +272,8 @@ def _column_of(name: str, columns: list[str], column: str | None) -> str:
     if column is None or column not in columns:
         asked = "say which column names the pictures (--column)" if column is None else f"there is no column {column}"
         raise DataError(f"{name}: {asked}; it has {', '.join(columns) or 'none'}")
+    if columns.count(column) > 1:
+        raise DataError(f"{name}: {columns.count(column)} columns are called {column}; expected one")
     return column
 
 
@@ -279,25 +313,57 @@ def _parquet(name: str, column: str | None) -> Iterator[Picture]:
 
 
 def _members(name: str, _column: str | None = None) -> Iterator[Picture]:
-    seen: set[str] = set()
+    places: dict[str, tuple[int, int, int]] = {}
+    left_out: list[LeftOut] = []
+    if "::" in name:
+        raise DataError(f"{name}: expected an archive by one URL, not through another store")
     with _opened(name) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # it keeps every one
-                    if not (member.isreg() and not member.issparse() and _is_shown(member.name)):
+                    if not _is_shown(member.name):
                         continue
-                    if member.name in seen:
+                    if member.isreg() and not member.issparse() and member.size >= 0:
+                        file.seek(member.offset_data - tarfile.BLOCKSIZE)
+                        place = (member.offset_data, member.size, zlib.crc32(file.read(tarfile.BLOCKSIZE)))
+                    elif member.islnk() and member.linkname in places:
+                        place = places[member.linkname]
+                    else:
+                        left_out.append(LeftOut(Path(name, member.name), "a link, a sparse file or none"))
+                        continue
+                    if member.name in places:
                         raise DataError(f"{name}: holds {member.name} twice; expected each picture once")
-                    seen.add(member.name)
-                    yield Stored(f"tar://{member.name}::{name}", (member.offset_data, member.size))
+                    places[member.name] = place
+                    yield Stored(f"tar://{member.name}::{name}", place)
                 file.seek(archive.offset)  # tarfile stops without a word where a header is cut short or damaged
-                if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                    raise tarfile.ReadError(f"it has no end, and no header at byte {archive.offset}")
+                if (end := file.read(2 * _RECORD)).strip(tarfile.NUL) or len(end) < tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError(f"it has no end, and no header at byte {archive.offset}, or goes on behind")
         except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{name}: expected an uncompressed tar archive that is whole ({error})") from error
-    if not seen:
-        raise DataError(f"{name}: expected a tar archive with images in it, found none")
+    tell_left_out(Path(name), left_out)
+
+
+@lru_cache(4)
+def _listed(archive: str) -> dict[str, Picture]:
+    return {os.fspath(one): one for one in _members(archive)}
+
+
+def _is_member(name: str) -> bool:
+    return name.startswith("tar://") and "::" in name
+
+
+def _member(name: str) -> Picture:
+    """A picture by the name that results have."""
+    archive = name.rpartition("::")[2]
+    try:
+        return _listed(archive)[name]
+    except KeyError:
+        raise DataError(f"{name}: there is no such picture in {archive}") from None
+
+
+_RECORD = 20 * tarfile.BLOCKSIZE
+"""Archives end on a multiple of so many bytes, in zeros."""
 
 
 CONTAINERS: dict[str, Callable[[str, str | None], Iterator[Picture]]] = {

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from wgap import Localizer
 from wgap.cli import app
-from wgap.errors import DataError, ImageError, MissingDependencyError
+from wgap.errors import DataError, ImageError, MissingDependencyError, StoreError
 from wgap.images import decode, find_images
 from wgap.runtime.shards import Shards, settings_of
 from wgap.stores import Stored, find_pictures
@@ -141,6 +141,47 @@ def test_an_archive_gives_its_pictures_and_nothing_else(pictures: Path, tmp_path
         assert file.read() == (pictures / NAMES[-1]).read_bytes()
 
 
+def test_pictures_of_archives_go_by_their_names(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hard link, which tar writes for a file that it has, is that file; and a name may hold what divides it."""
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("a.tar", "w") as tar:
+        tar.add(pictures / "01.png", "x::y/01.png")
+        link = tarfile.TarInfo("again.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "x::y/01.png"
+        tar.addfile(link)
+    found = find_pictures("a.tar")
+    assert [os.fspath(one) for one in found] == ["tar://x::y/01.png::a.tar", "tar://again.png::a.tar"]
+    assert same(found, pictures, ["01.png", "01.png"])
+    (tmp_path / "names.txt").write_text("tar://again.png::a.tar\n")
+    assert find_pictures("names.txt") == find_pictures("tar://again.png::a.tar") == found[1:]
+    assert find_pictures(["a.tar", tmp_path / "a.tar"]) == found, "one archive by two names"
+    with pytest.raises(DataError, match="there is no such picture in a"):
+        find_pictures("tar://no.png::a.tar")
+
+
+def test_an_archive_packed_anew_is_not_read_for_the_old_one(pictures: Path, tmp_path: Path) -> None:
+    """Neither where sizes are the same, nor where they are not."""
+    for name, order in (("a.tar", ("a.png", "b.png")), ("b.tar", ("b.png", "a.png"))):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member in order:
+                tar.add(pictures / "01.png", member)
+    found = find_pictures(tmp_path / "a.tar")
+    (tmp_path / "b.tar").rename(tmp_path / "a.tar")
+    with pytest.raises(StoreError, match="is not the one that was listed"):
+        decode(found[0])
+
+
+def test_a_glob_takes_what_it_matches_for_pictures(pictures: Path, tmp_path: Path) -> None:
+    """Lists and archives only where it asks for them."""
+    (tmp_path / "notes.txt").write_text("none of these\n")
+    (tmp_path / "a.png").write_bytes((pictures / "01.png").read_bytes())
+    assert find_pictures(tmp_path / "*") == [tmp_path / "a.png", tmp_path / "notes.txt"]
+    archive(tmp_path / "b.tar", pictures)
+    assert len(find_pictures(tmp_path / "*.tar")) == len(NAMES)
+
+
 def test_archives_that_are_none(pictures: Path, tmp_path: Path) -> None:
     whole = archive(tmp_path / "a.tar", pictures).read_bytes()
     for at in (3000, 12_000, 22_000):  # within what is packed, a header, another's
@@ -165,11 +206,14 @@ def test_archives_that_are_none(pictures: Path, tmp_path: Path) -> None:
         find_pictures(tmp_path / "twice.tar")
     with tarfile.open(tmp_path / "none.tar", "w") as tar:
         tar.add(pictures / NAMES[0], "a.cls")
-    with pytest.raises(DataError, match="expected a tar archive with images in it, found none"):
+    with pytest.raises(DataError, match="expected pictures, it names none"):
         find_pictures(tmp_path / "none.tar")
     found = find_pictures(tmp_path / "a.tar")
+    (tmp_path / "two.tar").write_bytes(whole + whole)
+    with pytest.raises(DataError, match=r"two\.tar: .*goes on behind"):
+        find_pictures(tmp_path / "two.tar")
     (tmp_path / "a.tar").write_bytes(whole[:600])
-    with pytest.raises(ImageError, match="the archive is shorter than when it was listed"):
+    with pytest.raises(StoreError, match="the archive is not the one that was listed"):
         decode(found[-1])
 
 
@@ -179,8 +223,10 @@ def test_archives_that_are_none(pictures: Path, tmp_path: Path) -> None:
         ("no.txt", None, "no.txt: no such file or folder"),
         ("folder/x.csv", None, "x.csv: no such file or folder"),
         ("latin.txt", "caf\xe9.png".encode("latin-1"), "expected a text in UTF-8"),
-        ("empty.txt", b"\n\n", "expected a list of pictures, one a line, found none"),
+        ("empty.txt", b"\n\n", "expected pictures, it names none"),
         ("empty.csv", b"", "it has none"),
+        ("header.csv", b"path\n", "expected pictures, it names none"),
+        ("twice.csv", b"path,path\na,b\n", "2 columns are called path"),
         ("short.csv", b"id,path\n1\n", "line 2: nothing in the column path"),
         ("quoted.csv", b'path\n"a.png" b\n', "expected a table of comma-separated values"),
         ("gone.txt", b"gone.png", "gone.png: no such file"),
@@ -254,6 +300,11 @@ def test_a_store_that_takes_ranges_within_a_file_alone(
     assert same(find_pictures("memory://wgap-stores/a.tar"), pictures, NAMES[::-1])
     with pytest.raises(ImageError, match=r"empty\.png: expected an image, got an empty file"):
         decode(Stored("memory://wgap-stores/empty.png"))
+    [first, *_] = find_pictures("memory://wgap-stores/a.tar")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store), "cat_file", lambda self, path, **_: read(self, path))  # as servers without ranges
+        with pytest.raises(StoreError, match="gives whole files where a part is asked for"):
+            decode(first)
     monkeypatch.setattr("wgap.images.MAX_BYTES", 100)
     with pytest.raises(ImageError, match="got a larger file"):
         decode(Stored("memory://wgap-stores/0/00.png"))

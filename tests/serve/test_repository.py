@@ -85,7 +85,9 @@ def test_an_earlier_model_is_replaced_if_told_and_nothing_else(tiny_bundle: Path
     assert "max_batch_size: 3\n" in (tmp_path / "wgap" / "config.pbtxt").read_text() != before
 
 
-@pytest.mark.parametrize("yours", ["notes.txt", "1/weights.bin", "2/model.py", "1/model.py", "1/bundle/wgap.json"])
+@pytest.mark.parametrize(
+    "yours", ["notes.txt", "1/weights.bin", "2/model.py", "1/model.py", "1/bundle/mine.txt", "1/bundle/wgap.json"]
+)
 def test_what_is_yours_is_not_replaced(tiny_bundle: Path, tmp_path: Path, yours: str) -> None:
     write_repository(tiny_bundle, tmp_path)
     path = tmp_path / "wgap" / yours
@@ -129,6 +131,9 @@ def test_a_write_that_fails_leaves_nothing(tiny_bundle: Path, tmp_path: Path, mo
         (Options(), Queue(size=0), DataError, "queue size"),
         (Options(), Queue(timeout_ms=0), DataError, "queue timeout"),
         (Options(), Queue(devices=(0,)), DataError, "runs on the CPU"),
+        (Options(backend="tensorrt"), Queue(devices=(1, 0, 1)), DataError, "each GPU once, got 1, 0, 1"),
+        (Options(threads=0), Queue(), DataError, "threads"),
+        (Options(slots=3), Queue(), DataError, "slots"),
         (Options(backend="tensorrt", device="1"), Queue(), DataError, "--devices 0,1"),
         (Options(backend="unknown"), Queue(), WgapError, "unknown backend 'unknown'"),
         (Options(precision="int8"), Queue(), BundleError, "holds no int8 model"),

@@ -462,3 +462,10 @@ def _listens(log: Path) -> bool:
     [port] = re.findall(r"Started HTTPService at 127.0.0.1:(\d+)", log.read_text())
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+
+def test_a_check_on_nothing_that_is_a_picture_does_not_pass(server: Server, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no picture")
+    report = check_server(server.http, tiny_bundle, WIDE, [tmp_path / "a.jpg"])
+    assert not report.ok
+    assert "none of the pictures could be localized here" in report.problems[0]

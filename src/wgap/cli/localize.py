@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from queue import Empty
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,7 +72,10 @@ def localize(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
 ) -> None:
-    """Localize the object in each of IMAGES; exit code 1 if one of them failed, after all the others are done."""
+    """Localize the object in each of IMAGES.
+
+    Exit code 1 if one of them failed, after all the others are done; with --shards failed ones are rows, and no error.
+    """
     from wgap.runtime.localizer import Failure
     from wgap.runtime.results import ResultFolder
     from wgap.stores import find_pictures
@@ -142,7 +145,8 @@ def _work(options: Mapping[str, Any], finished: Callable[[Sidecar], Any] | None 
     from wgap.stores import find_pictures
 
     worker = _worker(options["worker"])
-    pictures = find_pictures(options["images"], "keep", options["column"]) if options["images"] else None
+    inputs = [entry if "://" in entry else os.path.abspath(entry) for entry in options["images"] or ()]  # noqa: PTH100
+    pictures = find_pictures(inputs, "keep", options["column"]) if inputs else None
     localizer = open_localizer(options)
     class_ = None if options["class_"] is None else _class_of(options["class_"], localizer)
     run = Shards(
@@ -167,6 +171,11 @@ def _work_on_each(options: Mapping[str, Any]) -> list[Sidecar]:
             "--devices has a worker for each device, which share by claims; leave --worker and --device out"
         )
     devices = options["devices"].split(",")
+    if not all(devices):
+        raise DataError(f"--devices {options['devices']}: expected devices separated by commas, such as 0,1")
+    import multiprocessing
+    from queue import Empty
+
     spawn = multiprocessing.get_context("spawn")
     results: Queue[Sidecar] = spawn.Queue()
     workers = [
@@ -195,8 +204,17 @@ def _work_on_each(options: Mapping[str, Any]) -> list[Sidecar]:
 
 
 def _work_on(options: Mapping[str, Any], results: Queue[Sidecar]) -> None:
-    """The process of one device."""
+    """The process of one device, which ends with the one that began it."""
+    from multiprocessing import connection, parent_process
+
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is half-written is removed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and sends the other
+
+    def end_with_parent() -> None:
+        connection.wait([parent_process().sentinel])  # type: ignore[union-attr]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         _work(options, results.put)
     except (WgapError, OSError) as error:
