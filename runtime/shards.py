@@ -195,8 +195,8 @@ class Shards:
             raise DataError(f"{self.folder} holds {strange[0]} but no {_PLAN}; choose another folder")
         for image in images:
             name = os.fspath(image)
-            place = image.archive if isinstance(image, Stored) else name
-            if "://" not in place and not Path(place).is_absolute():
+            place = Path(image.archive) if isinstance(image, Stored) else image
+            if "://" not in name.rpartition("::")[2] and not place.is_absolute():
                 raise DataError(f"{name}: expected absolute paths in a run's list")
             if tables == "parquet" and not _is_text(name):
                 raise DataError(f"{name!a}: Parquet holds texts of whole characters alone; take --format jsonl")
@@ -244,12 +244,12 @@ class Shards:
     @cached_property
     def _starts(self) -> array[int]:
         """Where in the list each shard begins, and its end: a list of any length takes 8 bytes a shard."""
-        starts, at = array("q", [0]), 0
-        for number, line in enumerate(self._listed(), 1):
-            at += len(line)
-            if number % self.plan.shard_size == 0 or number == self.plan.images:
+        starts, at, count = array("q", [0]), 0, 0
+        for line in self._listed():
+            at, count = at + len(line), count + 1
+            if count % self.plan.shard_size == 0 or count == self.plan.images:
                 starts.append(at)
-        if len(starts) != self.plan.shards + 1:
+        if count != self.plan.images:
             raise DataError(f"{self.folder / _PLAN}: says {self.plan.images} pictures, which its list has not")
         return starts
 

@@ -213,7 +213,7 @@ def damage(folder: Path, how: str) -> None:
         listed.write_text(listed.read_text().replace("003.png", "004.png"))
     elif how == "plan edited":
         plan = json.loads((folder / "plan.json").read_text())
-        (folder / "plan.json").write_text(json.dumps({**plan, "images": 20}))
+        (folder / "plan.json").write_text(json.dumps({**plan, "images": 48}))
     elif how == "plan emptied":
         plan = json.loads((folder / "plan.json").read_text())
         (folder / "plan.json").write_text(json.dumps({**plan, "images": -5}))
@@ -239,7 +239,7 @@ def damage(folder: Path, how: str) -> None:
         ("of another shard", "is of another run, or of another shard"),
         ("list changed", "was changed after the run began"),
         ("plan cut", "expected the plan of a run"),
-        ("plan edited", "says 20 pictures, which its list has not"),
+        ("plan edited", "says 48 pictures, which its list has not"),
         ("plan emptied", "got version 1, -5 pictures, 8 in a shard"),
         ("rows of others", "has other pictures than the plan"),
     ],
