@@ -379,9 +379,11 @@ class Shards:
             lease: see ``claim``.
 
         Raises:
+            DataError: the localizer's settings are not the plan's, or there is no such shard.
             StoreError: a picture's store cannot be reached; the shard is not done then.
             OSError: the table cannot be written; likewise.
         """
+        self._require(None, _with_tables(settings_of(localizer, class_), self.plan.tables), None)
         began = renewed = time.monotonic()
         images, failed, stages = self.part(shard), 0, Stages()
         require_stores(images)

@@ -174,7 +174,11 @@ def test_two_that_make_one_shard_make_the_same(
 def test_another_run_is_refused_by_what_differs(
     localizer: Localizer, tiny_bundle: Path, glass_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    begun(tmp_path / "run", localizer, pictures)
+    run = begun(tmp_path / "run", localizer, pictures)
+    for make in (run.work, lambda localizer: run.make(0, localizer)):
+        with pytest.raises(DataError, match="its classes is 1 a picture, not 2 a picture"):
+            make(Localizer(tiny_bundle, top_k=2))
+    assert run.sidecars() == []
     paths = find_images(pictures)
     other = settings_of(Localizer(tiny_bundle, rule="fixed:0.3", top_k=2))
     for images, settings, size, said in (
