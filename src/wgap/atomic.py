@@ -171,7 +171,10 @@ def _locked(path: Path, wait: int = fcntl.LOCK_NB) -> int | None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
+        same = os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
+        same = False
+    if not same:  # the name may be another file's by now, whose maker holds a lock of its own
         os.close(descriptor)
         return None
     return descriptor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -456,6 +457,25 @@ def test_many_that_begin_at_once_begin_one_run(localizer: Localizer, pictures: P
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(begin, range(400)))) == 1
     assert not list(tmp_path.glob("run-*/.*"))
+
+
+def test_a_dead_one_s_name_that_another_took_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the opening of what seems dead and its lock, another removes it, and its maker makes it anew."""
+    path, lock = tmp_path / ".table-0123456789ab.jsonl", fcntl.flock
+    path.write_text("dead")
+
+    def late(descriptor: int, how: int) -> None:
+        if path.read_text() == "dead":
+            path.unlink()
+            path.write_text("alive")
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    remove_residue(tmp_path)
+    assert path.read_text() == "alive"
+    monkeypatch.undo()
+    remove_residue(tmp_path)
+    assert not path.exists(), "once nobody holds it"
 
 
 def test_workers_on_devices_end_with_who_began_them(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
