@@ -247,11 +247,16 @@ def images_below(folder: Path, left_out: list[LeftOut] | None = None) -> list[Pa
     return sorted(found)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is not looked at."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def shown(folder: Path, names: Iterable[str], left_out: list[LeftOut]) -> list[str]:
     """Those names in a folder that are looked at: not hidden, not what unpacking an archive leaves behind."""
     kept: list[str] = []
     for name in names:
-        if name.startswith(".") or name == "__MACOSX":
+        if is_hidden(name):
             left_out.append(LeftOut(folder / name, "hidden"))
         else:
             kept.append(name)

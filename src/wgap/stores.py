@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, TypeAlias
 
 from wgap.errors import DataError, ImageError, StoreError
 from wgap.extras import require
-from wgap.images import SUFFIXES, LeftOut, expand, tell_left_out
+from wgap.images import SUFFIXES, LeftOut, expand, is_hidden, tell_left_out
 
 __all__ = ["CONTAINERS", "Picture", "Stored", "find_pictures", "require_stores"]
 
@@ -217,9 +217,7 @@ def _store(url: str) -> list[Picture]:
 
 def _is_shown(path: str) -> bool:
     """Whether a picture below a folder is taken, as in one of files."""
-    parts = PurePosixPath(path).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(path).suffix.lower() in SUFFIXES
+    return not any(map(is_hidden, PurePosixPath(path).parts)) and _suffix(path) in SUFFIXES
 
 
 def _opened(name: str) -> IO[bytes]:

@@ -207,7 +207,9 @@ def _work_on(options: Mapping[str, Any], results: Queue[Sidecar]) -> None:
     """The process of one device, which ends with the one that began it."""
     from multiprocessing import connection, parent_process
 
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is half-written is removed
+    from wgap.cli import _end
+
+    signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and sends the other
 
     def end_with_parent() -> None:
